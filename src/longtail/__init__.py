@@ -1,0 +1,1 @@
+"""Long-tail self-supervised learning, as a paper you can run."""

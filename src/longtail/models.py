@@ -1,0 +1,164 @@
+"""Encoders, projection heads, and the pruned twin: a second set of BN and a mask over the same weights."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # ImageNet's, for every data set, as in the authors' networks
+
+
+class BatchNorm(nn.Module):
+    """One complete batch norm (affine and running statistics) for each branch (SDCLR, dual BN)."""
+
+    def __init__(self, channels, branches, flat=False):
+        super().__init__()
+        kind = nn.BatchNorm1d if flat else nn.BatchNorm2d
+        self.sets = nn.ModuleList(kind(channels) for _ in range(branches))
+
+    def forward(self, x, branch):
+        return self.sets[branch](x)
+
+
+class Conv(nn.Conv2d):
+    """A convolution whose weights are masked in branch 1; the mask is never saved, it follows from the weights."""
+
+    def __init__(self, inputs, outputs, kernel, stride=1):
+        super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        self.register_buffer("mask", torch.ones_like(self.weight, dtype=torch.bool), persistent=False)
+
+    def forward(self, x, branch):
+        weight = self.weight * self.mask if branch == 1 else self.weight
+        return self._conv_forward(x, weight, None)
+
+
+class Plain(nn.Module):
+    """One 3×3 convolution with batch norm and ReLU: the block of a net without residuals."""
+
+    def __init__(self, inputs, width, stride, branches):
+        super().__init__()
+        self.outputs = width
+        self.conv, self.norm = Conv(inputs, width, 3, stride), BatchNorm(width, branches)
+
+    def forward(self, x, branch):
+        return functional.relu(self.norm(self.conv(x, branch), branch))
+
+
+class Residual(nn.Module):
+    """A chain of convolutions with batch norm, added to its input; a 1×1 convolution fits the input where shapes change."""
+
+    def __init__(self, shapes, branches):
+        super().__init__()
+        (inputs, *_), self.outputs, stride = shapes[0], shapes[-1][1], max(shape[3] for shape in shapes)
+        self.convs = nn.ModuleList(Conv(*shape) for shape in shapes)
+        self.norms = nn.ModuleList(BatchNorm(shape[1], branches) for shape in shapes)
+        self.shortcut = None
+        if stride != 1 or inputs != self.outputs:
+            self.shortcut, self.shortcut_norm = Conv(inputs, self.outputs, 1, stride), BatchNorm(self.outputs, branches)
+
+    def forward(self, x, branch):
+        kept = x if self.shortcut is None else self.shortcut_norm(self.shortcut(x, branch), branch)
+        for conv, norm in zip(self.convs[:-1], self.norms[:-1], strict=True):
+            x = functional.relu(norm(conv(x, branch), branch))
+        return functional.relu(self.norms[-1](self.convs[-1](x, branch), branch) + kept)
+
+
+def basic(inputs, width, stride, branches):
+    """Residual block of two 3×3 convolutions."""
+    return Residual([(inputs, width, 3, stride), (width, width, 3, 1)], branches)
+
+
+def bottleneck(inputs, width, stride, branches):
+    """Residual block 1×1, 3×3, 1×1 with expansion 4; the stride sits on the 3×3 (v1.5)."""
+    return Residual([(inputs, width, 1, 1), (width, width, 3, stride), (width, 4 * width, 1, 1)], branches)
+
+
+class Trunk(nn.Module):
+    """Images in [0, 1] to pooled features h; normalising the input is its first operation."""
+
+    def __init__(self, stem, block, blocks, widths, branches):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        kernel, stride, self.pool = stem
+        self.conv, self.norm = Conv(3, widths[0], kernel, stride), BatchNorm(widths[0], branches)
+        self.blocks, self.features = nn.ModuleList(), widths[0]
+        for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
+            for position in range(count):
+                self.blocks.append(block(self.features, width, 2 if stage and not position else 1, branches))
+                self.features = self.blocks[-1].outputs
+
+    def forward(self, x, branch=0):
+        x = functional.relu(self.norm(self.conv((x - self.mean) / self.std, branch), branch))
+        if self.pool:
+            x = functional.max_pool2d(x, 3, 2, 1)
+        for block in self.blocks:
+            x = block(x, branch)
+        return x.mean((2, 3))
+
+
+# stems: kernel, stride, max-pool
+CIFAR_STEM, SMALL_STEM, IMAGENET_STEM = (3, 1, False), (3, 2, False), (7, 2, True)
+WIDTHS = (64, 128, 256, 512)
+ARCHITECTURES = {
+    "convnet": (CIFAR_STEM, Plain, (0, 1, 1), (16, 32, 64)),                       # 16-pixel images, the demo
+    "resnet10_small": (SMALL_STEM, basic, (1, 1, 1, 1), (16, 32, 64, 128)),        # 32-pixel images on a CPU
+    "resnet18_cifar": (CIFAR_STEM, basic, (2, 2, 2, 2), WIDTHS),
+    "resnet18": (IMAGENET_STEM, basic, (2, 2, 2, 2), WIDTHS),
+    "resnet50": (IMAGENET_STEM, bottleneck, (3, 4, 6, 3), WIDTHS),
+}
+
+
+class Head(nn.Module):
+    """Projection head: (Linear, BN, ReLU) × (layers − 1), then Linear and BN; only the first Linear has a bias (spec 1.2)."""
+
+    def __init__(self, features, layers, branches, outputs=128):
+        super().__init__()
+        widths = [features] * layers + [outputs]
+        self.linears = nn.ModuleList(nn.Linear(i, o, bias=not k) for k, (i, o) in enumerate(zip(widths, widths[1:], strict=False)))
+        self.norms = nn.ModuleList(BatchNorm(width, branches, flat=True) for width in widths[1:])
+
+    def forward(self, x, branch=0, layers=None):
+        """Project; ``layers`` stops after that many (with their ReLU), for fine-tuning from the first."""
+        for k in range(layers or len(self.linears)):
+            x = self.norms[k](self.linears[k](x), branch)
+            if k + 1 < len(self.linears):
+                x = functional.relu(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """A trunk and its projection head; branch 1 is the pruned twin."""
+
+    def __init__(self, architecture, head_layers, branches):
+        super().__init__()
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"no architecture {architecture!r}; there are {', '.join(ARCHITECTURES)}")
+        self.trunk = Trunk(*ARCHITECTURES[architecture], branches)
+        self.head = Head(self.trunk.features, head_layers, branches)
+
+    def forward(self, x, branch=0):
+        return self.head(self.trunk(x, branch), branch)
+
+    @torch.no_grad()
+    def refresh_masks(self, fraction):
+        """Set the masks of all convolutions from the weights as they are now (once an epoch, spec 3.1)."""
+        convs = [module for module in self.trunk.modules() if isinstance(module, Conv)]
+        for conv, mask in zip(convs, magnitude_masks([conv.weight for conv in convs], fraction), strict=True):
+            conv.mask.copy_(mask)
+
+
+def magnitude_masks(weights, fraction):
+    """Masks that keep all but the smallest ``fraction`` of the weights, by one threshold over all tensors.
+
+    Returns a list of bool tensors. The threshold is the ⌈fraction · total⌉-th magnitude, counted from 0; ties with it are
+    kept, and fraction 1 keeps the largest (SDCLR's Mask.magnitudePruning, spec 3.1).
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"the pruned fraction is {fraction}; it must lie in [0, 1]")
+    magnitudes = torch.cat([weight.detach().abs().flatten() for weight in weights])
+    position = min(math.ceil(fraction * len(magnitudes)), len(magnitudes) - 1)
+    threshold = magnitudes.kthvalue(position + 1).values
+    return [weight.detach().abs() >= threshold for weight in weights]

@@ -1,0 +1,174 @@
+"""What a run is, its name, its folder, whether it is done; all rows as one frame."""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import subprocess
+import time
+from dataclasses import asdict, dataclass, fields
+
+import pandas as pd
+import torch
+
+from longtail import paths
+
+RECIPE = 1      # raised by hand when a change of the code alters the numbers of a run
+
+
+@dataclass(frozen=True)
+class Run:
+    """Every choice that decides a pre-trained encoder; equal runs share one folder."""
+
+    dataset: str            # digits, cifar10, cifar100, imagenet100 or the name of a folder of images
+    subset: str             # long_tail or balanced
+    split: int              # which class permutation ranks the classes by size
+    seed: int               # weights, order of the images, views
+    method: str             # simclr or sdclr
+    head_layers: int
+    architecture: str
+    size: int               # side of the square views, pixels
+    policy: str             # law of the random views, see views.POLICIES
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    warmup_epochs: int
+    temperature: float
+    prune_fraction: float   # share of the convolution weights that SDCLR's pruned branch lacks
+    precision: str          # float32 or bfloat16 (autocast)
+    images: str             # digest of the training images and their order
+    added: str = "none"     # how the images beyond the seed were picked
+    budget: int = 0         # how many were
+    schedule: str = "epochs"    # epochs, or updates: cut to as many updates as the seed alone gets
+    recipe: int = RECIPE
+
+    @property
+    def digest(self):
+        """First 8 hex digits of SHA-256 over the sorted JSON of all fields."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def name(self):
+        """Readable and unique, e.g. ``sdclr-cifar10_long_tail-split1-seed1-b8be02fb``."""
+        added = "" if self.added == "none" else f"-{self.added}{self.budget}-{self.schedule}"
+        return f"{self.method}-{self.dataset}_{self.subset}-split{self.split}-seed{self.seed}{added}-{self.digest}"
+
+
+FIELDS = [field.name for field in fields(Run)]
+KEYS = ["run", "dataset", "subset", "split", "seed", "method", "head_layers", "epochs", "added", "budget", "schedule"]
+
+
+def sha256(content):
+    """SHA-256 of bytes, as hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write(path, content):
+    """Write bytes or text so that the file is either absent, old or whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(part, path)
+
+
+def remember(folder, name, settings, compute):
+    """The rows of one measurement: read if they exist for equal settings, else computed and written.
+
+    ``settings`` is JSON data naming everything beyond the run that decides the rows. Raises ``ValueError`` when the file
+    on disk is not the one that was written.
+    """
+    rows, record = folder / f"{name}.csv", folder / f"{name}.json"
+    settings = json.loads(json.dumps(settings))
+    if record.exists() and json.loads(record.read_text())["settings"] == settings:
+        return read_rows(rows)
+    began = time.perf_counter()
+    text = compute().to_csv(index=False)
+    write(rows, text)
+    write(record, json.dumps({"settings": settings, "sha256": sha256(text.encode()), **machine(),
+                              "seconds": round(time.perf_counter() - began, 2)}, indent=1))
+    return read_rows(rows)
+
+
+def read_rows(path):
+    """Rows that ``remember`` wrote, checked against their digest."""
+    record = path.with_suffix(".json")
+    if not path.exists() or sha256(path.read_bytes()) != json.loads(record.read_text())["sha256"]:
+        raise ValueError(f"{path} is cut, edited or missing: it differs from what {record.name} recorded. "
+                         f"Restore it, or delete both files to measure again.")
+    return pd.read_csv(io.BytesIO(path.read_bytes()))
+
+
+@contextlib.contextmanager
+def claim(folder, wait):
+    """Hold a run for this process; yields False at once if another process holds it and ``wait`` is false.
+
+    An advisory lock, so that a killed process leaves nothing stale behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "claim", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def device():
+    """Where tensors live: the first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def machine():
+    """Where something ran: commit, device, threads, versions. Never part of a run's name."""
+    git = ["git", "-C", str(paths.ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    dirty = subprocess.run([*git, "status", "--porcelain", "src"], capture_output=True, text=True).stdout.strip()
+    return {"commit": commit + ("+changes" if dirty else ""), "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "threads": torch.get_num_threads()}
+
+
+class Results:
+    """Everything a profile has on disk: its runs, their rows, its figures."""
+
+    def __init__(self, profile):
+        self.profile = profile
+        self.root = paths.RESULTS / profile
+        self.figures = paths.FIGURES / profile
+
+    def folder(self, run):
+        """Where a run keeps its checkpoint, log and rows."""
+        return self.root / "runs" / run.name
+
+    def is_done(self, run):
+        """``done.json`` is written last and is the only meaning of done."""
+        return (self.folder(run) / "done.json").exists()
+
+    def done(self, **match):
+        """Finished runs whose fields equal the given values (or are among a given list), sorted by name."""
+        unknown = set(match) - set(FIELDS)
+        if unknown:
+            raise KeyError(f"a run has no field {', '.join(sorted(unknown))}; it has {', '.join(FIELDS)}")
+        found = [Run(**json.loads((done.parent / "run.json").read_text()))
+                 for done in sorted(self.root.glob("runs/*/done.json"))]
+        wanted = {key: value if isinstance(value, list) else [value] for key, value in match.items()}
+        return [run for run in found if all(getattr(run, key) in values for key, values in wanted.items())]
+
+    def read(self, name, **match):
+        """Rows of the measurement ``name`` (may hold ``*``) of all matching finished runs, with the runs' keys in front."""
+        frames = []
+        for run in self.done(**match):
+            keys = {**asdict(run), "run": run.name}
+            for record in sorted(self.folder(run).glob(f"{name}.json")):
+                rows = read_rows(record.with_suffix(".csv"))
+                frames.append(pd.concat([pd.DataFrame([{key: keys[key] for key in KEYS}] * len(rows)), rows], axis=1))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=KEYS)
+
+    def scores(self, **match):
+        """Accuracies of all protocols: keys, protocol, selection, group, accuracy (percent), images."""
+        frame = self.read("scores-*", **match)
+        return frame if len(frame) else pd.DataFrame(columns=[*KEYS, "protocol", "selection", "group", "accuracy", "images"])

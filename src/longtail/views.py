@@ -1,0 +1,240 @@
+"""Two random views of a batch, made on the device; each image has its own parameters.
+
+The law is torchvision's and the resampling is Pillow's (spec: speed_training 2e); randomness is a function of (seed, epoch,
+image, view), the same on every device and for any batch.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+DRAWS = 36                                                  # uniform numbers behind one view
+GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)         # Pillow's luma weights
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The law of one kind of random view (spec 2.3); probabilities and ranges as torchvision names them."""
+
+    area: tuple = (1.0, 1.0)            # share of the image that the resized crop covers; (1, 1) with padding: no resizing
+    aspect: tuple = (3 / 4, 4 / 3)
+    kernel: str = "bicubic"             # or bilinear
+    padding: int = 0                    # plain random crop of the zero-padded image instead of the resized crop
+    flip: float = 0.5
+    jitter: tuple = (0.0, 0.0, 0.0, 0.0)    # brightness, contrast, saturation, hue
+    jitter_share: float = 0.8
+    grey_share: float = 0.0
+    blur_share: float = 0.0             # Pillow's Gaussian, σ uniform in [0.1, 2] pixels
+
+
+POLICIES = {
+    "cifar": Policy(area=(0.1, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), grey_share=0.2),
+    "imagenet": Policy(area=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), grey_share=0.2, blur_share=0.5),
+    "digits": Policy(area=(0.4, 1.0), flip=0.0, jitter=(0.4, 0.4, 0.0, 0.0)),     # a mirrored digit is another sign, and has no hue
+    "cifar_classifier": Policy(padding=4),
+    "imagenet_classifier": Policy(area=(0.08, 1.0), kernel="bilinear"),
+    "digits_classifier": Policy(padding=1, flip=0.0),
+}
+
+
+def augment(images, index, policy, seed, epoch, view, rounded=False):
+    """Random views of ``images[index]``.
+
+    ``images`` uint8 (n, 3, s, s), ``index`` int64 (b,). Returns float32 (b, 3, s, s) in [0, 1]. ``rounded`` keeps bytes after
+    every operation as Pillow does, for comparison with it; the default does not round.
+    """
+    side = images.shape[-1]
+    chunks = index.split(max(1, 2**18 // side**2))      # about what a CPU core's cache holds
+    return torch.cat([apply(images[chunk], parameters(chunk, policy, seed, epoch, view, side), policy, rounded) for chunk in chunks])
+
+
+def apply(images, drawn, policy, rounded=False):
+    """The views that the parameters ``drawn`` describe: crop, jitter, grey, blur, in torchvision's order."""
+    x = (shift if policy.padding else resized_crop)(images.float(), drawn, policy, rounded)
+    x = jitter(x, drawn, rounded) if any(policy.jitter) else x
+    rows = drawn["grey"].nonzero()[:, 0]
+    x.index_copy_(0, rows, luma(x[rows], rounded).expand(-1, 3, -1, -1))
+    rows = drawn["blur"].nonzero()[:, 0]
+    return (x.index_copy_(0, rows, blur(x[rows], drawn["sigma"][rows], rounded)) if len(rows) else x) / 255
+
+
+# ---- randomness
+
+def uniforms(index, seed, epoch, view, draws=DRAWS):
+    """Uniform numbers in (0, 1), float64 (b, draws): Philox4x32-10 keyed by the seed, counted by (image, view, epoch, draw)."""
+    mask = 0xFFFFFFFF
+    block = torch.arange(draws // 4, device=index.device)
+    words = [index[:, None].expand(-1, len(block)), torch.full_like(block, view), torch.full_like(block, epoch), block]
+    a, b, c, d = (word + torch.zeros(len(index), len(block), dtype=torch.int64, device=index.device) for word in words)
+    key1, key2 = seed & mask, seed >> 32 & mask
+    for _ in range(10):
+        p, q = a * 0xD2511F53, c * 0xCD9E8D57
+        a, b, c, d = (q >> 32 & mask) ^ b ^ key1, q & mask, (p >> 32 & mask) ^ d ^ key2, p & mask
+        key1, key2 = (key1 + 0x9E3779B9) & mask, (key2 + 0xBB67AE85) & mask
+    return (torch.stack([a, b, c, d], -1).flatten(1).double() + 0.5) / 2**32
+
+
+def parameters(index, policy, seed, epoch, view, side):
+    """What happens to each image: dict of tensors (b, …); the law of torchvision's RandomResizedCrop, ColorJitter, …"""
+    u = uniforms(index, seed, epoch, view)
+    drawn = {"flip": u[:, 22] < policy.flip, "grey": u[:, 32] < policy.grey_share, "blur": u[:, 33] < policy.blur_share,
+             "sigma": 0.1 + 1.9 * u[:, 34], "jitter": u[:, 31] < policy.jitter_share, "order": u[:, 27:31].argsort(1)}
+    ranges = torch.tensor(policy.jitter, dtype=torch.float64, device=index.device)
+    centre = torch.tensor([1.0, 1, 1, 0], dtype=torch.float64, device=index.device)
+    drawn["factor"] = centre + ranges * (2 * u[:, 23:27] - 1)
+    if policy.padding:
+        return drawn | {"y": (u[:, 20] * (2 * policy.padding + 1)).long(), "x": (u[:, 21] * (2 * policy.padding + 1)).long()}
+    low, high = policy.area
+    area = (low + (high - low) * u[:, :10]) * side**2
+    aspect = torch.exp(math.log(policy.aspect[0]) + math.log(policy.aspect[1] / policy.aspect[0]) * u[:, 10:20])
+    width, height = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+    fits = (width > 0) & (width <= side) & (height > 0) & (height <= side)
+    first, whole = fits.int().argmax(1, keepdim=True), ~fits.any(1)       # ten trials, then the whole (square) image
+    width, height = (size.gather(1, first)[:, 0].masked_fill(whole, side) for size in (width, height))
+    return drawn | {"width": width, "height": height,
+                    "y": (u[:, 20] * (side - height + 1)).long(), "x": (u[:, 21] * (side - width + 1)).long()}
+
+
+# ---- geometry
+
+def shift(x, drawn, policy, rounded):
+    """Random crop of the zero-padded image, then the flip."""
+    side, reach = x.shape[-1], torch.arange(x.shape[-1], device=x.device)
+    x = functional.pad(x, [policy.padding] * 4)
+    columns = torch.where(drawn["flip"][:, None], reach.flip(0), reach) + drawn["x"][:, None]
+    rows = drawn["y"][:, None] + reach
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    return x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).reshape(-1, 3, side, side)
+
+
+def resized_crop(x, drawn, policy, rounded):
+    """Crop and resize as two products with Pillow's kernel, clipped after each as Pillow clips; the flip reverses columns."""
+    n, _, side, _ = x.shape
+    rows, columns = (resampling(drawn[start], drawn[length], side, policy.kernel) for start, length in (("y", "height"), ("x", "width")))
+    columns = torch.where(drawn["flip"].view(-1, 1, 1), columns.flip(1), columns)
+    x = finish(torch.bmm(x.reshape(n, 3 * side, side), columns.mT), rounded)
+    return finish(torch.matmul(rows[:, None], x.view(n, 3, side, side)), rounded)
+
+
+def finish(x, rounded):
+    """Levels clipped to [0, 255], and to whole ones for comparison with Pillow."""
+    return (x + 0.5).floor_().clamp_(0, 255) if rounded else x.clamp_(0, 255)
+
+
+def resampling(start, length, side, kernel):
+    """Matrices (b, side, side) that resize the window [start, start + length) to ``side`` pixels."""
+    if side <= 64:
+        return table(side, kernel, start.device)[start * (side + 1) + length]
+    return weights(start, length, side, kernel)
+
+
+@functools.lru_cache(maxsize=4)
+def table(side, kernel, device):
+    """All resampling matrices of a small square, row start · (side + 1) + length: 4 MB at 32 pixels, 68 MB at 64."""
+    start, length = (grid.flatten() for grid in torch.meshgrid(torch.arange(side), torch.arange(side + 1), indexing="ij"))
+    length = torch.minimum(length, side - start).clamp(min=1)
+    parts = [weights(s, n, side, kernel) for s, n in zip(start.split(512), length.split(512), strict=True)]
+    return torch.cat(parts).to(device)
+
+
+def weights(start, length, side, kernel):
+    """Pillow's antialiased kernel (bicubic a = −0.5, or bilinear), normalised inside the window: float32 (b, side, side)."""
+    start, length = start.double()[:, None, None], length.double()[:, None, None]
+    scale = length / side
+    stretch = scale.clamp(min=1)
+    centre = (torch.arange(side, device=start.device, dtype=torch.float64)[:, None] + 0.5) * scale
+    pixel = torch.arange(side, device=start.device, dtype=torch.float64) - start
+    reach = (2 if kernel == "bicubic" else 1) * stretch
+    inside = (pixel >= (centre - reach + 0.5).floor().clamp(min=0)) & (pixel < torch.minimum((centre + reach + 0.5).floor(), length))
+    d = ((pixel - centre + 0.5) / stretch).abs()
+    if kernel == "bicubic":
+        value = torch.where(d < 1, (1.5 * d - 2.5) * d * d + 1, torch.where(d < 2, ((-0.5 * d + 2.5) * d - 4) * d + 2, 0.0))
+    else:
+        value = (1 - d).clamp(min=0)
+    value = value * inside
+    return (value / value.sum(-1, keepdim=True)).float()
+
+
+def blur(x, sigma, rounded):
+    """Pillow's GaussianBlur: three box blurs in each direction whose fractional radius matches ``sigma`` (b,)."""
+    variance = sigma / 3 * sigma
+    whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
+    radius = whole + (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    side, reach = x.shape[-1], int(radius.max()) + 1
+    offset = torch.arange(-reach, reach + 1, device=x.device)
+    weight = ((radius[:, None] - offset.abs() + 1).clamp(0, 1) / (2 * radius[:, None] + 1)).float()
+    pixel = torch.arange(side, device=x.device)
+    taken = functional.one_hot((pixel[:, None] + offset).clamp(0, side - 1), side).float()       # edges repeat
+    box = torch.einsum("bo,ios->bis", weight, taken)
+    for _ in range(3):
+        x = finish(torch.matmul(x, box[:, None].mT), rounded)
+    for _ in range(3):
+        x = finish(torch.matmul(box[:, None], x), rounded)
+    return x
+
+
+# ---- colour, in levels 0 … 255
+
+def luma(x, rounded):
+    """Grey value (b, 1, h, w) as Pillow's convert("L")."""
+    grey = x[:, :1] * GREY[0] + x[:, 1:2] * GREY[1] + x[:, 2:3] * GREY[2]
+    return (grey + 0.5).floor() if rounded else grey
+
+
+def blend(x, other, factor, rounded):
+    """other + factor · (x − other), clipped; Pillow truncates."""
+    x = torch.lerp(other.expand_as(x), x, factor.view(-1, 1, 1, 1).to(x.dtype)).clamp_(0, 255)
+    return x.floor_() if rounded else x
+
+
+def jitter(x, drawn, rounded):
+    """Brightness, contrast, saturation and hue in each image's own order; each touches only the rows whose turn it is."""
+    for place in range(4):
+        for operation in range(4):
+            rows = (drawn["jitter"] & (drawn["order"][:, place] == operation)).nonzero()[:, 0]
+            if not len(rows):
+                continue
+            z, factor = x[rows], drawn["factor"][rows, operation]
+            if operation == 0:
+                z = blend(z, z.new_zeros(1), factor, rounded)
+            elif operation == 1:
+                mean = luma(z, rounded).mean((1, 2, 3), keepdim=True)
+                z = blend(z, (mean + 0.5).floor() if rounded else mean, factor, rounded)
+            elif operation == 2:
+                z = blend(z, luma(z, rounded), factor, rounded)
+            else:
+                z = (rotate_hue_of_bytes if rounded else rotate_hue)(z, factor.to(z.dtype).view(-1, 1, 1))
+            x.index_copy_(0, rows, z)
+    return x
+
+
+def rotate_hue(x, turn):
+    """Rotate the hue by ``turn`` (b, 1, 1) of a full circle, without leaving RGB."""
+    r, g, b = x.unbind(1)
+    value = torch.maximum(torch.maximum(r, g), b)
+    chroma = value - torch.minimum(torch.minimum(r, g), b)
+    unit = 1 / torch.where(chroma > 0, chroma, 1)
+    hue = torch.where(value == r, (g - b) * unit, torch.where(value == g, 2 + (b - r) * unit, 4 + (r - g) * unit)) + 6 * turn
+    k = torch.stack([hue + 5, hue + 3, hue + 1], 1)
+    k = k - 6 * (k / 6).floor()
+    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+
+
+def rotate_hue_of_bytes(x, turn):
+    """The same through Pillow's HSV bytes, truncations included."""
+    r, g, b = x.unbind(1)
+    value = x.amax(1)
+    chroma = value - x.amin(1)
+    unit = 1 / chroma.clamp(min=1)
+    rc, gc, bc = ((value - channel) * unit for channel in (r, g, b))
+    hue = torch.where(r == value, bc - gc, torch.where(g == value, 2 + rc - bc, 4 + gc - rc)) / 6 + 1
+    hue = torch.where(chroma > 0, ((hue - hue.floor()) * 255).floor(), 0)
+    saturation = torch.where(chroma > 0, (chroma / value.clamp(min=1) * 255).floor(), 0) / 255
+    hue = (hue + (turn * 255).trunc() % 256) % 256 * 6 / 255
+    sector, part = hue.floor().long() % 6, hue - hue.floor()
+    p, q, t = ((value * (1 - saturation * f) + 0.5).floor() for f in (1, part, 1 - part))
+    choices = torch.stack([torch.stack(c) for c in ((value, t, p), (q, value, p), (p, value, t), (p, q, value), (t, p, value), (value, p, q))])
+    return choices.gather(0, sector[None, None].expand(1, 3, *sector.shape))[0].transpose(0, 1)
