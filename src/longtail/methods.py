@@ -9,6 +9,7 @@ class SimCLR:
     """Contrast two views of an image against all other images of the batch (Chen et al. 2020)."""
 
     branches = 1        # sets of batch norm in the encoder
+    head_layers = 2     # of the projection head, as published
 
     def __init__(self, run):
         self.run = run
@@ -37,6 +38,7 @@ class SDCLR(SimCLR):
     """The second view goes through a magnitude-pruned twin, which forgets the tail first (Jiang et al. 2021, spec 3)."""
 
     branches = 2
+    head_layers = 3
 
     def before_epoch(self, encoder, epoch):
         """The twin lacks the smallest weights of this moment, all epoch long."""
@@ -50,8 +52,8 @@ class SDCLR(SimCLR):
 METHODS = {"simclr": SimCLR, "sdclr": SDCLR}
 
 
-def method(run):
-    """The method of a run, ready to train."""
-    if run.method not in METHODS:
-        raise ValueError(f"no method {run.method!r}; there are {', '.join(METHODS)}")
-    return METHODS[run.method](run)
+def find(name):
+    """The class of a method by its name."""
+    if name not in METHODS:
+        raise ValueError(f"no method {name!r}; there are {', '.join(METHODS)}")
+    return METHODS[name]

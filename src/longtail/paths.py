@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-OUTPUT = Path(os.environ.get("LONGTAIL_OUTPUT") or ROOT)      # another place for results/ and figures/
-DATA = Path(os.environ.get("LONGTAIL_DATA") or ROOT / "data")
+OUTPUT = Path(os.environ.get("LONGTAIL_OUTPUT") or ROOT).resolve()      # another place for results/ and figures/
+DATA = Path(os.environ.get("LONGTAIL_DATA") or ROOT / "data").resolve()
 NOTEBOOKS = ROOT / "notebooks"
 RESULTS = OUTPUT / "results"
 FIGURES = OUTPUT / "figures"

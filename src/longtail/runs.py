@@ -61,6 +61,14 @@ FIELDS = [field.name for field in fields(Run)]
 KEYS = ["run", "dataset", "subset", "split", "seed", "method", "head_layers", "epochs", "added", "budget", "schedule"]
 
 
+def pairs(splits, seeds):
+    """(split, seed) of each replicate: lists of equal length side by side, a list of one repeated, as NumPy broadcasts."""
+    if len(splits) != len(seeds) and 1 not in (len(splits), len(seeds)) or not splits or not seeds:
+        raise ValueError(f"{len(splits)} splits and {len(seeds)} seeds: give as many of both, or one of either")
+    count = max(len(splits), len(seeds))
+    return list(zip(splits * (count // len(splits)), seeds * (count // len(seeds)), strict=True))
+
+
 def sha256(content):
     """SHA-256 of bytes, as hex."""
     return hashlib.sha256(content).hexdigest()
@@ -74,6 +82,12 @@ def write(path, content):
     os.replace(part, path)
 
 
+def is_remembered(folder, name, settings):
+    """Whether the measurement ``name`` was made with these settings."""
+    record = folder / f"{name}.json"
+    return record.exists() and json.loads(record.read_text())["settings"] == json.loads(json.dumps(settings))
+
+
 def remember(folder, name, settings, compute):
     """The rows of one measurement: read if they exist for equal settings, else computed and written.
 
@@ -81,10 +95,10 @@ def remember(folder, name, settings, compute):
     on disk is not the one that was written.
     """
     rows, record = folder / f"{name}.csv", folder / f"{name}.json"
-    settings = json.loads(json.dumps(settings))
-    if record.exists() and json.loads(record.read_text())["settings"] == settings:
+    if is_remembered(folder, name, settings):
         return read_rows(rows)
     began = time.perf_counter()
+    record.unlink(missing_ok=True)      # killed between the two writes, there is no record rather than a wrong one
     text = compute().to_csv(index=False)
     write(rows, text)
     write(record, json.dumps({"settings": settings, "sha256": sha256(text.encode()), **machine(),
@@ -92,13 +106,14 @@ def remember(folder, name, settings, compute):
     return read_rows(rows)
 
 
-def read_rows(path):
-    """Rows that ``remember`` wrote, checked against their digest."""
-    record = path.with_suffix(".json")
-    if not path.exists() or sha256(path.read_bytes()) != json.loads(record.read_text())["sha256"]:
+def read_rows(path, record=None, key="sha256"):
+    """Rows of a CSV file, checked against the digest in their record; the one beside them unless another is named."""
+    record = record or path.with_suffix(".json")
+    content = path.read_bytes() if path.exists() else b""
+    if sha256(content) != json.loads(record.read_text())[key]:
         raise ValueError(f"{path} is cut, edited or missing: it differs from what {record.name} recorded. "
                          f"Restore it, or delete both files to measure again.")
-    return pd.read_csv(io.BytesIO(path.read_bytes()))
+    return pd.read_csv(io.BytesIO(content))
 
 
 @contextlib.contextmanager
@@ -140,6 +155,17 @@ class Results:
         self.root = paths.RESULTS / profile
         self.figures = paths.FIGURES / profile
 
+    def keep(self, name, settings):
+        """Note settings that later notebooks need, as ``<name>.json`` beside the runs."""
+        write(self.root / f"{name}.json", json.dumps(settings, indent=1))
+
+    def kept(self, name):
+        """What ``keep`` noted."""
+        file = self.root / f"{name}.json"
+        if not file.exists():
+            raise FileNotFoundError(f"{file} is missing: run the notebook before this one first (01_data writes data.json)")
+        return json.loads(file.read_text())
+
     def folder(self, run):
         """Where a run keeps its checkpoint, log and rows."""
         return self.root / "runs" / run.name
@@ -165,7 +191,14 @@ class Results:
             keys = {**asdict(run), "run": run.name}
             for record in sorted(self.folder(run).glob(f"{name}.json")):
                 rows = read_rows(record.with_suffix(".csv"))
-                frames.append(pd.concat([pd.DataFrame([{key: keys[key] for key in KEYS}] * len(rows)), rows], axis=1))
+                own = [key for key in KEYS if key not in rows]      # a row's own value stands where both have one
+                frames.append(pd.concat([pd.DataFrame([{key: keys[key] for key in own}] * len(rows)), rows], axis=1))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=KEYS)
+
+    def logs(self, **match):
+        """Training logs of matching finished runs: keys, epoch, step, loss, learning_rate, seconds."""
+        frames = [read_rows(self.folder(run) / "log.csv", self.folder(run) / "done.json", "log_sha256").assign(
+            **{key: getattr(run, key, None) for key in KEYS} | {"run": run.name}) for run in self.done(**match)]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=KEYS)
 
     def scores(self, **match):

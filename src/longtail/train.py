@@ -26,6 +26,21 @@ def warmup_cosine(step, total_steps, warmup_steps, base_lr, final_lr):
     return final_lr + (base_lr - final_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def plan(study, arm, split, seed, settings):
+    """The run of one arm and the images it trains on: ``(Run, ImageSet)``.
+
+    An arm is "method list [layers [temperature]]", e.g. "simclr long_tail" or "simclr balanced 3": the study's long_tail or balanced
+    list, the published depth of the projection head unless given, and the settings' temperature unless given. ``settings`` holds the
+    other fields of ``Run``.
+    """
+    method, subset, *rest = [*arm.split(), ""]
+    if subset not in ("long_tail", "balanced") or len(rest) > 3:
+        raise ValueError(f"no arm {arm!r}: name a method, long_tail or balanced, then perhaps the layers of its head and a temperature")
+    images = study.seed if subset == "long_tail" else study.balanced
+    own = {"head_layers": int(rest[0] or methods.find(method).head_layers)} | ({"temperature": float(rest[1])} if len(rest) > 2 else {})
+    return runs.Run(**settings | own, method=method, subset=subset, split=split, seed=seed, images=images.digest), images
+
+
 def updates(run, images):
     """(updates an epoch, updates in all, of which warm-up) of a run on so many images.
 
@@ -43,7 +58,7 @@ def updates(run, images):
 
 def initialise(run):
     """A fresh encoder, its method and its optimiser, decided by the run alone."""
-    method = methods.method(run)
+    method = methods.find(run.method)(run)
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
         encoder = models.Encoder(run.architecture, run.head_layers, method.branches)
@@ -83,11 +98,16 @@ def train(run, images, folder, progress, checkpoint_seconds):
         check_finite(losses, epoch * a_epoch, run)
         log.append({"epoch": epoch + 1, "step": epoch * a_epoch + len(rates), "loss": losses.mean().item(),
                     "learning_rate": rates[-1], "seconds": round(time.perf_counter() - began, 3)})
-        runs.write(folder / "log.csv", pd.DataFrame(log).to_csv(index=False))
+        runs.write(folder / "log.csv", log_csv(log))
         if time.perf_counter() - saved > checkpoint_seconds and epoch + 1 < epochs:
             save(folder / "last.pt", {"encoder": encoder.state_dict(), "optimizer": optimizer.state_dict(), "log": log})
             saved = time.perf_counter()
     finish(run, folder, encoder, log)
+
+
+def log_csv(log):
+    """The rows of ``log.csv`` as text."""
+    return pd.DataFrame(log).to_csv(index=False)
 
 
 def train_epoch(encoder, method, optimizer, pixels, run, epoch, rates):
@@ -125,10 +145,11 @@ def load(path):
     """What ``save`` wrote; ``ValueError`` naming the file if it is damaged."""
     try:
         return torch.load(path, map_location=runs.device(), weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0][:80]}); delete it to train from the start of the run") from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:      # whatever torch and pickle make of foreign bytes
+        reason = (str(error) or type(error).__name__).splitlines()[0][:80]
+        raise ValueError(f"{path} is damaged ({reason}); delete it to train from the start of the run") from error
 
 
 def restore(path, encoder, optimizer, run):
@@ -148,7 +169,8 @@ def finish(run, folder, encoder, log):
               else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     runs.write(folder / "done.json", json.dumps({
         "seconds": round(sum(row["seconds"] for row in log), 1), "peak_memory_mib": round(memory / 2**20), **runs.machine(),
-        "encoder_sha256": runs.sha256((folder / "encoder.pt").read_bytes())}, indent=1))
+        "encoder_sha256": runs.sha256((folder / "encoder.pt").read_bytes()),
+        "log_sha256": runs.sha256(log_csv(log).encode())}, indent=1))
     (folder / "last.pt").unlink(missing_ok=True)
 
 
@@ -157,7 +179,9 @@ def encoder_of(run, results):
     path = results.folder(run) / "encoder.pt"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: weights are not shipped; delete {path.parent} to train the run again")
-    encoder = models.Encoder(run.architecture, run.head_layers, methods.METHODS[run.method].branches)
+    if runs.sha256(path.read_bytes()) != json.loads((path.parent / "done.json").read_text())["encoder_sha256"]:
+        raise ValueError(f"{path} is not the file that training wrote; delete {path.parent} to train the run again")
+    encoder = models.Encoder(run.architecture, run.head_layers, methods.find(run.method).branches)
     encoder.load_state_dict(load(path))
     return encoder.to(runs.device(), memory_format=torch.channels_last).eval()
 
@@ -168,7 +192,7 @@ def side_by_side(function, jobs, processes, progress=None):
     Results come in the order of the jobs, the first error is raised. Two processes with one thread each are faster on two cores
     than one with two, and give the same numbers on any number of cores.
     """
-    if processes == 1:
+    if processes == 1 or len(jobs) < 2:
         return [function(*job) for job in jobs]
     with futures.ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         waiting = [pool.submit(function, *job) for job in jobs]

@@ -47,18 +47,21 @@ def augment(images, index, policy, seed, epoch, view, rounded=False):
     every operation as Pillow does, for comparison with it; the default does not round.
     """
     side = images.shape[-1]
-    chunks = index.split(max(1, 2**18 // side**2))      # about what a CPU core's cache holds
-    return torch.cat([apply(images[chunk], parameters(chunk, policy, seed, epoch, view, side), policy, rounded) for chunk in chunks])
+    result = torch.empty(len(index), 3, side, side, device=images.device)
+    size = max(1, 2**17 // side**2)         # about what a CPU core's cache holds
+    for part, chunk in zip(result.split(size), index.split(size), strict=True):
+        torch.mul(apply(images[chunk], parameters(chunk, policy, seed, epoch, view, side), policy, rounded), 1 / 255, out=part)
+    return result
 
 
 def apply(images, drawn, policy, rounded=False):
-    """The views that the parameters ``drawn`` describe: crop, jitter, grey, blur, in torchvision's order."""
+    """The views that the parameters ``drawn`` describe, in levels 0 … 255: crop, jitter, grey, blur, in torchvision's order."""
     x = (shift if policy.padding else resized_crop)(images.float(), drawn, policy, rounded)
     x = jitter(x, drawn, rounded) if any(policy.jitter) else x
     rows = drawn["grey"].nonzero()[:, 0]
     x.index_copy_(0, rows, luma(x[rows], rounded).expand(-1, 3, -1, -1))
     rows = drawn["blur"].nonzero()[:, 0]
-    return (x.index_copy_(0, rows, blur(x[rows], drawn["sigma"][rows], rounded)) if len(rows) else x) / 255
+    return x.index_copy_(0, rows, blur(x[rows], drawn["sigma"][rows], rounded)) if len(rows) else x
 
 
 # ---- randomness
@@ -114,7 +117,8 @@ def resized_crop(x, drawn, policy, rounded):
     """Crop and resize as two products with Pillow's kernel, clipped after each as Pillow clips; the flip reverses columns."""
     n, _, side, _ = x.shape
     rows, columns = (resampling(drawn[start], drawn[length], side, policy.kernel) for start, length in (("y", "height"), ("x", "width")))
-    columns = torch.where(drawn["flip"].view(-1, 1, 1), columns.flip(1), columns)
+    flipped = drawn["flip"].nonzero()[:, 0]
+    columns.index_copy_(0, flipped, columns[flipped].flip(1))
     x = finish(torch.bmm(x.reshape(n, 3 * side, side), columns.mT), rounded)
     return finish(torch.matmul(rows[:, None], x.view(n, 3, side, side)), rounded)
 
@@ -180,7 +184,7 @@ def blur(x, sigma, rounded):
 
 def luma(x, rounded):
     """Grey value (b, 1, h, w) as Pillow's convert("L")."""
-    grey = x[:, :1] * GREY[0] + x[:, 1:2] * GREY[1] + x[:, 2:3] * GREY[2]
+    grey = torch.matmul(x.new_tensor([GREY]), x.flatten(2)).unflatten(-1, x.shape[2:])
     return (grey + 0.5).floor() if rounded else grey
 
 
@@ -219,8 +223,8 @@ def rotate_hue(x, turn):
     unit = 1 / torch.where(chroma > 0, chroma, 1)
     hue = torch.where(value == r, (g - b) * unit, torch.where(value == g, 2 + (b - r) * unit, 4 + (r - g) * unit)) + 6 * turn
     k = torch.stack([hue + 5, hue + 3, hue + 1], 1)
-    k = k - 6 * (k / 6).floor()
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+    k.sub_((k / 6).floor_(), alpha=6)
+    return torch.addcmul(value[:, None], chroma[:, None], k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1), value=-1)
 
 
 def rotate_hue_of_bytes(x, turn):
@@ -236,5 +240,6 @@ def rotate_hue_of_bytes(x, turn):
     hue = (hue + (turn * 255).trunc() % 256) % 256 * 6 / 255
     sector, part = hue.floor().long() % 6, hue - hue.floor()
     p, q, t = ((value * (1 - saturation * f) + 0.5).floor() for f in (1, part, 1 - part))
-    choices = torch.stack([torch.stack(c) for c in ((value, t, p), (q, value, p), (p, value, t), (p, q, value), (t, p, value), (value, p, q))])
+    sectors = (value, t, p), (q, value, p), (p, value, t), (p, q, value), (t, p, value), (value, p, q)
+    choices = torch.stack([torch.stack(colours) for colours in sectors])
     return choices.gather(0, sector[None, None].expand(1, 3, *sector.shape))[0].transpose(0, 1)

@@ -1,0 +1,220 @@
+"""What an encoder is worth: linear separability and few-shot, by class size."""
+
+import functools
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional
+
+from longtail import runs, train, views
+
+SIZE_GROUPS = ("many", "medium", "few")
+CHUNK = 1024            # images a forward pass without gradients
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How labels are used; the published settings are in ``PROTOCOLS`` (spec 4.1 to 4.3)."""
+
+    labels: str             # which image set of the study has them
+    epochs: int
+    rate: float
+    drops: tuple            # epochs (from 1) that begin at a tenth of the rate before; none: cosine by update
+    batch: int
+    validate_every: int
+    whole: bool = False     # trains the trunk and the head's first layer too
+
+
+PROTOCOLS = {
+    "linear": Protocol("train", 30, 30.0, (10, 20), 128, 1),
+    "linear_longtail": Protocol("seed", 30, 30.0, (10, 20), 128, 1),            # imbalanced downstream task (MAK 3.4)
+    "fewshot_linear": Protocol("few", 100, 30.0, (40, 60), 128, 5),             # as SDCLR's code does it
+    "fewshot_finetune": Protocol("few", 100, 0.02, (), 64, 5, whole=True),      # as MAK's paper states it
+}
+
+
+def size_groups(counts, rule):
+    """The size group of each class, list of "many", "medium", "few", from its images in the long-tailed list (spec 4.4).
+
+    ``thirds``: by rank, ⌊C/3⌋ few, ⌊C/3⌋ medium, the rest many; ``thresholds``: many above 100 images, few below 20.
+    """
+    if rule == "thresholds":
+        return ["many" if count > 100 else "few" if count < 20 else "medium" for count in counts]
+    if rule != "thirds":
+        raise ValueError(f"no rule {rule!r} for size groups; there are thirds and thresholds")
+    third, groups = len(counts) // 3, ["many"] * len(counts)
+    for rank, label in enumerate(np.argsort(np.asarray(counts), kind="stable")[:2 * third]):
+        groups[label] = "few" if rank < third else "medium"
+    return groups
+
+
+def summary(class_accuracy, groups):
+    """Means of class accuracies over each size group and over all classes, and the balance of one run (spec 4.5).
+
+    Balance is the population standard deviation of the three group means; the papers' tables call it Std.
+    """
+    accuracy, groups = np.asarray(class_accuracy, dtype=float), np.asarray(groups)
+    means = {name: float(accuracy[groups == name].mean()) for name in SIZE_GROUPS if (groups == name).any()}
+    return means | {"balance": float(np.std(list(means.values()))), "all": float(accuracy.mean())}
+
+
+@torch.no_grad()
+def in_chunks(function, images, policy=None, seed=0, epoch=0, view=0):
+    """``function`` of all images (uint8) without gradients, as they are or as random views of ``policy``."""
+    parts = []
+    for index in torch.arange(len(images), device=images.device).split(CHUNK):
+        pixels = views.augment(images, index, policy, seed, epoch, view) if policy else images[index].float() / 255
+        parts.append(function(pixels.to(memory_format=torch.channels_last)).float())
+    return torch.cat(parts)
+
+
+def features(encoder, images, precision, **view):
+    """Pooled features h (n, d) of an image set, before the projection head."""
+    with torch.autocast(runs.device().type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return in_chunks(encoder.trunk, images.images.to(runs.device()), **view)
+
+
+def stepped_rate(protocol, epoch):
+    """Rate of a classifier's epoch 1, 2, …: a tenth from each of the protocol's drops on (spec 4.1)."""
+    return protocol.rate * 0.1 ** sum(epoch >= drop for drop in protocol.drops)
+
+
+def classifier(width, classes, seed):
+    """A fresh linear classifier: weights N(0, 0.01²), bias 0 (spec 4.1)."""
+    layer = nn.Linear(width, classes)
+    nn.init.normal_(layer.weight, 0, 0.01, generator=torch.Generator().manual_seed(seed))
+    nn.init.zeros_(layer.bias)
+    return layer.to(runs.device())
+
+
+def batches(count, size, seed, epoch):
+    """A random order of ``count`` positions in batches, the last one smaller."""
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count)).to(runs.device()).split(size)
+
+
+def train_frozen(encoder, run, labelled, protocol, policy, classes, seed):
+    """Train a classifier on a frozen trunk's features of fresh views each epoch; yields (epoch, features -> logits)."""
+    layer = classifier(encoder.trunk.features, classes, seed)
+    optimizer = torch.optim.SGD(layer.parameters(), protocol.rate, train.MOMENTUM)
+    labels = labelled.labels.to(runs.device())
+    for epoch in range(1, protocol.epochs + 1):
+        optimizer.param_groups[0]["lr"] = stepped_rate(protocol, epoch)
+        inputs = features(encoder, labelled, run.precision, policy=policy, seed=seed, epoch=epoch)
+        for index in batches(len(labels), protocol.batch, seed, epoch):
+            optimizer.zero_grad()
+            functional.cross_entropy(layer(inputs[index]), labels[index]).backward()
+            optimizer.step()
+        yield epoch, layer
+
+
+def train_whole(encoder, run, labelled, protocol, policy, classes, seed):
+    """Fine-tune trunk, first head layer and a classifier (MAK's few-shot, spec 4.3); yields (epoch, classifier)."""
+    layer = classifier(encoder.trunk.features, classes, seed)
+    optimizer = torch.optim.SGD([*encoder.parameters(), *layer.parameters()], protocol.rate, train.MOMENTUM)
+    pixels, labels = labelled.images.to(runs.device()), labelled.labels.to(runs.device())
+    total, step = protocol.epochs * -(-len(labels) // protocol.batch), 0
+    for epoch in range(1, protocol.epochs + 1):
+        encoder.train()
+        for index in batches(len(labels), protocol.batch, seed, epoch):
+            step += 1
+            for group in optimizer.param_groups:
+                group["lr"] = train.warmup_cosine(step, total, 0, protocol.rate, train.FINAL_RATE)
+            if len(index) < 2:      # batch norm has no statistics of one image
+                continue
+            optimizer.zero_grad()
+            view = views.augment(pixels, index, policy, seed, epoch, 0)
+            functional.cross_entropy(layer(first_layer(encoder)(view)), labels[index]).backward()
+            optimizer.step()
+        encoder.eval()
+        yield epoch, layer
+
+
+def first_layer(encoder):
+    """The encoder up to the first layer of its projection head."""
+    return lambda pixels: encoder.head(encoder.trunk(pixels), layers=1)
+
+
+def hits(layer, inputs, labels, top=1):
+    """Whether the label is among the ``top`` largest logits: bool (n,)."""
+    with torch.no_grad():
+        return (layer(inputs).topk(top, 1).indices == labels[:, None]).any(1)
+
+
+def class_accuracies(run, results, study, protocol, policy, seed, validation_top):
+    """Class accuracies on the test set, percent: of the last epoch's classifier and of the best on validation (first of equals)."""
+    encoder, labelled = train.encoder_of(run, results), getattr(study, protocol.labels)
+    sets = {"validation": study.validation, "test": study.test}
+    labels = {part: images.labels.to(runs.device()) for part, images in sets.items()}
+    frozen = None if protocol.whole else {part: features(encoder, images, run.precision) for part, images in sets.items()}
+
+    def inputs(part):
+        return frozen[part] if frozen else in_chunks(first_layer(encoder), sets[part].images.to(runs.device()))
+    best, found = -1.0, {}
+    trained = (train_whole if protocol.whole else train_frozen)(encoder, run, labelled, protocol, policy, len(study.classes), seed)
+    for epoch, layer in trained:
+        if epoch % protocol.validate_every and epoch < protocol.epochs:
+            continue
+        validated = hits(layer, inputs("validation"), labels["validation"], validation_top).float().mean().item()
+        if validated > best or epoch == protocol.epochs:
+            right = hits(layer, inputs("test"), labels["test"]).double()
+            accuracy = [100 * right[labels["test"] == label].mean().item() for label in range(len(study.classes))]
+        if validated > best:
+            best, found["best_validation"] = validated, accuracy
+    return found | {"last_epoch": accuracy}
+
+
+def measurement(run, study, protocol, policy, seed, group_rule, validation_top, batch, drop_shift):
+    """The protocol as it will be used and the settings that decide its rows."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    how = PROTOCOLS[protocol]
+    if not how.whole:
+        how = replace(how, batch=batch, drops=tuple(drop + drop_shift for drop in how.drops))
+    sets = {"labelled": getattr(study, how.labels), "validation": study.validation, "test": study.test}
+    return how, {"protocol": asdict(how), "policy": policy, "seed": seed, "group_rule": group_rule, "validation_top": validation_top,
+                 "counts": study.counts, "images": {name: images.digest for name, images in sets.items()},
+                 "labels": {name: runs.sha256(images.labels.numpy().tobytes())[:16] for name, images in sets.items()}}
+
+
+def evaluate(run, results, study, protocol, policy, seed=1, group_rule="thirds", validation_top=1, batch=128, drop_shift=0):
+    """Accuracies of a finished run under one of ``PROTOCOLS``: read from disk when measured before.
+
+    Rows: protocol, selection (last_epoch, best_validation), group (many, medium, few, all, and each class), accuracy in percent, images.
+    ``policy`` names the views of the labelled images; ``batch`` and ``drop_shift`` (epochs) adapt the frozen-trunk protocols; groups
+    follow the long-tailed list's counts.
+    """
+    how, settings = measurement(run, study, protocol, policy, seed, group_rule, validation_top, batch, drop_shift)
+    groups = np.array(size_groups(study.counts, group_rule))
+    sizes = np.bincount(study.test.labels.numpy(), minlength=len(groups))
+
+    def rows():
+        measured = class_accuracies(run, results, study, how, views.POLICIES[policy], seed, validation_top)
+        for selection, accuracy in measured.items():
+            means = summary(accuracy, groups)
+            for group in [name for name in means if name != "balance"]:
+                yield protocol, selection, group, means[group], sizes[(groups == group) | (group == "all")].sum()
+            for name, value, images in zip(study.classes, accuracy, sizes, strict=True):
+                yield protocol, selection, f"class {name}", value, images
+
+    return runs.remember(results.folder(run), f"scores-{protocol}", settings, lambda: pd.DataFrame(
+        rows(), columns=["protocol", "selection", "group", "accuracy", "images"]))
+
+
+def evaluate_all(jobs, processes, **settings):
+    """``evaluate`` every (run, results, study, protocol, policy), in several processes where anything is left to measure."""
+    train.side_by_side(functools.partial(evaluate, **settings), jobs, processes)
+
+
+def composition(study, picks, group_rule="thirds"):
+    """What samplers took: percent of the picks that are outsiders or of each size group.
+
+    ``picks``: sampler -> rows with column index. Rows: sampler, budget, part, share, picks.
+    """
+    names, rows = np.array([*size_groups(study.counts, group_rule), "outsider"]), []     # label −1, unknown, finds the last
+    for sampler, taken in picks.items():
+        parts = names[study.pool.labels.numpy()[taken["index"].to_numpy()]]
+        rows += [(sampler, len(parts), part, 100 * (parts == part).mean(), (parts == part).sum()) for part in ("outsider", *SIZE_GROUPS)]
+    return pd.DataFrame(rows, columns=["sampler", "budget", "part", "share", "picks"])

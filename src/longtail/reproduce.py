@@ -1,0 +1,350 @@
+"""Runs the notebooks of a profile, refuses what it does not know, redoes nothing that is fresh, and writes HTML."""
+
+import argparse
+import ast
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from longtail import paths
+
+KINDS = {"str": str, "int": int, "float": float, "bool": bool}      # a parameter is one of these or a list of one
+RESERVED = {"about": "str", "hours": "float", "base": "str", "notebooks": "list[str]"}      # keys of a profile that are no parameters
+RECORDED = {".csv", ".json", ".md", ".tex", ".pdf", ".png"}         # files that decide whether a notebook is fresh
+PAGE = """{% extends 'lab/index.html.j2' %}{% block html_head_js %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}{% block html_head_js_mermaidjs %}{% endblock %}"""     # no script from elsewhere
+
+
+class Refused(Exception):
+    """What was asked for does not exist; nothing has been written."""
+
+
+class Notebook:
+    """What is known of a notebook before it runs: title, question, its parameters' kinds and defaults."""
+
+    def __init__(self, path):
+        self.path, self.name, self.number = path, path.stem, path.stem[:2]
+        self.cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        title, _, below = source(self.cells[0]).strip().partition("\n")
+        question, mark, _ = below.partition("?")
+        self.title, self.question = title.lstrip("# "), " ".join(question.split()).strip("*_ ") + mark if mark else ""
+        text = "\n".join(source(cell) for cell in self.cells if is_parameters(cell))
+        parameters = [node for node in ast.parse(text).body if isinstance(node, ast.AnnAssign)]
+        self.kinds = {node.target.id: ast.unparse(node.annotation) for node in parameters}
+        self.defaults = {node.target.id: ast.literal_eval(node.value) for node in parameters}
+
+
+@dataclass
+class Plan:
+    """One invocation: where the results go, and each selected notebook with the values it is given."""
+
+    profile: str
+    about: str
+    hours: float | None
+    usual: list             # (notebook, values) of all there are, as the profile has them
+    jobs: list              # (notebook, values) of the selected ones
+    folder: Path            # executed copies, HTML, the record of what is fresh
+
+
+def source(cell):
+    """A cell's text; the format allows one string or a list of lines."""
+    return "".join(cell["source"])
+
+
+def is_parameters(cell):
+    """Whether papermill would put a profile's values after this cell."""
+    return "parameters" in cell["metadata"].get("tags", [])
+
+
+def conform(value, kind):
+    """The value as its annotation says, else None; an int where a float belongs becomes one, so that equal settings give equal runs."""
+    if kind.startswith("list["):
+        items = [conform(item, kind[5:-1]) for item in value] if isinstance(value, list) else [None]
+        return None if None in items else items
+    if kind == "float" and not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(value)     # YAML reads 1e-3 as text
+    return value if type(value) is KINDS.get(kind) else None
+
+
+def checked(kinds, settings):
+    """Those settings that ``kinds`` knows, each of the right type."""
+    known = {name: conform(settings[name], kind) for name, kind in kinds.items() if name in settings}
+    for name in [name for name, value in known.items() if value is None]:
+        kind = type(settings[name]).__name__
+        raise Refused(f"{name} takes {kinds[name]}, not {settings[name]!r} ({kind}); values are YAML, such as 3, 0.5, text, \"[1, 2]\"")
+    return known
+
+
+def read_yaml(path):
+    """A mapping from a YAML file, or a refusal that names the file."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise Refused(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise Refused(f"{path} is no mapping of names to values; write lines such as `epochs: 10`")
+    return content
+
+
+def find_profile(word, folder):
+    """Name and flat settings of a profile, or of a file of one's own that may start from a ``base``."""
+    known = {"demo": None, **read_yaml(folder / "profiles.yaml")}
+    if not word.endswith((".yaml", ".yml")):
+        if word not in known:
+            raise Refused(f"there is no profile {word}; there are {', '.join(known)}, or give a file that ends in .yaml")
+        return word, known[word] or {}
+    name, settings = Path(word).stem, read_yaml(Path(word))
+    if name in known or not re.fullmatch(r"[\w.-]+", name):
+        raise Refused(f"{word} would write to results/{name}; give the file another name, of letters and digits, that no profile has")
+    if (base := settings.get("base")) and base not in known:
+        raise Refused(f"{word} has the base {base}, which does not exist; there are {', '.join(known)}")
+    return name, {**(known[base] or {} if base else {}), **settings}
+
+
+def select(words, notebooks):
+    """The notebooks of the given numbers, all of them when there are none."""
+    if unknown := (numbers := {word.zfill(2) for word in words}) - {notebook.number for notebook in notebooks}:
+        raise Refused(f"there is no notebook {', '.join(sorted(unknown))}; there are {', '.join(book.name for book in notebooks)}")
+    return [notebook for notebook in notebooks if not numbers or notebook.number in numbers]
+
+
+def narrows(old, new):
+    """Whether a changed value only leaves out some of a list."""
+    return old == new or (isinstance(old, list) and bool(new) and all(item in old for item in new))
+
+
+def make_plan(words, overrides, folder):
+    """Everything an invocation will do, checked before anything is written."""
+    notebooks = [Notebook(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]
+    names = [word for word in words if not word.isdigit()] or ["demo"]
+    if len(names) > 1:
+        raise Refused(f"one profile at a time, not {' and '.join(names)}; notebooks are given by number, such as 02")
+    profile, settings = find_profile(names[0], folder)
+    about = checked(RESERVED, settings)
+    refuse_unknown(settings.keys() - RESERVED.keys(), notebooks, f"profile {profile}")
+    usual = {notebook.name: checked(notebook.kinds, settings) for notebook in notebooks}
+    selected = select([word for word in words if word.isdigit()] or about.get("notebooks", []), notebooks)
+    refuse_unknown(overrides, selected, "-p")
+    changed = [(notebook, checked(notebook.kinds, overrides)) for notebook in selected]
+    if not all(narrows({**book.defaults, **usual[book.name]}[name], value) for book, values in changed for name, value in values.items()):
+        profile += "-custom"
+    jobs = [(book, {**usual[book.name], **values, "profile": profile}) for book, values in changed]
+    everything = [(book, usual[book.name]) for book in notebooks]
+    return Plan(profile, about.get("about", ""), about.get("hours"), everything, jobs, paths.RESULTS / profile / "notebooks")
+
+
+def refuse_unknown(names, notebooks, where):
+    """Stop when a name is a parameter of none of the notebooks."""
+    known = sorted({name for notebook in notebooks for name in notebook.kinds} - {"profile"})
+    if unknown := sorted(set(names) - set(known)):
+        raise Refused(f"{where}: no notebook has a parameter {', '.join(unknown)}; there are {', '.join(known)}")
+
+
+def finished(profile):
+    """How many runs of the profile are done."""
+    return len(list((paths.RESULTS / profile).glob("runs/*/done.json")))
+
+
+def state(profile):
+    """Digest of all that the notebooks of a profile have written, without the notebooks' own copies."""
+    digest = hashlib.sha256()
+    for root in (paths.RESULTS / profile, paths.FIGURES / profile):
+        for path in sorted(path for path in root.rglob("*") if path.suffix in RECORDED):
+            name = path.relative_to(root).as_posix()
+            if not name.startswith("notebooks/"):
+                digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def stamp(notebook, values, now):
+    """Digest of all that decides a notebook's output: parameters, notebook, sources and the state of the results."""
+    digest = hashlib.sha256(json.dumps([values, now], sort_keys=True).encode() + notebook.path.read_bytes())
+    for path in sorted(Path(__file__).parent.glob("*.*")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def execute(notebook, values, executed):
+    """Run one notebook; ``executed`` appears only if every cell succeeded, whatever the output file itself says."""
+    import nbformat
+    import papermill
+    from nbconvert import HTMLExporter
+    for old in (executed, executed.with_suffix(".html")):
+        old.unlink(missing_ok=True)
+    attempt = executed.with_suffix(".failed.ipynb")
+    papermill.execute_notebook(str(notebook.path), str(attempt), values, kernel_name="python3", cwd=str(notebook.path.parent),
+                               coalesce_streams=True, start_timeout=180, progress_bar=False,
+                               extra_arguments=["--log-level=CRITICAL"])   # kernels warn that loopback is not encrypted
+    done = nbformat.read(attempt, as_version=4)
+    del done.metadata["papermill"]          # holds this machine's folders
+    nbformat.write(done, attempt)
+    done.metadata["title"] = notebook.title
+    executed.with_suffix(".html").write_text(HTMLExporter(raw_template=PAGE).from_notebook_node(done)[0], encoding="utf-8")
+    attempt.replace(executed)
+
+
+def execute_plain(notebook, values):
+    """Run the code cells of one notebook in this process, as a kernel would but without Jupyter."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    namespace = {"__name__": "__main__", "display": print}
+    with contextlib.chdir(notebook.path.parent):
+        for number, cell in enumerate(notebook.cells, 1):
+            if cell["cell_type"] == "code":
+                exec(compile(source(cell), f"{notebook.name} cell {number}", "exec"), namespace)
+                namespace.update(values if is_parameters(cell) else {})
+                pyplot.close("all")             # as the inline back end does: the next plot gets a figure of its own
+
+
+def explain(error):
+    """The last line of a traceback, with the cell it came from where that is known."""
+    kind, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if " cell " in frame.filename]
+    where = f" (cell {places[-1].filename.split()[-1]}, line {places[-1].lineno})" if places else ""
+    return f"{kind}: {' '.join(str(text).split())}{where}"
+
+
+def attempt(notebook, profile, work):
+    """Run one notebook and say how it went in one line; returns the same as data, or nothing when it failed."""
+    before, began = finished(profile), time.perf_counter()
+    try:
+        work()
+    except (Exception, SystemExit) as error:
+        print(f"{notebook.name} failed: {explain(error)}", file=sys.stderr)
+        return None
+    entry = {"seconds": round(time.perf_counter() - began, 1), "reused": before, "made": finished(profile) - before}
+    if os.environ.get("RANK", "0") == "0":      # one voice under torchrun
+        print(f"{notebook.name:<16} {entry['seconds']:7.1f} s   runs reused {before}, made {entry['made']}", flush=True)
+    return entry
+
+
+def run_plain(plan):
+    """Run the selected notebooks without Jupyter; the first failure ends it."""
+    return 0 if all(attempt(notebook, plan.profile, partial(execute_plain, notebook, values)) for notebook, values in plan.jobs) else 1
+
+
+def run_notebooks(plan):
+    """Run the selected notebooks that are not fresh, each in a kernel of its own; the first failure ends it."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    record = plan.folder / "record.json"
+    known = json.loads(record.read_text()) if record.exists() else {}
+    succeeded = []
+    try:
+        for notebook, values in plan.jobs:
+            executed, entry = plan.folder / f"{notebook.name}.ipynb", known.pop(notebook.name, {})
+            if executed.exists() and entry.get("stamp") == stamp(notebook, values, state(plan.profile)):
+                print(f"{notebook.name:<16} fresh", flush=True)
+            else:
+                entry = attempt(notebook, plan.profile, partial(execute, notebook, values, executed))
+            if not entry:
+                print(f"see {os.path.relpath(executed.with_suffix('.failed.ipynb'))}", file=sys.stderr)
+                return 1
+            known[notebook.name] = entry
+            succeeded.append((notebook, values))
+        return 0
+    finally:
+        now = state(plan.profile)       # what they wrote together is what they are fresh against
+        for notebook, values in succeeded:
+            known[notebook.name]["stamp"] = stamp(notebook, values, now)
+        record.with_suffix(".part").write_text(json.dumps(known, indent=1, sort_keys=True))
+        record.with_suffix(".part").replace(record)
+        print(write_index(plan, known), flush=True)
+
+
+def write_index(plan, known):
+    """The page that leads to every notebook, table and figure of the profile; returns its path for the terminal."""
+    import jinja2
+    rows, tables = [], {}
+    for notebook, _ in plan.usual:
+        links = {status: f"{notebook.name}{ending}" for status, ending in [("failed", ".failed.ipynb"), ("executed", ".html")]
+                 if (plan.folder / f"{notebook.name}{ending}").exists()}
+        status = next(iter(links), "not run")
+        rows.append({"notebook": notebook, "status": status, "link": links.get(status), **known.get(notebook.name, {})})
+    for path in sorted((plan.folder.parent / "tables").glob("*")):
+        tables.setdefault(path.stem, []).append(os.path.relpath(path, plan.folder))
+    figures = [os.path.relpath(path, plan.folder) for path in sorted((paths.FIGURES / plan.profile).glob("*.png"))]
+    page = jinja2.Template(Path(__file__).with_name("index.html").read_text(encoding="utf-8"), autoescape=True)
+    text = page.render(profile=plan.profile, about=plan.about, rows=rows, tables=tables, figures=figures)
+    (plan.folder / "index.html").write_text(text, encoding="utf-8")
+    return os.path.relpath(plan.folder / "index.html")
+
+
+def wanted(values, replicates):
+    """The runs a notebook makes, each as the fields that tell it from the others: the arms of 02, the retrained samplers of 05."""
+    arms = [dict(zip(("method", "subset", "head_layers"), [*arm.split()[:2], *map(int, arm.split()[2:3])], strict=False))
+            | {"added": "none", "epochs": values["epochs"]} for arm in values.get("arms", [])]
+    picked = [{"added": sampler, "schedule": schedule, "budget": values["budget"], "method": "simclr", "subset": "long_tail"}
+              for sampler, schedule in itertools.product(values.get("retrain", []), values.get("schedules", []))]
+    return [{**run, "split": split, "seed": seed} for run in arms + picked for split, seed in replicates]
+
+
+def dry_run(plan):
+    """Print what would run, what is done and how long the rest may take."""
+    from longtail import runs
+    results, missing = runs.Results(plan.profile), 0
+    known = {name: value for book, values in plan.usual + plan.jobs for name, value in {**book.defaults, **values}.items()}
+    for notebook, values in plan.jobs:
+        runs_of = wanted({**notebook.defaults, **values}, runs.pairs(known["splits"], known["seeds"]))
+        done = sum(bool(results.done(**run)) for run in runs_of)
+        missing += len(runs_of) - done
+        print(f"{notebook.name:<16} runs done {done}, missing {len(runs_of) - done}  ",
+              *(f"{name}={json.dumps(value)}" for name, value in values.items() if value != notebook.defaults[name]))
+    seconds = [json.loads(path.read_text())["seconds"] for path in results.root.glob("runs/*/done.json")]
+    hours = missing * sum(seconds) / len(seconds) / 3600 if seconds else plan.hours or 0
+    print(f"{missing} runs missing: {hours:.2g} hours", f"of one process, as {len(seconds)} took" if seconds else "in all, as stated")
+    return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a mistake with one line instead of the usage."""
+
+    def error(self, message):
+        raise Refused(f"{message}; --help lists what there is")
+
+
+def parse(arguments):
+    """The command line as a namespace; values of -p are read as YAML."""
+    parser = Parser(prog="run_all.sh", description=__doc__)
+    parser.add_argument("words", nargs="*", metavar="profile, file.yaml or NN", help="a profile (demo), then numbers of notebooks (all)")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change a parameter; VALUE is YAML")
+    parser.add_argument("--dry-run", action="store_true", help="only list notebooks, parameters, runs done and missing, hours")
+    parser.add_argument("--plain", action="store_true", help="run the cells in this process, without Jupyter")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        options.p = {name: yaml.safe_load(value) for name, value in options.p}
+    except yaml.YAMLError as error:
+        raise Refused(f"-p: a value is no YAML: {' '.join(str(error).split())}") from None
+    return options
+
+
+def main(arguments=None, notebooks=paths.NOTEBOOKS):
+    """The command; returns its exit status: 0, 1 for a failed notebook, 2 for a refused request."""
+    for name in {"LONGTAIL_OUTPUT", "LONGTAIL_DATA"} & os.environ.keys():
+        os.environ[name] = os.path.abspath(os.environ[name])        # kernels run in notebooks/
+    try:
+        options = parse(arguments)
+        plan = make_plan(options.words, options.p, notebooks)
+        return (dry_run if options.dry_run else run_plain if options.plain else run_notebooks)(plan)
+    except Refused as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; finished runs and checkpoints are kept, the same command goes on from them", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""The tables of both papers with our numbers beside theirs: mean ± spread over runs, as CSV, Markdown and LaTeX."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from longtail import runs
+
+GROUPS = ["many", "medium", "few"]
+MEASURES = [*GROUPS, "balance", "all"]
+PICKING = {"prototypes": 10.0, "alpha": 0.3, "ratio": 1.5}     # MAK's own defaults (section 3.1); table 3 varies them
+OVERHEAD = 700      # epochs that the extractor and ECLE cost; the control trains that much longer (MAK, section 3.4)
+
+# What "at the published settings" means, from both repositories' commands; precision is free.
+_CIFAR = {"architecture": "resnet18_cifar", "size": 32, "epochs": 2000, "batch_size": 512, "learning_rate": 0.5, "weight_decay": 1e-4,
+          "temperature": 0.2}
+_IMAGENET = _CIFAR | {"architecture": "resnet50", "size": 224, "epochs": 500, "batch_size": 256}
+PUBLISHED = {
+    ("SDCLR", "cifar10", "simclr"): _CIFAR, ("SDCLR", "cifar10", "sdclr"): _CIFAR | {"prune_fraction": 0.9},
+    ("SDCLR", "cifar100", "simclr"): _CIFAR, ("SDCLR", "cifar100", "sdclr"): _CIFAR | {"prune_fraction": 0.9},
+    ("SDCLR", "imagenet100", "simclr"): _IMAGENET,
+    ("SDCLR", "imagenet100", "sdclr"): _IMAGENET | {"temperature": 0.3, "prune_fraction": 0.3},
+    ("MAK", "imagenet100", "simclr"): _IMAGENET | {"epochs": 1000},
+}
+TABLES = {      # name of the file: paper, its table, protocol
+    "sdclr_linear": ("SDCLR", "slides, linear separability", "linear"),
+    "sdclr_fewshot_linear": ("SDCLR", "slides, few-shot", "fewshot_linear"),
+    **{f"mak_{table.lower().replace(' ', '')}_{protocol}": ("MAK", table, protocol)
+       for table in ("Table 1", "Table 2", "Table 3") for protocol in ("linear", "fewshot_finetune")},
+    "mak_overhead_linear": ("MAK", "Section 3.4", "linear"),
+    "mak_overhead_fewshot_finetune": ("MAK", "Section 3.4", "fewshot_finetune"),
+    "mak_imbalanced_downstream": ("MAK", "Section 3.4", "linear_longtail"),
+}
+NOTE = ("Percent. balance: population standard deviation over many, medium and few inside one run, then averaged over runs (the papers' "
+        "column Std). ±: population standard deviation over splits or seeds. A difference is shown only at the published settings.")
+SETTING = ["dataset", "sampling_set", "budget", "method", "head_layers", "added", "schedule", *PICKING]
+
+
+def reported():
+    """Both papers' rows as printed: the keys of ``outcomes``, then each measure and its ``_err`` as text; absent numbers are NaN.
+
+    The papers' column Std is called balance here. Prototypes, alpha and ratio are 0 where nothing was picked by them.
+    """
+    rows = pd.read_csv(Path(__file__).with_name("reported.csv"), dtype=str).rename(columns={"std": "balance", "std_err": "balance_err"})
+    numbers = {"budget": int, "head_layers": int, **dict.fromkeys(PICKING, float)}
+    return rows.fillna(dict.fromkeys(PICKING, "0")).astype(numbers)
+
+
+def outcomes(results, selection="best_validation"):
+    """One row per finished run and protocol: the run's fields, how its images were picked, and MEASURES in percent."""
+    done = pd.DataFrame([{**asdict(run), "run": run.name} for run in results.done()], columns=[*runs.FIELDS, "run"])
+    scores = results.scores()
+    scores = scores[scores.selection == selection]
+    repeated = scores[scores.duplicated(["run", "protocol", "group"])]
+    if len(repeated):
+        raise ValueError(f"{repeated.run.iloc[0]} has two {repeated.protocol.iloc[0]} accuracies for one group; delete one of its files")
+    wide = scores.pivot(index=["run", "protocol"], columns="group", values="accuracy").reindex(columns=[*GROUPS, "all"]).astype(float)
+    wide["balance"] = np.std(wide[GROUPS].to_numpy(), axis=1) if len(wide) else []
+    return wide.reset_index().merge(_picking(results, done), on="run")
+
+
+def _picking(results, done):
+    """The runs with the pool and the parameters their extra images were picked with, as ``sampling_set`` and PICKING."""
+    picked = results.read("picked")
+    picked = picked.loc[:, ~picked.columns.duplicated(keep="last")].rename(columns={"pool": "sampling_set"})
+    picked = picked.reindex(columns=["run", "sampling_set", *PICKING]).drop_duplicates("run")
+    frame = done.merge(picked, on="run", how="left").astype(dict.fromkeys(PICKING, float))
+    frame.loc[frame.added != "mak", list(PICKING)] = 0.0
+    unnamed = frame.added.map(lambda added: "none" if added == "none" else "unnamed pool")
+    return frame.assign(sampling_set=frame.sampling_set.astype(object).fillna(unnamed))
+
+
+def published(frame, paper):
+    """Which rows of ``outcomes`` come from the paper's own data at its published settings, as a boolean series."""
+    frame = frame.assign(epochs=frame.epochs - OVERHEAD * (frame.schedule == "overhead"))
+    full = pd.Series(False, index=frame.index)
+    for (who, dataset, method), settings in PUBLISHED.items():
+        if who == paper:
+            wanted = pd.Series({"dataset": dataset, "method": method, "subset": "long_tail", **settings})
+            full |= (frame[wanted.index] == wanted).all(axis=1)
+    return full
+
+
+def compare(results, name, selection="best_validation"):
+    """The paper's table ``name`` (a key of TABLES) beside ours: one line per row and measure.
+
+    Columns: data, pool, row, measure, paper, ours (equal epochs), difference, equal updates (MAK only), status. Status is full (published
+    settings), cut (the paper's data, other settings), own data, or not run. Only full rows are set against the paper's numbers.
+    """
+    (paper, table, protocol), printed = _printed_table(name)
+    measures = [measure for measure in MEASURES if printed[measure].notna().any()]
+    ours = _candidates(outcomes(results, selection), printed, protocol, sensitivity=table == "Table 3")
+    full, lines, used, digits = published(ours, paper), [], [], 2 if paper == "SDCLR" else 1     # as many digits as the paper prints
+    for _, row in printed.iterrows():
+        settings = PUBLISHED[paper, row.dataset, row.method]
+        epochs = settings["epochs"] + OVERHEAD * (row.schedule == "overhead")
+        match = ours[full & (ours[SETTING] == row[SETTING]).all(axis=1)]
+        used += list(match.index)
+        status = "full" if len(match[~match.updates]) else "not run"
+        lines += _lines({**row, **settings, "epochs": epochs}, row, match, status, measures, digits)
+    order = list(dict.fromkeys(zip(printed.method, printed.added, strict=True)))
+    for group in _own_rows(ours.drop(index=used), order):
+        row = group.iloc[0]
+        status = "full" if full[group.index].all() else "cut" if row.dataset in set(printed.dataset) else "own data"
+        lines += _lines(row, None, group, status, measures, digits)
+    return pd.DataFrame(lines).drop(columns=["equal updates"] if paper == "SDCLR" else [])
+
+
+def _printed_table(name):
+    """A table's paper, title and protocol, and its printed rows."""
+    if name not in TABLES:
+        raise KeyError(f"no table {name!r}; there are {', '.join(TABLES)}")
+    paper, table, protocol = TABLES[name]
+    return TABLES[name], reported().query("paper == @paper and table.str.startswith(@table) and protocol == @protocol")
+
+
+def _candidates(ours, printed, protocol, sensitivity):
+    """Our rows that have a place in the table; equal updates become a column ``updates``, so that they stand beside equal epochs."""
+    ours = ours.assign(updates=(ours.schedule == "updates").astype(bool), schedule=ours.schedule.replace("updates", "epochs"))
+    return ours[(ours.subset == "long_tail") & (ours.protocol == protocol) & ours.method.isin(printed.method)
+                & ours.added.isin(printed.added) & ours.schedule.isin(printed.schedule) & (usual(ours) | sensitivity)]
+
+
+def _own_rows(ours, order):
+    """Groups of runs that make one row of their own, in the paper's order of (method, added)."""
+    ours = ours.assign(order=[order.index(pair) for pair in zip(ours.method, ours.added, strict=True)])
+    keys = ["dataset", "architecture", "epochs", "budget", "sampling_set", "order", *SETTING]
+    return [group for _, group in ours.groupby(list(dict.fromkeys(keys)), dropna=False)]
+
+
+def usual(ours):
+    """Which rows of ``outcomes`` are no part of a sensitivity study: MAK with its own parameters, and everything else."""
+    return (ours.added != "mak") | (ours[list(PICKING)] == pd.Series(PICKING)).all(axis=1)
+
+
+def _lines(setting, printed, ours, status, measures, digits):
+    """One row of a table as a line per measure; printed is the paper's row, or None."""
+    unlike = {"own data": "other data", "cut": "other settings"}.get(status, "not printed")
+    head = {"data": f"{setting['dataset']}, {setting['architecture']}, {setting['epochs']} epochs",
+            "pool": "none" if setting["added"] == "none" else f"{setting['sampling_set']}, {setting['budget']}", "row": label(setting)}
+    lines = []
+    for measure in measures:
+        epochs, updates = ours[~ours.updates][measure], ours[ours.updates][measure]
+        known = printed is not None and isinstance(printed[measure], str)
+        lines.append({**head, "measure": measure, "paper": _printed(printed, measure) if known else unlike, "ours": spread(epochs, digits),
+                      "difference": f"{epochs.mean() - float(printed[measure]):+.{digits}f}" if known and len(epochs) else "",
+                      "equal updates": spread(updates, digits) if setting["schedule"] == "epochs" and setting["added"] != "none" else "",
+                      "status": status})
+    return lines
+
+
+def label(setting):
+    """What sets a row apart from its neighbours, in few words."""
+    if setting["added"] == "none":
+        return f"{setting['method']}, {setting['head_layers']}-layer head"
+    unusual = [f"{key} {setting[key]:g}" for key, usual in PICKING.items() if setting["added"] == "mak" and setting[key] != usual]
+    return ", ".join([setting["added"], *unusual, *(["overhead"] if setting["schedule"] == "overhead" else [])])
+
+
+def _printed(row, measure):
+    """The paper's number with the digits it was printed with."""
+    error, count = row[f"{measure}_err"], row["runs"]
+    return row[measure] + (f" ± {error}" if isinstance(error, str) else "") + (f" (n={count})" if isinstance(count, str) else "")
+
+
+def spread(values, digits=1):
+    """``81.2 ± 0.4 (n=5)``: mean and population standard deviation over runs; one run has no ±, none is ``not run``."""
+    values = np.asarray(values, float)
+    deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{deviation} (n={len(values)})" if len(values) else "not run"
+
+
+def show(table):
+    """A table for the eye: rows that we have first, those at the published settings in bold, those not run below and in grey."""
+    looks = {"not run": "color: #999999", "full": "font-weight: bold"}
+    table = table.sort_values("status", key=lambda status: status == "not run", kind="stable")
+    style = table.set_index(["data", "pool", "row", "measure"]).style.set_uuid(runs.sha256(table.to_csv().encode())[:8])
+    return style.apply(lambda line: [looks.get(line.status, "")] * len(line), axis=1)
+
+
+def write(table, name, folder, note=NOTE):
+    """Write a table as ``<name>.csv`` (every cell), ``.md`` and ``.tex`` (repeated labels left blank, booktabs), with a note below."""
+    shown = table.astype(object).where(table.notna(), "")
+    labels = ["data", "pool", "row"] if "row" in table else []
+    for depth in range(len(labels), 0, -1):
+        shown.loc[table[labels[:depth]].eq(table[labels[:depth]].shift()).all(axis=1), labels[depth - 1]] = ""
+    runs.write(folder / f"{name}.csv", table.to_csv(index=False))
+    runs.write(folder / f"{name}.md", shown.to_markdown(index=False, disable_numparse=True) + f"\n\n{note}\n")
+    style = shown.style.hide(axis="index").format(precision=3, escape="latex").format_index(escape="latex", axis=1)
+    text = style.to_latex(hrules=True, column_format="l" * table.shape[1]) + f"% {note}\n"
+    for sign, command in {"±": r"$\pm$", "φ": r"$\phi$", "−": "-", "≥": r"$\geq$"}.items():
+        text = text.replace(sign, command)
+    runs.write(folder / f"{name}.tex", text)

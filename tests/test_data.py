@@ -1,0 +1,409 @@
+"""Data sets, long tails and pools: who is in which list, and one clear line for whatever is missing or broken."""
+
+import importlib
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from longtail import data, paths, sources
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "longtail_counts.json").read_text())["cases"]
+SETTINGS = dict(dataset="digits", size=16, split=1, largest=40, factor=0.1, kind="exponential", pool_per_class=20, outsiders="letters",
+                outsider_count=30)
+
+
+@pytest.fixture
+def disk(tmp_path, monkeypatch):
+    """An empty data folder."""
+    monkeypatch.setattr(paths, "DATA", tmp_path / "data")
+    paths.DATA.mkdir()
+    sources.load.cache_clear()
+    yield paths.DATA
+    sources.load.cache_clear()
+
+
+def study(**changes):
+    return data.study(**SETTINGS | changes)
+
+
+def picture(level, size=(10, 8), kind="PNG"):
+    """The bytes of an image file whose content tells ``level``."""
+    content = io.BytesIO()
+    Image.fromarray(np.full((size[1], size[0], 3), level, np.uint8)).save(content, kind)
+    return content.getvalue()
+
+
+def write(root, files):
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def one_line(caught):
+    assert "\n" not in str(caught.value) and len(str(caught.value)) > 30
+    return str(caught.value)
+
+
+# ---- long tails
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case.get("list", f"{case['kind']} {case.get('n')} {case.get('classes')}"))
+def test_counts_are_the_published_ones(case):
+    if case["kind"] == "exp":
+        assert data.long_tail_counts(case["n"] / case["classes"], case["classes"], case["imb_factor"], "exponential") == case["counts"]
+        return
+    published = sorted(case["counts_by_label"], reverse=True)
+    kind = "pareto_imagenet100" if "imagenet" in case["list"] else "exponential"
+    assert data.long_tail_counts(published[0], len(published), 0.01, kind) == published
+
+
+def test_the_other_kinds():
+    assert data.long_tail_counts(500, 4, 0.1, "step") == [500, 500, 50, 50]
+    table = data.long_tail_counts(1280, 100, 0, "pareto_imagenet100")
+    assert (sum(table), table[0], table[-1]) == (12_205, 1280, 6)
+    assert sum(data.IMAGENET_100_LT) == 12_205 and table == data.IMAGENET_100_LT
+    scaled = data.long_tail_counts(400, 100, 0, "pareto_imagenet100")
+    assert scaled[:4] == [400, 212, 159, 142] and scaled[-1] == 2 and scaled == sorted(scaled, reverse=True)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ((100, 10, 0.1, "zipf"), "no kind of long tail 'zipf'; there are exponential, step, pareto_imagenet100"),
+    ((50, 10, 0.01, "exponential"), "a class without images: largest 50 and factor 0.01 leave the smallest class 0"),
+    ((50, 10, 0.01, "step"), "a class without images"),
+    ((400, 10, 0.01, "pareto_imagenet100"), "a table of 100 classes, the data have 10; use exponential"),
+])
+def test_impossible_tails_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        data.long_tail_counts(*arguments)
+
+
+# ---- a study
+
+def test_a_study_has_its_sizes():
+    one = study()
+    counts = data.long_tail_counts(40, 10, 0.1, "exponential")
+    assert sorted(one.counts, reverse=True) == counts
+    assert torch.bincount(one.balanced.labels).tolist() == [sum(counts) // 10] * 10
+    assert torch.bincount(one.few.labels).tolist() == [min(counts)] * 10
+    assert torch.bincount(one.test.labels).tolist() == [40] * 10 and torch.bincount(one.validation.labels).tolist() == [10] * 10
+    assert len(one.train) == 1797 - 400 - 100
+    assert torch.bincount(one.pool.labels + 1).tolist() == [30] + [20] * 10
+    assert torch.bincount(study(labelled_per_class=5).train.labels).tolist() == [5] * 10
+    for images in (one.seed, one.pool, one.test):
+        assert images.images.shape == (len(images), 3, 16, 16) and images.images.dtype == torch.uint8 and len(images.names) == len(images)
+
+
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_lists_are_disjoint_or_nested_as_they_should_be(split):
+    one = study(split=split)
+    names = {part: list(getattr(one, part).names) for part in ("seed", "balanced", "few", "train", "validation", "test", "pool")}
+    assert all(len(set(listed)) == len(listed) for listed in names.values())
+    known = {part: set(listed) for part, listed in names.items()}
+    assert not known["pool"] & (known["seed"] | known["balanced"])
+    for held in ("test", "validation"):
+        assert not any(known[held] & known[part] for part in known if part != held)
+    for part in ("seed", "balanced"):           # S_b is a prefix of each class in both: labels of images already seen
+        for label in range(10):
+            order = [name for name in names[part] if name.split("/")[1] == str(label)]
+            few = [name for name in names["few"] if name.split("/")[1] == str(label)]
+            assert order[:len(few)] == few
+    assert all(int(name.split("/")[1]) == label for name, label in zip(one.seed.names, one.seed.labels, strict=True))
+
+
+def test_splits_differ_by_the_order_of_classes():
+    several = [study(split=split) for split in (1, 2, 3)]
+    assert len({tuple(sorted(one.counts)) for one in several}) == 1
+    assert len({tuple(one.counts) for one in several}) == 3
+    assert len({one.test.digest for one in several}) == len({one.validation.digest for one in several}) == 1
+    assert len({one.seed.digest for one in several}) == 3
+
+
+def test_a_study_is_the_same_every_time():
+    first = study()
+    sources.load.cache_clear()
+    second = study()
+    for part in ("seed", "balanced", "few", "train", "validation", "test", "pool"):
+        assert getattr(first, part).digest == getattr(second, part).digest
+
+
+def test_the_order_of_the_pool_tells_nothing():
+    labels = study().pool.labels
+    assert (labels.diff() == 0).float().mean() < 0.3 and labels[:60].unique().numel() > 8
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(pool_per_class=120), r"a class has \d+ images left for the pool, pool_per_class is 120; lower it, or `largest`"),
+    (dict(largest=500), r"class \d has \d+ training images and the long tail needs \d+ of it; lower `largest`"),
+    (dict(largest=5, factor=0.01), "a class without images"),
+    (dict(kind="zipf"), "no kind of long tail 'zipf'"),
+    (dict(dataset="mnist"), "no data set 'mnist': there are digits, cifar10, cifar100, and any folder or zip"),
+])
+def test_impossible_studies_are_refused(change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        study(**change)
+    one_line(caught)
+
+
+def test_more_outsiders_than_there_are_is_refused(disk):
+    write(disk / "scenes", {f"forest/{k}.png": picture(k) for k in range(4)})
+    assert (study(outsiders="scenes", outsider_count=4).pool.labels == sources.UNKNOWN).sum() == 4
+    with pytest.raises(ValueError, match="scenes has 4 images, outsider_count is 5"):
+        study(outsiders="scenes", outsider_count=5)
+
+
+# ---- image sets
+
+def test_digest_covers_content_and_order_but_not_labels():
+    one = study().few
+    other = sources.ImageSet(one.images, one.labels.flip(0), one.names)
+    assert other.digest == one.digest and len(one.digest) == 16
+    changed = one.images.clone()
+    changed[0, 0, 0, 0] ^= 1
+    renamed = sources.ImageSet(one.images, one.labels, ("other", *one.names[1:]))
+    digests = {one.digest, one.subset(range(1, len(one))).digest, one.subset([*range(1, len(one)), 0]).digest, renamed.digest,
+               sources.ImageSet(changed, one.labels, one.names).digest, (one + one).digest}
+    assert len(digests) == 6
+
+
+def test_subsets_and_sums_keep_images_labels_and_names_together():
+    one = study().few
+    part = one.subset([3, 0]) + one.subset(torch.tensor([5]))
+    assert part.names == (one.names[3], one.names[0], one.names[5]) and len(part) == 3
+    assert torch.equal(part.images, one.images[[3, 0, 5]]) and torch.equal(part.labels, one.labels[[3, 0, 5]])
+
+
+def test_letters_are_no_digits():
+    drawn = sources.letters(16, 60)
+    assert set(drawn.labels.tolist()) == {sources.UNKNOWN} and drawn.images.shape == (60, 3, 16, 16)
+    shown = {name.split("/")[1] for name in drawn.names}
+    assert len(shown) > 15 and not shown & set("0123456789IOSZloiqsz")
+    assert drawn.digest == sources.letters(16, 60).digest
+    assert sources.letters(16, 20).digest == drawn.subset(range(20)).digest
+    assert (drawn.images.float().flatten(1).std(1) > 20).all()
+
+
+# ---- folders and zips
+
+TREE = {"b/2.png": picture(20), "a/1.png": picture(10), "a/deep/3.jpg": picture(30, (8, 12), "JPEG"), "b/4.PNG": picture(40, (4, 4))}
+
+
+def test_class_folders_give_labels(disk):
+    found = sources.folder(write(disk / "tree", TREE), 6)
+    assert found.names == ("a/1.png", "a/deep/3.jpg", "b/2.png", "b/4.PNG") and found.labels.tolist() == [0, 0, 1, 1]
+    assert found.images.shape == (4, 3, 6, 6) and found.images.amax((1, 2, 3)).tolist() == [10, 30, 20, 40]
+
+
+def test_flat_images_have_no_labels(disk):
+    found = sources.folder(write(disk / "flat", {"2.png": picture(20), "1.png": picture(10)}), 6)
+    assert found.names == ("1.png", "2.png") and found.labels.tolist() == [-1, -1]
+    with pytest.raises(ValueError, match="flat is flat: evaluation needs a folder for each class"):
+        study(dataset="flat")
+
+
+@pytest.mark.parametrize("top", ["", "archive/"])
+def test_a_zip_is_as_good_as_a_folder(disk, top):
+    archive = zipped(disk / "tree.zip", ({top: b""} if top else {}) | {top + name: content for name, content in TREE.items()})
+    assert sources.folder(archive, 6).digest == sources.folder(write(disk / "tree", TREE), 6).digest
+    assert sources.folder(archive, 6, "a/").names == ("1.png", "deep/3.jpg")
+
+
+def test_pictures_are_cut_to_their_middle(disk):
+    stripes = np.zeros((10, 30, 3), np.uint8)
+    stripes[:, 10:20] = 200
+    file = io.BytesIO()
+    Image.fromarray(stripes).save(file, "PNG")
+    assert (sources.folder(write(disk / "wide", {"1.png": file.getvalue()}), 10).images == 200).all()
+    assert sources.folder(disk / "wide", 5).images.float().mean() > 180
+
+
+BROKEN = {"empty": b"", "text": b"no image at all", "corrupt JPEG": picture(9, (64, 64), "JPEG")[:300],
+          "cut JPEG": picture(9, (64, 64), "JPEG")[:-9], "cut PNG": picture(9)[:40]}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+def test_a_broken_file_is_named_and_skipped_only_on_request(disk, capsys, content, packed):
+    files = TREE | {"b/broken.jpg": content}
+    place = zipped(disk / "tree.zip", files) if packed else write(disk / "tree", files)
+    with pytest.raises(ValueError, match=r"1 of 5 files are no readable images: b/broken\.jpg .*skip them with skip_broken") as caught:
+        sources.folder(place, 6)
+    assert str(place) in one_line(caught)
+    assert len(sources.folder(place, 6, skip_broken=True)) == 4
+    assert "skipped 1 files" in (listed := capsys.readouterr().out) and "b/broken.jpg" in listed
+
+
+HIDDEN = {".DS_Store": b"x", "a/._1.png": b"x", "a/.cache/1.png": picture(9), ".git/HEAD": b"x"}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+def test_hidden_files_are_passed_over(disk, packed):
+    place = zipped(disk / "tree.zip", TREE | HIDDEN) if packed else write(disk / "tree", TREE | HIDDEN)
+    assert sources.folder(place, 6).names == ("a/1.png", "a/deep/3.jpg", "b/2.png", "b/4.PNG")
+
+
+def test_a_damaged_member_of_a_zip_is_named(disk):
+    archive = zipped(disk / "tree.zip", TREE)
+    content = archive.read_bytes()
+    archive.write_bytes(content.replace(TREE["b/2.png"], TREE["b/2.png"][:-9] + bytes(9)))
+    with pytest.raises(ValueError, match=r"1 of 4 files are no readable images: b/2\.png") as caught:
+        sources.folder(archive, 6)
+    assert str(archive) in one_line(caught)
+    assert len(sources.folder(archive, 6, skip_broken=True)) == 3
+
+
+def test_a_class_folder_without_images_is_named(disk):
+    (write(disk / "tree", TREE) / "c").mkdir()
+    with pytest.raises(ValueError, match="tree: class c has no images") as caught:
+        sources.folder(disk / "tree", 6)
+    one_line(caught)
+
+
+def test_missing_and_empty_places_are_named(disk):
+    with pytest.raises(FileNotFoundError, match="nowhere is missing: give a folder or a zip of images") as caught:
+        sources.folder(disk / "nowhere", 6)
+    assert str(disk / "nowhere") in one_line(caught)
+    (disk / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty has no readable images"):
+        sources.folder(disk / "empty", 6)
+    with pytest.raises(ValueError, match="text has no readable images"):
+        sources.folder(write(disk / "text", {"1.png": b"x"}), 6, skip_broken=True)
+
+
+def test_a_cut_zip_is_named(disk):
+    archive = zipped(disk / "tree.zip", TREE)
+    archive.write_bytes(archive.read_bytes()[:400])
+    with pytest.raises(ValueError, match=r"tree\.zip is no whole zip file .*fetch it again") as caught:
+        sources.folder(archive, 6)
+    one_line(caught)
+
+
+def test_class_folders_make_a_study(disk):
+    classes = ("ant", "bee", "cat")
+    write(disk / "mine", {f"{name}/{k:02d}.png": picture(60 * c + k) for c, name in enumerate(classes) for k in range(24)})
+    one = study(dataset="mine", largest=6, factor=0.5, pool_per_class=4, outsider_count=0)
+    assert one.classes == classes and sorted(one.counts) == [3, 4, 6]
+    assert [len(one.test), len(one.validation), len(one.pool)] == [18, 6, 12]
+    assert all(name.startswith(one.classes[label]) for name, label in zip(one.pool.names, one.pool.labels, strict=True))
+
+
+def test_a_class_with_too_few_images_is_named(disk):
+    write(disk / "mine", {f"{name}/{k:02d}.png": picture(k) for name, count in (("ant", 24), ("bee", 3)) for k in range(count)})
+    with pytest.raises(ValueError, match=r"class bee has too few images \(3\)"):
+        study(dataset="mine", outsider_count=0)
+
+
+# ---- published lists and missing data sets
+
+def fabricated_cifar(disk):
+    """A JPEG copy of three classes of eight, and lists in the official order, where labels are 2 0 1 2 0 1 …"""
+    official = np.tile([2, 0, 1], 8)
+    zipped(disk / "cifar10-jpeg.zip", {f"{part}/{name}/{k:04d}.jpg": picture(80 * c + 3 * k, (32, 32))
+                                       for part, count in (("train", 8), ("test", 2))
+                                       for c, name in enumerate(("air", "bird", "car")) for k in range(count)})
+    lists = disk / "split"
+    (lists / "cifar10").mkdir(parents=True)
+    (lists / "cifar10_imbSub_with_subsets").mkdir()
+    np.save(lists / "cifar10_train_labels.npy", official)
+    arrays = {"cifar10/trainIdxList": range(3, 24), "cifar10/valIdxList": range(3)}
+    arrays |= {f"cifar10_imbSub_with_subsets/split1_{name}": index for name, index in
+               {"D_i": [4, 7, 10, 13, 3, 6, 5], "D_b": [4, 7, 3, 6, 5, 8], "S_b": [4, 3, 5]}.items()}
+    for name, index in arrays.items():
+        np.save(lists / f"{name}.npy", np.array(index))
+    return official
+
+
+def test_published_lists_index_the_official_order(disk):
+    official = fabricated_cifar(disk)
+    one = study(dataset="cifar10", size=32, lists="split", pool_per_class=2, outsider_count=0)
+    assert one.classes == ("air", "bird", "car") and one.counts == [4, 1, 2]
+    assert one.seed.labels.tolist() == official[[4, 7, 10, 13, 3, 6, 5]].tolist() == [0, 0, 0, 0, 2, 2, 1]
+    files = "air/0001 air/0002 air/0003 air/0004 car/0001 car/0002 bird/0001"
+    assert one.seed.names == tuple(f"{file}.jpg" for file in files.split())
+    assert one.seed.images[:, 0, 0, 0].tolist() == [3, 6, 9, 12, 163, 166, 83]
+    assert one.few.names == ("air/0001.jpg", "car/0001.jpg", "bird/0001.jpg") and len(one.balanced) == 6
+    assert set(one.validation.names) == {"air/0000.jpg", "bird/0000.jpg", "car/0000.jpg"}
+    assert not set(one.pool.names) & set(one.seed.names + one.balanced.names + one.validation.names) and len(one.pool) == 6
+    assert len(one.train) == 21 and len(one.test) == 6
+
+
+@pytest.mark.parametrize("file", ["cifar10_imbSub_with_subsets/split1_D_b.npy", "cifar10/valIdxList.npy", "cifar10_train_labels.npy"])
+def test_a_missing_list_is_named(disk, file):
+    fabricated_cifar(disk)
+    (disk / "split" / file).unlink()
+    with pytest.raises(FileNotFoundError, match=Path(file).name) as caught:
+        study(dataset="cifar10", size=32, lists="split", pool_per_class=0, outsider_count=0)
+    assert str(disk / "split" / file) in one_line(caught)
+
+
+def test_missing_cifar_says_what_where_and_how(disk, monkeypatch):
+    datasets = importlib.import_module(f"{sources.import_torchvision().__name__}.datasets")
+
+    def unreachable(*_, **__):
+        raise OSError("no network")
+    monkeypatch.setattr(datasets, "CIFAR10", unreachable)
+    parts = r"cifar10 is not in .*cifar10-jpeg\.zip.*no download succeeds \(no network\).*LONGTAIL_DATA"
+    with pytest.raises(FileNotFoundError, match=parts) as caught:
+        study(dataset="cifar10", size=32)
+    assert str(disk) in one_line(caught)
+
+
+IMAGENET = {"LT_train": "t1 t2 u1 v1", "BL_train": "t1 u1 v1", "sub_balance_train_0.01": "t1 u1 v2", "val": "t3 u3 v3", "test": "T U V"}
+
+
+@pytest.fixture
+def imagenet(disk):
+    """Three classes with labels 2 0 1, one class outside, in the layout of ImageNet and of SDCLR's lists."""
+    folders, labels = {"t": "n01", "u": "n02", "v": "n03", "w": "n04"}, {"t": 2, "u": 0, "v": 1}
+    place = {f"{c}{k}": f"train/{wnid}/{wnid}_{k}.JPEG" for c, wnid in folders.items() for k in (1, 2, 3)}
+    place |= {c.upper(): f"val/{wnid}/ILSVRC2012_val_{wnid}.JPEG" for c, wnid in folders.items()}
+    write(disk / "imagenet", {name: picture(10 * k, (12, 10), "JPEG") for k, name in enumerate(place.values())})
+    for name, files in IMAGENET.items():
+        lines = "".join(f"{place[file]} {labels[file[0].lower()]}\n" for file in files.split())
+        write(disk / "split" / "imagenet-100", {f"{'I' if name in ('val', 'test') else 'i'}mageNet_100_{name}.txt": lines.encode()})
+    return disk
+
+
+def test_imagenet_100_is_read_from_its_lists(imagenet):
+    one = study(dataset="imagenet100", size=8, lists="split", pool_per_class=2)
+    assert one.classes == ("n02", "n03", "n01") and one.counts == [1, 1, 2]
+    assert one.seed.labels.tolist() == [2, 2, 0, 1] and one.seed.names[0] == "train/n01/n01_1.JPEG"
+    assert one.test.labels.tolist() == [2, 0, 1] and one.validation.names == tuple(f"train/n0{c}/n0{c}_3.JPEG" for c in (1, 2, 3))
+    assert len(one.train) == 6 and not set(one.train.names) & set(one.validation.names)
+    assert one.pool.names == ("train/n04/n04_1.JPEG", "train/n04/n04_2.JPEG") and set(one.pool.labels.tolist()) == {sources.UNKNOWN}
+    assert one.seed.images.shape == (4, 3, 8, 8)
+
+
+def test_missing_parts_of_imagenet_are_named(imagenet):
+    for part in ("split/imagenet-100/imageNet_100_LT_train.txt", "imagenet/train/n01/n01_2.JPEG"):
+        (imagenet / part).rename(imagenet / "aside")
+        with pytest.raises(FileNotFoundError, match="is missing: ") as caught:
+            study(dataset="imagenet100", size=8, lists="split")
+        assert str(imagenet / part) in one_line(caught)
+        (imagenet / "aside").rename(imagenet / part)
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_image_of_imagenet_is_named(imagenet, content):
+    (imagenet / "imagenet/train/n01/n01_2.JPEG").write_bytes(content)
+    with pytest.raises(ValueError, match=r"n01_2\.JPEG is no readable image"):
+        study(dataset="imagenet100", size=8, lists="split")
+
+
+def test_absent_imagenet_is_one_clear_line(disk):
+    parts = r"imagenet is missing: ImageNet has to be unpacked there as train/<wnid>.*LONGTAIL_DATA"
+    with pytest.raises(FileNotFoundError, match=parts) as caught:
+        study(dataset="imagenet100", size=8, lists="split")
+    assert str(disk) in one_line(caught)

@@ -1,0 +1,85 @@
+"""Figures: equal rows give equal bytes, changed rows do not, the sources travel inside."""
+
+import json
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import seaborn as sns
+import torch
+from PIL import Image
+
+from longtail import figures, paths
+
+matplotlib.use("agg")
+ROWS = pd.DataFrame({"run": ["a", "a", "b", "b"], "method": ["simclr", "simclr", "sdclr", "sdclr"], "M": [2, 10, 2, 10],
+                     "phi": [1.0, 1.5, 1.1, 1.9]})
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A profile's figure folder, with one of the two runs finished at a known commit."""
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    done = tmp_path / "results" / "tiny" / "runs" / "a" / "done.json"
+    done.parent.mkdir(parents=True)
+    done.write_text(json.dumps({"commit": "1234abcd"}))
+    return tmp_path / "figures" / "tiny"
+
+
+def drawn(rows, folder):
+    """Draw the rows from nothing, save, and give back the bytes of the three files."""
+    figures.use_paper_style()
+    axis = sns.lineplot(rows, x="M", y="phi", hue="method", style="method", **figures.METHOD)
+    figures.save(axis.figure, "phi", rows, folder)
+    plt.close("all")
+    return {suffix: (folder / f"phi.{suffix}").read_bytes() for suffix in ("pdf", "png", "csv")}
+
+
+def test_equal_rows_give_equal_bytes(folder):
+    first = drawn(ROWS, folder)
+    assert drawn(ROWS.copy(), folder) == first
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "phi.csv"), ROWS, check_dtype=False)
+
+
+def test_changed_rows_change_every_file_even_where_no_pixel_moves(folder):
+    first = drawn(ROWS, folder)
+    for changed in (ROWS.assign(phi=ROWS.phi + 0.1), ROWS.assign(phi=ROWS.phi + 1e-12)):
+        after = drawn(changed, folder)
+        assert all(after[suffix] != first[suffix] for suffix in first)
+
+
+def test_sources_sit_inside_both_files(folder):
+    files = drawn(ROWS, folder)
+    source = json.loads(Image.open(folder / "phi.png").info["Description"])
+    assert source["runs"] == {"a": "1234abcd", "b": "unknown"}
+    assert b"1234abcd" in files["pdf"] and b"CreationDate" not in files["pdf"]
+
+
+def test_a_figure_without_rows_is_refused(folder):
+    with pytest.raises(ValueError, match="phi has no rows"):
+        figures.save(plt.figure(), "phi", ROWS[:0], folder)
+
+
+def test_every_name_has_its_own_colour_marker_and_dash():
+    for look in (figures.METHOD, figures.SAMPLER, figures.GROUP):
+        for values in look.values():
+            assert len(set(values.values())) == len(look["palette"])
+
+
+def test_image_grid_shows_the_pixels_it_was_given():
+    pictures = torch.arange(5 * 3 * 4 * 4, dtype=torch.uint8).view(5, 3, 4, 4)
+    sheet = figures._sheet(pictures.numpy(), columns=3)
+    assert sheet.shape == (2 * 4 + figures.GAP, 3 * 4 + 2 * figures.GAP, 3)
+    step = 4 + figures.GAP
+    assert (sheet[step:, step:step + 4] == pictures[4].permute(1, 2, 0).numpy()).all() and (sheet[step:, 2 * step:] == 255).all()
+    grid = figures.image_grid({"seed": pictures, "picks": pictures[:2]}, columns=3, captions={"picks": ["a", "b"]})
+    assert [axis.get_title(loc="left") for axis in grid.axes] == ["seed", "picks"]
+    assert grid.get_size_inches()[0] == figures.DOUBLE
+    plt.close(grid)
+
+
+def test_image_grid_refuses_what_is_no_picture():
+    with pytest.raises(ValueError, match="uint8"):
+        figures.image_grid({"seed": np.zeros((2, 3, 4, 4))})

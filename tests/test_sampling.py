@@ -1,0 +1,204 @@
+"""Sampling against the reference's own picks, against naive greedy, and against anything that must not matter."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from longtail import data, runs, sampling, train
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def cases(name):
+    return json.loads((GOLDEN / f"{name}.json").read_text())["cases"]
+
+
+def features(count, width=8, seed=0):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)).relu() + 0.01
+
+
+def naive_k_center(candidates, centers, budget):
+    """The textbook loop, everything recomputed at every pick; integers, so that ties are real ties."""
+    rows, centers = (sampling._on_grid(part).long().tolist() for part in (candidates, centers))
+    picks = []
+    for _ in range(budget):
+        known = centers + [rows[pick] for pick in picks]
+        nearest = [max(sum(a * b for a, b in zip(row, center, strict=True)) for center in known) for row in rows]
+        picks.append(min((n for n in range(len(rows)) if n not in picks), key=nearest.__getitem__))
+    return picks
+
+
+@pytest.mark.parametrize("case", cases("mak_selection"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mak_picks_what_the_reference_picks(case, dtype):
+    pool, seed, loss, distance = (torch.tensor(case[key], dtype=dtype) for key in ("pool_features", "seed_features", "loss", "distance"))
+    q = sampling.score(loss, distance, case["alpha"])
+    torch.testing.assert_close(q, torch.tensor(case["q"], dtype=torch.float64), atol=1e-6, rtol=0)
+    assert torch.argsort(q, stable=True)[-case["C"]:].tolist() == case["top_C_ascending_q"]
+    assert sampling.select(q, pool, seed, case["K"], case["core_ratio"]).tolist() == case["picks_in_order"]
+
+
+@pytest.mark.parametrize("case", cases("proximity_distance"))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_proximity_is_the_reference(case, dtype):
+    pool, seed = np.array(case["pool_features"], dtype), np.array(case["seed_features"], dtype)
+    ours = sampling.proximity(pool, seed, case["k"]).double()
+    torch.testing.assert_close(ours, torch.tensor(case["distance"], dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("case", cases("kmeans_inertia"))
+def test_k_means_is_as_tight_as_the_reference(case):
+    assert sampling._k_means(np.array(case["x"]), case["k"], 0).inertia_ <= 1.03 * case["inertia_n_init_10"]
+
+
+def test_mak_is_its_parts():
+    pool, seed, loss = features(60), features(30, seed=1), torch.rand(60, generator=torch.Generator().manual_seed(2))
+    distance = sampling.proximity(pool, seed, 10)
+    parts = sampling.select(sampling.score(loss, distance, 0.3), pool, seed, 12, 1.5)
+    assert torch.equal(sampling.mak(loss, pool, seed, 12), parts)
+    assert torch.equal(sampling.sample("mak", loss, distance, pool, seed, 12, 0.3, 1.5, 0), parts)
+
+
+def test_score_ranks_by_one_term_when_the_other_is_constant():
+    q = sampling.score(torch.tensor([1.0, 3.0, 2.0]), torch.full((3,), 0.7), 0.3)
+    assert q.argsort().tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 40, 4096])
+def test_k_center_is_naive_greedy_for_every_block(block):
+    candidates, centers = features(40), features(5, seed=1)
+    candidates = torch.cat([candidates, candidates[:10], candidates[:10]])        # exact duplicates: real ties
+    expected = naive_k_center(candidates, centers, 60)
+    assert sampling.k_center(candidates, centers, 60, block=block).tolist() == expected
+
+
+def test_k_center_does_not_depend_on_tiles(monkeypatch):
+    candidates, centers = features(500, 16), features(60, 16, seed=1)
+    expected = sampling.k_center(candidates, centers, 200)
+    monkeypatch.setattr(sampling, "TILE", 33)
+    for block in (10, 64):
+        assert torch.equal(sampling.k_center(candidates, centers, 200, block=block), expected)
+    assert torch.equal(sampling.k_center(candidates.double(), centers.double(), 200), expected)
+    assert torch.equal(sampling.k_center(candidates, centers, 50), expected[:50])                   # budgets are nested
+
+
+@pytest.mark.parametrize("sampler", [name for name in sampling.SAMPLERS if name != "random"])
+def test_order_of_the_pool_does_not_matter(sampler):
+    pool, seed = features(80), features(30, seed=1)
+    loss, distance = torch.rand(80, generator=torch.Generator().manual_seed(2)), sampling.proximity(pool, seed, 5)
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(3))
+    straight = sampling.sample(sampler, loss, distance, pool, seed, 20, 0.3, 1.5, 0)
+    shuffled = sampling.sample(sampler, loss[order], distance[order], pool[order], seed, 20, 0.3, 1.5, 0)
+    assert torch.equal(order[shuffled], straight)
+    assert len(straight.unique()) == 20
+
+
+def test_samplers_take_what_their_names_say():
+    pool, seed, loss, distance = features(50), features(5, seed=1), torch.arange(50.0), torch.arange(50.0).flip(0)
+    picks = {name: sampling.sample(name, loss, distance, pool, seed, 6, 0.3, 2.0, 4).tolist() for name in sampling.SAMPLERS}
+    assert picks["tailness"] == picks["proximity"] == picks["tailness_proximity"] == [44, 45, 46, 47, 48, 49]
+    assert set(picks["mak"]) <= set(range(38, 50))
+    assert picks["k_center"] == naive_k_center(pool, seed, 6)
+    assert len(set(picks["random"])) == 6
+    assert picks["random"] == sampling.sample("random", None, None, pool, seed, 6, None, None, 4).tolist()
+    assert picks["random"] != sampling.sample("random", None, None, pool, seed, 6, None, None, 5).tolist()
+
+
+def test_spread_tells_collapse_from_spread():
+    pool = torch.eye(4).repeat(5, 1)                       # four directions, five copies of each
+    collapsed, wide = sampling.spread(pool, [0, 4]), sampling.spread(pool, [0, 1, 2, 3])
+    assert collapsed == pytest.approx({"coverage": 0.25, "nearest_pick_distance": 0.0})
+    assert wide == pytest.approx({"coverage": 1.0, "nearest_pick_distance": 1.0})
+    with pytest.raises(ValueError, match="at least two"):
+        sampling.spread(pool, [3])
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(budget=0), "budget is 0"),
+    (dict(budget=-3), "budget is -3"),
+    (dict(budget=10), "pool has 9 images, fewer than the budget of 10"),
+    (dict(centers=torch.empty(0, 4)), "at least one seed image"),
+    (dict(centers=torch.rand(3, 5)), "differ in width"),
+    (dict(candidates=torch.full((9, 4), torch.nan)), "pool features hold NaN"),
+    (dict(centers=torch.full((3, 4), torch.inf)), "seed features hold NaN"),
+])
+def test_k_center_refuses(change, message):
+    with pytest.raises(ValueError, match=message):
+        sampling.k_center(**(dict(candidates=torch.rand(9, 4), centers=torch.rand(3, 4), budget=2) | change))
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda pool, seed: sampling.mak(torch.rand(9), pool, seed, 10, prototypes=3), "pool has 9 images, fewer than the budget of 10"),
+    (lambda pool, seed: sampling.mak(torch.rand(9), pool, seed, 0, prototypes=3), "budget is 0"),
+    (lambda pool, seed: sampling.mak(torch.rand(8), pool, seed, 2, prototypes=3), "8 losses but 9 distances"),
+    (lambda pool, seed: sampling.mak(torch.full((9,), torch.nan), pool, seed, 2, prototypes=3), "ecle holds NaN"),
+    (lambda pool, seed: sampling.mak(torch.rand(9), pool, seed, 2), "10 prototypes from 5 seed images"),
+    (lambda pool, seed: sampling.mak(torch.rand(9), pool, seed, 2, alpha=1.5, prototypes=3), "alpha 1.5"),
+    (lambda pool, seed: sampling.select(torch.rand(9), pool, seed, 2, 0.5), "ratio 0.5"),
+    (lambda pool, seed: sampling.sample("best", None, None, pool, seed, 2, 0.3, 1.5, 0), "no sampler 'best'; choose one of random"),
+])
+def test_refuses_with_a_remedy(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.rand(9, 4), torch.rand(5, 4))
+
+
+# ---- of a finished run
+
+RUN = runs.Run(dataset="digits", subset="long_tail", split=1, seed=1, method="simclr", head_layers=2, architecture="convnet", size=16,
+               policy="digits", epochs=1, batch_size=64, learning_rate=0.1, weight_decay=0.0, warmup_epochs=0, temperature=0.2,
+               prune_fraction=0.9, precision="float32", images="")
+HOW = {"alpha": 0.3, "ratio": 1.5, "prototypes": 4, "views": 3, "batch": 16, "repeats": 2}
+
+
+@pytest.fixture
+def study():
+    return data.study("digits", 16, 1, 20, 0.1, "exponential", pool_per_class=4, outsiders="letters", outsider_count=20)
+
+
+@pytest.fixture
+def picks(tmp_path, study):
+    """Picks of an untrained extractor with a results folder of its own for each study asked about."""
+    def of(study, sampler="mak", budget=20, place="here", **changes):
+        results = runs.Results(place)
+        results.root = tmp_path / place
+        run = replace(RUN, images=study.seed.digest)
+        runs.write(results.folder(run) / "run.json", json.dumps(asdict(run)))
+        train.finish(run, results.folder(run), train.initialise(run)[0], [{"seconds": 0.0}])
+        return sampling.pick(run, results, study, sampler, budget, **HOW | changes)
+    return of
+
+
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
+def test_picks_do_not_know_the_labels(picks, study, sampler):
+    blind = {part: replace(getattr(study, part), labels=getattr(study, part).labels.flip(0)) for part in ("seed", "pool")}
+    honest, shuffled = picks(study, sampler), picks(replace(study, **blind), sampler, place="shuffled")
+    assert not torch.equal(study.pool.labels, blind["pool"].labels)
+    pd.testing.assert_frame_equal(honest, shuffled)
+
+
+def test_a_run_scores_and_picks_once(picks, study, monkeypatch):
+    first = picks(study)
+    monkeypatch.setattr(sampling, "select", None)
+    pd.testing.assert_frame_equal(first, picks(study))
+
+
+@pytest.mark.parametrize("budget, message", [(0, "budget is 0"), (61, "pool has 60 images, fewer than the budget of 61")])
+def test_impossible_budgets_are_refused_and_leave_no_picks(picks, study, tmp_path, budget, message):
+    with pytest.raises(ValueError, match=message):
+        picks(study, budget=budget)
+    assert not list(tmp_path.rglob("picks-*"))
+
+
+def test_enlarged_runs_are_seed_and_picks(picks, study):
+    taken, run = picks(study), replace(RUN, images=study.seed.digest)
+    enlarged, images = sampling.enlarge(run, study, taken, "mak", "updates")
+    assert images.names == study.seed.names + tuple(taken.name)
+    assert (enlarged.added, enlarged.budget, enlarged.schedule, enlarged.epochs) == ("mak", 20, "updates", run.epochs)
+    assert sampling.enlarge(run, study, taken, "random", "overhead", 7)[0].epochs == 7
+    with pytest.raises(ValueError, match="schedule 'overhead' with epochs None"):
+        sampling.enlarge(run, study, taken, "mak", "overhead")

@@ -1,0 +1,144 @@
+"""Tables: means and balance by hand, what is set against the paper and what never is, the papers' own numbers."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from longtail import paths, runs, tables
+
+FULL = runs.Run(dataset="cifar10", subset="long_tail", split=1, seed=10, method="simclr", head_layers=2,
+                architecture="resnet18_cifar", size=32, policy="cifar", epochs=2000, batch_size=512,
+                learning_rate=0.5, weight_decay=1e-4, warmup_epochs=10, temperature=0.2, prune_fraction=0.9, precision="float32",
+                images="00000000")
+MAK = {"dataset": "imagenet100", "architecture": "resnet50", "size": 224, "batch_size": 256, "epochs": 1000}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """An empty profile in a temporary folder."""
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runs, "machine", dict)      # asks git, slowly
+    return runs.Results("tiny")
+
+
+def finish(results, protocol, accuracies, picked=None, change=None):
+    """Write a finished run of FULL with ``change``, its many, medium, few, all under one protocol, and how its images were picked."""
+    run = runs.Run(**(asdict(FULL) | (change or {})))
+    folder = results.folder(run)
+    runs.write(folder / "run.json", json.dumps(asdict(run)))
+    rows = pd.DataFrame({"protocol": protocol, "group": ["many", "medium", "few", "all"], "accuracy": accuracies, "images": 10})
+    rows = pd.concat([rows.assign(selection="best_validation"), rows.assign(selection="last_epoch", accuracy=rows.accuracy - 1)])
+    runs.remember(folder, f"scores-{protocol}", {}, lambda: rows)
+    if picked:
+        runs.remember(folder, "picked", {}, lambda: pd.DataFrame([{"views": 10} | picked]))
+    runs.write(folder / "done.json", json.dumps({"commit": "1234abcd"}))
+
+
+def lines(table, **match):
+    """The lines of a table whose columns have the given values."""
+    return table[np.logical_and.reduce([table[key] == value for key, value in match.items()])]
+
+
+def test_mean_balance_and_difference_by_hand(results):
+    finish(results, "linear", [80, 70, 60, 71], change={"split": 1})
+    finish(results, "linear", [76, 76, 70, 74], change={"split": 2})
+    ours = lines(tables.compare(results, "sdclr_linear"), status="full").set_index("measure")
+    assert ours.ours["many"] == "78.00 ± 2.00 (n=2)" and ours.ours["all"] == "72.50 ± 1.50 (n=2)"
+    balances = np.array([np.sqrt(200 / 3), np.sqrt(8)])         # of 80, 70, 60 and of 76, 76, 70: population, run by run
+    assert ours.ours["balance"] == f"{balances.mean():.2f} ± {balances.std():.2f} (n=2)"
+    assert ours.paper["all"] == "75.55 ± 0.66 (n=5)" and ours.difference["all"] == "-3.05"
+    last = lines(tables.compare(results, "sdclr_linear", selection="last_epoch"), status="full").set_index("measure")
+    assert last.ours["all"] == "71.50 ± 1.50 (n=2)"
+
+
+@pytest.mark.parametrize(("change", "status", "paper"), [
+    ({"dataset": "digits", "architecture": "convnet", "size": 16, "epochs": 60}, "own data", "other data"),
+    ({"epochs": 200}, "cut", "other settings"),
+    ({"architecture": "resnet10_small"}, "cut", "other settings"),
+    ({"head_layers": 3}, "full", "not printed")])
+def test_unlike_things_are_never_subtracted(results, change, status, paper):
+    finish(results, "linear", [80, 70, 60, 71], change=change)
+    table = tables.compare(results, "sdclr_linear")
+    ours = table[table.ours != "not run"]
+    assert set(ours.status) == {status} and set(ours.paper) == {paper} and set(ours.difference) == {""}
+    assert ours.ours.iloc[0] == "80.00 (n=1)" and (lines(table, status="not run").ours == "not run").sum() == 30
+
+
+def test_pool_budget_and_picking_parameters_find_their_row(results):
+    usual = {"pool": "imagenet900", "alpha": 0.3, "prototypes": 10, "ratio": 1.5}
+    retrained = MAK | {"added": "mak", "budget": 10000}
+    finish(results, "linear", [76, 71, 69, 72], usual, retrained)
+    finish(results, "linear", [75, 71, 69, 71], usual, retrained | {"schedule": "updates"})
+    finish(results, "linear", [74, 70, 68, 70], usual | {"alpha": 0.7}, retrained | {"images": "1"})
+    finish(results, "linear", [90, 90, 90, 90], {**usual, "pool": "elsewhere"}, retrained | {"images": "2"})
+    first = lines(tables.compare(results, "mak_table1_linear"), measure="all")
+    ours = lines(first, pool="imagenet900, 10000", row="mak").iloc[0]
+    assert (ours.ours, ours.difference, ours["equal updates"], ours.status) == ("72.0 (n=1)", "-0.7", "71.0 (n=1)", "full")
+    assert lines(first, pool="elsewhere, 10000").paper.tolist() == ["not printed"]
+    third = lines(tables.compare(results, "mak_table3_linear"), measure="all")
+    assert lines(third, row="mak, alpha 0.7", pool="imagenet900, 10000").difference.tolist() == ["-2.7"]
+    assert lines(third, row="mak, alpha 0.5").ours.tolist() == ["not run"]
+
+
+def test_a_balanced_seed_is_no_row_and_the_overhead_control_has_its_own(results):
+    finish(results, "linear", [99, 99, 99, 99], change=MAK | {"subset": "balanced"})
+    finish(results, "linear", [70, 70, 70, 70], {"pool": "imagenet900"},
+           MAK | {"added": "random", "budget": 10000, "schedule": "overhead", "epochs": 1700})
+    assert set(tables.compare(results, "mak_table1_linear").ours) == {"not run"}
+    control = lines(tables.compare(results, "mak_overhead_linear"), measure="all", status="full").iloc[0]
+    assert (control.row, control.difference) == ("random, overhead", "-1.2")
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_every_table_exists_without_runs_and_in_three_formats(results, name, tmp_path):
+    table = tables.compare(results, name)
+    assert len(table) and set(table.status) == {"not run"} and set(table.difference) == {""}
+    tables.write(table, name, tmp_path)
+    first = {suffix: (tmp_path / f"{name}.{suffix}").read_bytes() for suffix in ("csv", "md", "tex")}
+    assert len(pd.read_csv(tmp_path / f"{name}.csv")) == len(table)
+    assert b"\\toprule" in first["tex"] and "±".encode() not in first["tex"] and b"| balance" in first["md"]
+    tables.write(table, name, tmp_path)
+    assert first == {suffix: (tmp_path / f"{name}.{suffix}").read_bytes() for suffix in first}
+
+
+def test_an_unknown_table_and_a_doubled_measurement_are_refused(results):
+    with pytest.raises(KeyError, match="sdclr_linear"):
+        tables.compare(results, "table1")
+    finish(results, "linear", [80, 70, 60, 71])
+    folder = results.folder(FULL)
+    for suffix in ("csv", "json"):
+        (folder / f"scores-again.{suffix}").write_bytes((folder / f"scores-linear.{suffix}").read_bytes())
+    with pytest.raises(ValueError, match="two linear accuracies"):
+        tables.outcomes(results)
+
+
+def test_spread_says_how_many_runs():
+    assert tables.spread([81.0, 81.4], 1) == "81.2 ± 0.2 (n=2)" and tables.spread([5.0]) == "5.0 (n=1)" and tables.spread([]) == "not run"
+
+
+WEIGHTS = {"cifar10": [0.4, 0.3, 0.3], "cifar100": [0.34, 0.33, 0.33], "imagenet100": [0.39, 0.48, 0.13]}
+
+
+def test_reported_numbers_agree_with_each_other():
+    """All is the class-weighted mean of the groups, and no mean of Stds is below the Std of the mean groups: one row's are, in print."""
+    printed = tables.reported()
+    assert len(printed) == 58 and printed.paper.value_counts().to_dict() == {"MAK": 46, "SDCLR": 12}
+    odd = []
+    for _, row in printed[printed.many.notna()].iterrows():
+        half = 0.5 * 10.0 ** -len(row["all"].split(".")[1])                  # rounding of one printed number
+        groups = row[tables.GROUPS].astype(float).to_numpy()
+        assert abs(float(row["all"]) - groups @ WEIGHTS[row.dataset]) <= 2 * half + 1e-9
+        assert float(row.balance) - groups.std() >= -2 * half
+        if abs(float(row["all"]) - groups @ WEIGHTS[row.dataset]) > half and float(row.balance) < groups.std() - half:
+            odd.append((row.table, row.sampling_set, row.added, row.protocol))
+    assert odd == [("Table 1", "imagenet_places_mix", "mak", "linear")]
+
+
+def test_every_printed_row_is_in_exactly_one_table():
+    printed = tables.reported()
+    shown = sum(len(printed.query("paper == @paper and table.str.startswith(@table) and protocol == @protocol"))
+                for paper, table, protocol in tables.TABLES.values())
+    assert shown == len(printed)
