@@ -370,3 +370,14 @@ def test_an_arm_names_method_list_head_and_temperature():
     for arm, message in {"simclr": "no arm 'simclr'", "simclr tail": "no arm 'simclr tail'", "moco long_tail": "no method 'moco'"}.items():
         with pytest.raises(ValueError, match=message):
             train.plan(study, arm, 1, 1, SETTINGS)
+
+
+def divide(number):
+    """A job of another process: it must be importable there."""
+    return 1 / number
+
+
+def test_side_by_side_keeps_the_order_and_raises_the_first_error_instead_of_waiting():
+    assert train.side_by_side(divide, [(2,), (1,), (4,)], 2) == [0.5, 1.0, 0.25]
+    with pytest.raises(ZeroDivisionError):
+        train.side_by_side(divide, [(0,), *[(1,)] * 200], 2)

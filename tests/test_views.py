@@ -264,3 +264,11 @@ def test_images_are_not_changed_by_their_views():
     before = images.clone()
     views.augment(images, torch.arange(4), CIFAR, 1, 0, 0)
     assert torch.equal(images, before)
+
+
+def test_views_stay_float32_inside_the_callers_autocast():
+    images, index = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)
+    outside = views.augment(images, index, views.POLICIES["cifar"], 1, 0, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = views.augment(images, index, views.POLICIES["cifar"], 1, 0, 0)
+    assert torch.equal(inside, outside)

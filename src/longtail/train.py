@@ -195,13 +195,14 @@ def side_by_side(function, jobs, processes, progress=None):
     if processes == 1 or len(jobs) < 2:
         return [function(*job) for job in jobs]
     with futures.ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        waiting = [pool.submit(function, *job) for job in jobs]
-        while futures.wait(waiting, 1, futures.FIRST_EXCEPTION).not_done:
+        waiting, failed = [pool.submit(function, *job) for job in jobs], []
+        while not failed and (state := futures.wait(waiting, 1, futures.FIRST_EXCEPTION)).not_done:
+            failed = [job for job in state.done if job.exception()]
             if progress:
                 progress()
-            if any(job.done() and job.exception() for job in waiting):
-                pool.shutdown(cancel_futures=True)
-        return [job.result() for job in waiting]
+        if failed:
+            pool.shutdown(wait=False, cancel_futures=True)      # jobs under way end, none is begun
+        return [job.result() for job in failed or waiting]
 
 
 def pretrain_all(jobs, results, processes):

@@ -49,8 +49,9 @@ def augment(images, index, policy, seed, epoch, view, rounded=False):
     side = images.shape[-1]
     result = torch.empty(len(index), 3, side, side, device=images.device)
     size = max(1, 2**17 // side**2)         # about what a CPU core's cache holds
-    for part, chunk in zip(result.split(size), index.split(size), strict=True):
-        torch.mul(apply(images[chunk], parameters(chunk, policy, seed, epoch, view, side), policy, rounded), 1 / 255, out=part)
+    with torch.autocast(images.device.type, enabled=False):     # a caller's bfloat16 is for its network, not for pixels
+        for part, chunk in zip(result.split(size), index.split(size), strict=True):
+            torch.mul(apply(images[chunk], parameters(chunk, policy, seed, epoch, view, side), policy, rounded), 1 / 255, out=part)
     return result
 
 
