@@ -100,10 +100,10 @@ def phi_by_views(run, results, study, views, batch, repeats, test_per_class, gro
         for protocol, images in sets.items():
             projections, groups = project(run, results, images, views), [names[label] for label in images.labels]
             cuts = repeats if batch < len(images) else 1        # one batch holds all: nothing to re-draw
-            total, count = 0, 0
+            total, count, generator = 0, 0, torch.Generator().manual_seed(run.seed)
             for second in range(1, views):                      # pairs in this order, so that each M extends the last
                 for first in range(second):
-                    total = total + ecle(projections[[first, second]], run.temperature, batch, cuts)
+                    total = total + ecle(projections[[first, second]], run.temperature, batch, cuts, generator=generator)
                     count += 1
                 for group, value in phi(total / count, groups).items():
                     yield protocol, second + 1, group, value

@@ -85,7 +85,7 @@ def write(path, content):
 def is_remembered(folder, name, settings):
     """Whether the measurement ``name`` was made with these settings."""
     record = folder / f"{name}.json"
-    return record.exists() and json.loads(record.read_text())["settings"] == json.loads(json.dumps(settings))
+    return record.exists() and recorded(record)["settings"] == json.loads(json.dumps({**settings, "recipe": RECIPE}))
 
 
 def remember(folder, name, settings, compute):
@@ -101,16 +101,24 @@ def remember(folder, name, settings, compute):
     record.unlink(missing_ok=True)      # killed between the two writes, there is no record rather than a wrong one
     text = compute().to_csv(index=False)
     write(rows, text)
-    write(record, json.dumps({"settings": settings, "sha256": sha256(text.encode()), **machine(),
+    write(record, json.dumps({"settings": {**settings, "recipe": RECIPE}, "sha256": sha256(text.encode()), **machine(),
                               "seconds": round(time.perf_counter() - began, 2)}, indent=1))
     return read_rows(rows)
+
+
+def recorded(file):
+    """The JSON data of a file; ``ValueError`` naming the file if it is cut."""
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is no whole JSON file ({error}); restore it, or delete it and its CSV or run to make them again") from error
 
 
 def read_rows(path, record=None, key="sha256"):
     """Rows of a CSV file, checked against the digest in their record; the one beside them unless another is named."""
     record = record or path.with_suffix(".json")
     content = path.read_bytes() if path.exists() else b""
-    if sha256(content) != json.loads(record.read_text())[key]:
+    if sha256(content) != recorded(record)[key]:
         raise ValueError(f"{path} is cut, edited or missing: it differs from what {record.name} recorded. "
                          f"Restore it, or delete both files to measure again.")
     return pd.read_csv(io.BytesIO(content))
@@ -179,8 +187,8 @@ class Results:
         unknown = set(match) - set(FIELDS)
         if unknown:
             raise KeyError(f"a run has no field {', '.join(sorted(unknown))}; it has {', '.join(FIELDS)}")
-        found = [Run(**json.loads((done.parent / "run.json").read_text()))
-                 for done in sorted(self.root.glob("runs/*/done.json"))]
+        found = [Run(**recorded(done.parent / "run.json")) for done in sorted(self.root.glob("runs/*/done.json"))]
+        found = [run for run in found if run.recipe == RECIPE]
         wanted = {key: value if isinstance(value, list) else [value] for key, value in match.items()}
         return [run for run in found if all(getattr(run, key) in values for key, values in wanted.items())]
 
