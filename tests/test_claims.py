@@ -12,8 +12,11 @@ from longtail import claims, paths, runs, tables
 DIGITS = runs.Run(dataset="digits", subset="long_tail", split=1, seed=1, method="simclr", head_layers=2, architecture="convnet", size=16,
                   policy="digits", epochs=60, batch_size=128, learning_rate=0.5, weight_decay=1e-4, warmup_epochs=6, temperature=0.2,
                   prune_fraction=0.9, precision="float32", images="00000000")
-CIFAR = {"dataset": "cifar10", "architecture": "resnet18_cifar", "size": 32, "epochs": 2000, "batch_size": 512}
-IMAGENET = {"dataset": "imagenet100", "architecture": "resnet50", "size": 224, "epochs": 1000, "batch_size": 256}
+SEEDS = {"cifar10": 11165, "cifar100": 9754, "imagenet100": 12205}
+CIFAR = {"policy": "cifar", "warmup_epochs": 10, "dataset": "cifar10", "architecture": "resnet18_cifar", "size": 32,
+         "epochs": 2000, "batch_size": 512}
+IMAGENET = {"policy": "imagenet", "warmup_epochs": 10, "dataset": "imagenet100", "architecture": "resnet50", "size": 224,
+            "epochs": 1000, "batch_size": 256}
 SDCLR = {"method": "sdclr", "head_layers": 3}
 
 
@@ -32,7 +35,7 @@ def finish(results, change, **rows):
     runs.write(folder / "run.json", json.dumps(asdict(run)))
     for name, values in rows.items():
         runs.remember(folder, name.replace("_of_", "-"), {}, lambda values=values: pd.DataFrame(values))
-    runs.write(folder / "done.json", json.dumps({"commit": "1234abcd"}))
+    runs.write(folder / "done.json", json.dumps({"commit": "1234abcd", "seed_images": SEEDS.get(run.dataset, 231)}))
 
 
 def accuracies(many, medium, few, protocol="linear"):
@@ -203,3 +206,12 @@ def test_every_claim_says_what_where_and_how():
     for claim in claims.CLAIMS:
         assert claim.claim and claim.where and claim.test in {"above", "below", "same", "number"}
         assert (claim.tolerance > 0) == (claim.test in {"same", "number"}) and (claim.value == 0 or claim.test == "number")
+
+
+def test_readme_tells_the_shipped_verdicts():
+    shipped = pd.read_csv(paths.ROOT / "results/cifar10-lite/tables/claims.csv")
+    readme = (paths.ROOT / "README.md").read_text()
+    for (scope, paper), rows in shipped.groupby(["scope", "paper"]):
+        count = rows.verdict.value_counts()
+        line = f"| {paper}, {scope} | {' | '.join(str(count.get(verdict, 0)) for verdict in ('holds', 'differs', 'not run'))} |"
+        assert line in readme, line

@@ -81,7 +81,7 @@ def run(study, results):
         for _ in range(30):
             encoder(study.seed.images / 255)
     runs.write(results.folder(made) / "run.json", json.dumps(vars(made)))
-    train.finish(made, results.folder(made), encoder, [])
+    train.finish(made, results.folder(made), encoder, [], 1)
     return made
 
 

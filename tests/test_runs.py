@@ -160,7 +160,7 @@ def test_no_rows_still_have_their_columns(results):
 
 
 def test_settings_are_kept_for_later_notebooks(results):
-    with pytest.raises(FileNotFoundError, match=r"data\.json is missing: run the notebook before this one"):
+    with pytest.raises(FileNotFoundError, match=r"data\.json is missing; 01_data writes data"):
         results.kept("data")
     results.keep("data", {"size": 16})
     assert results.kept("data") == {"size": 16}

@@ -168,7 +168,7 @@ def picks(tmp_path, study):
         results.root = tmp_path / place
         run = replace(RUN, images=study.seed.digest)
         runs.write(results.folder(run) / "run.json", json.dumps(asdict(run)))
-        train.finish(run, results.folder(run), train.initialise(run)[0], [{"seconds": 0.0}])
+        train.finish(run, results.folder(run), train.initialise(run)[0], [{"seconds": 0.0}], len(study.seed))
         return sampling.pick(run, results, study, sampler, budget, **HOW | changes)
     return of
 

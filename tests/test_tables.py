@@ -13,7 +13,8 @@ FULL = runs.Run(dataset="cifar10", subset="long_tail", split=1, seed=10, method=
                 architecture="resnet18_cifar", size=32, policy="cifar", epochs=2000, batch_size=512,
                 learning_rate=0.5, weight_decay=1e-4, warmup_epochs=10, temperature=0.2, prune_fraction=0.9, precision="float32",
                 images="00000000")
-MAK = {"dataset": "imagenet100", "architecture": "resnet50", "size": 224, "batch_size": 256, "epochs": 1000}
+SEEDS = {"cifar10": 11165, "cifar100": 9754, "imagenet100": 12205}
+MAK = {"dataset": "imagenet100", "policy": "imagenet", "architecture": "resnet50", "size": 224, "batch_size": 256, "epochs": 1000}
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def finish(results, protocol, accuracies, picked=None, change=None):
     runs.remember(folder, f"scores-{protocol}", {}, lambda: rows)
     if picked:
         runs.remember(folder, "picked", {}, lambda: pd.DataFrame([{"views": 10} | picked]))
-    runs.write(folder / "done.json", json.dumps({"commit": "1234abcd"}))
+    runs.write(folder / "done.json", json.dumps({"commit": "1234abcd", "seed_images": SEEDS.get(run.dataset, 231)}))
 
 
 def lines(table, **match):

@@ -4,7 +4,7 @@ A claim about numbers of a table is judged on the paper's own data at its publis
 judged, apart and marked "own data", on whatever other data a profile has. Nothing printed in a paper ever enters our side.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
@@ -26,8 +26,9 @@ DATA = {"SDCLR": ("cifar10", "cifar100", "imagenet100"), "MAK": ("imagenet100",)
 BOTH = ("linear", "fewshot_finetune")       # MAK's two protocols
 POOLS = {"imagenet900": "related", "imagenet_places_mix": "mixed"}
 BUDGETS = {0: "none", 10_000: "small", 20_000: "large"}
-_PAIR = ["architecture", "size", "policy", "batch_size", "learning_rate", "split", "seed"]      # equal on both sides of a difference
-_COLUMNS = ["rows", "protocol", "sampling_set", "views", "M", "pool", "level", "measure", "value", "run", *runs.FIELDS, *tables.PICKING]
+_PAIR = ["architecture", "size", "policy", "batch_size", "learning_rate", "precision", "split", "seed"]     # equal on both sides
+_COLUMNS = ["rows", "protocol", "sampling_set", "views", "M", "pool", "level", "measure", "value", "run", "seed_images", *runs.FIELDS,
+            *tables.PICKING]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def evidence(results, selection="best_validation"):
 
     Rows is scores, phi, composition, diversity, disagreement or overhead; the last two are written by no notebook yet.
     """
-    done = pd.DataFrame([{**asdict(run), "run": run.name} for run in results.done()], columns=[*runs.FIELDS, "run"])
+    done = tables.finished(results)
     scores = tables.outcomes(results, selection)
     scores = scores.melt([name for name in scores if name not in tables.MEASURES], tables.MEASURES, "measure").assign(rows="scores")
     phi = _extra(results, done, "phi").rename(columns={"group": "measure", "phi": "value"})
@@ -130,8 +131,8 @@ def _sampling():
                            _picked("none"), product(BOTH, ("all",)))
     yield from _versus("mak-vs-none", "MAK makes the features fairer than the seed alone", "MAK abstract, Table 1", _picked("mak"),
                        _picked("none"), product(BOTH, ("few", "balance")))
-    yield from _versus("random-vs-none-same", "Random picks barely change the balance", "MAK 1, Table 1", _picked("random"),
-                       _picked("none"), [("linear", "balance")], test="same", tolerance=0.5)
+    yield from _versus("random-vs-none-same", "Random picks hardly change the balance of linear separability", "MAK 1, Table 1",
+                       _picked("random"), _picked("none"), [("linear", "balance")], test="same", tolerance=0.5)
     for rival in ("random", "k_center"):
         yield from _versus(f"mak-vs-{rival}", f"MAK beats {SAMPLERS[rival]}", "MAK 3.2, Table 1", _picked("mak"), _picked(rival),
                            product(BOTH, ("all", "few", "balance")))
@@ -168,6 +169,8 @@ def _sensitivity():
     for key, values in {"prototypes": (20.0, 50.0), "alpha": (0.5, 0.7), "ratio": (2.0, 2.5)}.items():
         for value, cell in product(values, product(BOTH, ("all", "balance"))):
             changed, stem = _picked("mak", **{key: value}), f"{key}-{value:g}"
+            if stem == "ratio-2" and cell == ("linear", "balance"):
+                continue        # the paper's own difference there is a whole point: a trend, below
             yield from _versus(f"{stem}-same", f"MAK hardly changes with {key} {value:g}", "MAK 3.3, Table 3", changed, _picked("mak"),
                                [cell], test="same", tolerance=1.0)
             if (key, *cell) in trends:
@@ -178,7 +181,7 @@ def _sensitivity():
 
 def _phi():
     """Claims about ECLE: whom φ points at, and how that changes with the number of views M."""
-    where, phi = "MAK 3.4, Figure 2", {"rows": "phi", "protocol": "test", "method": "simclr", "M": "10"}
+    where, phi = "MAK 3.4, Figure 2", {"rows": "phi", "protocol": "test", "method": "simclr", "head_layers": 2, "M": "10"}
     for group, test, word in (("few", "above", "over"), ("many", "below", "under")):
         yield Claim(f"phi-{group}", "MAK", f"{group.capitalize()} is {word}-represented among the hardest images at M = 10", where,
                     phi | {"measure": group}, 1.0, test)

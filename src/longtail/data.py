@@ -81,7 +81,7 @@ def published_lists(folder, dataset, split):
 
 
 def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_class=0, pool_per_class=0, outsiders="",
-          outsider_count=0):
+          outsider_count=0, skip_broken=False):
     """All image sets of one split of a data set, a ``Study``.
 
     ``lists``: folder of published index lists, empty for the same rule applied here. ``labelled_per_class``: labels of the linear
@@ -91,7 +91,7 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
     lists = lists and str(paths.DATA / lists)       # relative ones lie beside the images
     if dataset == "imagenet100":
         return imagenet100(size, Path(lists), labelled_per_class, pool_per_class)
-    source = load(dataset, size, lists)
+    source = load(dataset, size, lists, skip_broken)
     labels, classes = source.images.labels.numpy(), len(source.classes)
     generator = np.random.default_rng(split)
     ranks = np.argsort(generator.permutation(classes))
@@ -107,7 +107,7 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
         raise ValueError(f"a class has {short} images left for the pool, pool_per_class is {pool_per_class}; lower it, or `largest`")
     pool = source.images.subset(np.concatenate([left[:pool_per_class] for left in rest]))
     if outsider_count:
-        pool += outsider_set(outsiders, size, outsider_count)
+        pool += outsider_set(outsiders, size, outsider_count, skip_broken)
     labelled = class_orders(labels, source.labelled, classes, np.random.default_rng(0))
     labelled = np.concatenate([order[:labelled_per_class or None] for order in labelled])
     return Study(*(source.images.subset(index) for index in (long_tail, balanced, few, labelled, source.validation)), source.test,
@@ -139,13 +139,13 @@ def imagenet100(size, lists, labelled_per_class, pool_per_class):
                  tuple(sorted(label_of, key=label_of.get)))
 
 
-def outsider_set(outsiders, size, count):
+def outsider_set(outsiders, size, count, skip_broken):
     """``count`` images that belong to no class of the study; their label is −1."""
     if outsiders == "letters":
         return letters(size, count)
     if not outsiders:
         raise ValueError(f"outsider_count is {count} but outsiders names none; give letters, or a folder or zip of images")
-    found = folder(paths.DATA / outsiders, size)
+    found = folder(paths.DATA / outsiders, size, skip_broken=skip_broken)
     if len(found) < count:
         raise ValueError(f"{outsiders} has {len(found)} images, outsider_count is {count}")
     found = found.subset(np.random.default_rng(0).permutation(len(found))[:count])

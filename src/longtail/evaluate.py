@@ -166,32 +166,33 @@ def class_accuracies(run, results, study, protocol, policy, seed, validation_top
     return found | {"last_epoch": accuracy}
 
 
-def measurement(run, study, protocol, policy, seed, group_rule, validation_top, batch, drop_shift):
+def measurement(run, study, protocol, policy, seed, group_rule, validation_top, batch, drop_shift, stride):
     """The protocol as it will be used and the settings that decide its rows."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
     how = PROTOCOLS[protocol]
     if not how.whole:
-        how = replace(how, batch=batch, drops=tuple(drop + drop_shift for drop in how.drops))
+        how = replace(how, batch=batch, drops=tuple(drop + drop_shift for drop in how.drops), validate_every=stride * how.validate_every)
+    validation_top = 1 if how.whole else validation_top      # top-5 is how ImageNet's frozen protocols choose
     sets = {"labelled": getattr(study, how.labels), "validation": study.validation, "test": study.test}
     return how, {"protocol": asdict(how), "policy": policy, "seed": seed, "group_rule": group_rule, "validation_top": validation_top,
                  "counts": study.counts, "images": {name: images.digest for name, images in sets.items()},
                  "labels": {name: runs.sha256(images.labels.numpy().tobytes())[:16] for name, images in sets.items()}}
 
 
-def evaluate(run, results, study, protocol, policy, seed=1, group_rule="thirds", validation_top=1, batch=128, drop_shift=0):
+def evaluate(run, results, study, protocol, policy, seed=1, group_rule="thirds", validation_top=1, batch=128, drop_shift=0, stride=1):
     """Accuracies of a finished run under one of ``PROTOCOLS``: read from disk when measured before.
 
     Rows: protocol, selection (last_epoch, best_validation), group (many, medium, few, all, and each class), accuracy in percent, images.
-    ``policy`` names the views of the labelled images; ``batch`` and ``drop_shift`` (epochs) adapt the frozen-trunk protocols; groups
-    follow the long-tailed list's counts.
+    ``policy`` names the views of the labelled images; ``batch``, ``drop_shift`` (epochs), ``stride`` (validations) and
+    ``validation_top`` adapt the frozen-trunk protocols; groups follow the long-tailed list's counts.
     """
-    how, settings = measurement(run, study, protocol, policy, seed, group_rule, validation_top, batch, drop_shift)
+    how, settings = measurement(run, study, protocol, policy, seed, group_rule, validation_top, batch, drop_shift, stride)
     groups = np.array(size_groups(study.counts, group_rule))
     sizes = np.bincount(study.test.labels.numpy(), minlength=len(groups))
 
     def rows():
-        measured = class_accuracies(run, results, study, how, views.POLICIES[policy], seed, validation_top)
+        measured = class_accuracies(run, results, study, how, views.POLICIES[policy], seed, settings["validation_top"])
         for selection, accuracy in measured.items():
             means = summary(accuracy, groups)
             for group in [name for name in means if name != "balance"]:
@@ -204,15 +205,17 @@ def evaluate(run, results, study, protocol, policy, seed=1, group_rule="thirds",
 
 
 def evaluate_all(jobs, processes, **settings):
-    """``evaluate`` every (run, results, study, protocol, policy), in several processes where anything is left to measure."""
+    """``evaluate`` every (run, results, study, protocol), ``processes`` at a time."""
     train.side_by_side(functools.partial(evaluate, **settings), jobs, processes)
 
 
 def composition(study, picks, group_rule="thirds"):
     """What samplers took: percent of the picks that are outsiders or of each size group.
 
-    ``picks``: sampler -> rows with column index. Rows: sampler, budget, part, share, picks.
+    ``picks``: sampler -> rows with column index. Rows: sampler, budget, part, share, picks; none when no label of the pool is known.
     """
+    if (study.pool.labels < 0).all():
+        picks = {}
     names, rows = np.array([*size_groups(study.counts, group_rule), "outsider"]), []     # label −1, unknown, finds the last
     for sampler, taken in picks.items():
         parts = names[study.pool.labels.numpy()[taken["index"].to_numpy()]]

@@ -38,6 +38,19 @@ SAMPLER = _look(none=(7, "o"), random=(0, "s"), k_center=(1, "^"), tailness=(8, 
 GROUP = _look(many=(0, "o"), medium=(2, "s"), few=(3, "^"), all=(7, "D"), outsider=(1, "X"))
 
 
+def look(kind, names, style=False):
+    """Keywords for seaborn that give each of ``names`` its fixed look in METHOD, SAMPLER or GROUP, others the colours left over.
+
+    ``names`` is any column; the order is the fixed one. With ``style`` markers come as a mapping, as line plots want them.
+    """
+    order = [name for name in kind["palette"] if name in set(names)] + sorted(set(names) - set(kind["palette"]))
+    spare = zip(sorted(set(names) - set(kind["palette"])), sns.color_palette("colorblind")[4:] * 9, "DvP*<>hd" * 9, strict=False)
+    more = {name: (colour, marker) for name, colour, marker in spare}
+    markers = {name: kind["markers"].get(name) or more[name][1] for name in order}
+    return {"hue_order": order, "palette": {name: kind["palette"].get(name) or more[name][0] for name in order},
+            "markers": markers if style else list(markers.values())}
+
+
 def use_paper_style():
     """Make every later figure look like the others: 8 pt, colour-blind-safe, single column unless told otherwise."""
     warnings.filterwarnings("ignore", "The figure layout has changed to tight")     # seaborn's grids lay themselves out

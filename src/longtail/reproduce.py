@@ -22,8 +22,6 @@ from longtail import paths
 KINDS = {"str": str, "int": int, "float": float, "bool": bool}      # a parameter is one of these or a list of one
 RESERVED = {"about": "str", "hours": "float", "base": "str", "notebooks": "list[str]"}      # keys of a profile that are no parameters
 RECORDED = {".csv", ".json", ".md", ".tex", ".pdf", ".png"}         # files that decide whether a notebook is fresh
-PAGE = """{% extends 'lab/index.html.j2' %}{% block html_head_js %}{% endblock %}
-{% block html_head_js_mathjax %}{% endblock %}{% block html_head_js_mermaidjs %}{% endblock %}"""     # no script from elsewhere
 
 
 class Refused(Exception):
@@ -120,9 +118,18 @@ def select(words, notebooks):
     return [notebook for notebook in notebooks if not numbers or notebook.number in numbers]
 
 
-def narrows(old, new):
-    """Whether a changed value only leaves out some of a list."""
-    return old == new or (isinstance(old, list) and bool(new) and all(item in old for item in new))
+def narrows(old, changes):
+    """Whether changed values only leave out some of a list, and splits and seeds still go together as they did."""
+    if not all(value == old[name] or (isinstance(value, list) and value and all(item in old[name] for item in value))
+               for name, value in changes.items()):
+        return False
+    if not changes.keys() & {"splits", "seeds"} or not old.keys() >= {"splits", "seeds"}:
+        return True
+    from longtail.runs import pairs
+    try:
+        return set(pairs({**old, **changes}["splits"], {**old, **changes}["seeds"])) <= set(pairs(old["splits"], old["seeds"]))
+    except ValueError as error:
+        raise Refused(str(error)) from None
 
 
 def make_plan(words, overrides, folder):
@@ -138,7 +145,7 @@ def make_plan(words, overrides, folder):
     selected = select([word for word in words if word.isdigit()] or about.get("notebooks", []), notebooks)
     refuse_unknown(overrides, selected, "-p")
     changed = [(notebook, checked(notebook.kinds, overrides)) for notebook in selected]
-    if not all(narrows({**book.defaults, **usual[book.name]}[name], value) for book, values in changed for name, value in values.items()):
+    if not all(narrows({**book.defaults, **usual[book.name]}, values) for book, values in changed):
         profile += "-custom"
     jobs = [(book, {**usual[book.name], **values, "profile": profile}) for book, values in changed]
     everything = [(book, usual[book.name]) for book in notebooks]
@@ -168,9 +175,17 @@ def state(profile):
     return digest.hexdigest()
 
 
+def images(values):
+    """Size and time of every file under the data folder that a parameter names, alone or in a folder."""
+    named = [paths.DATA / value for value in values.values() if isinstance(value, str) and value]
+    files = {file for path in named for file in (path, *path.rglob("*")) if file.is_file()}
+    return sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
 def stamp(notebook, values, now):
-    """Digest of all that decides a notebook's output: parameters, notebook, sources and the state of the results."""
-    digest = hashlib.sha256(json.dumps([values, now], sort_keys=True).encode() + notebook.path.read_bytes())
+    """Digest of all that decides a notebook's output: parameters, notebook, sources, images and the state of the results."""
+    known = [values, now, images({**notebook.defaults, **values})]
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode() + notebook.path.read_bytes())
     for path in sorted(Path(__file__).parent.glob("*.*")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -180,7 +195,8 @@ def execute(notebook, values, executed):
     """Run one notebook; ``executed`` appears only if every cell succeeded, whatever the output file itself says."""
     import nbformat
     import papermill
-    from nbconvert import HTMLExporter
+
+    from longtail import pages
     for old in (executed, executed.with_suffix(".html")):
         old.unlink(missing_ok=True)
     attempt = executed.with_suffix(".failed.ipynb")
@@ -190,8 +206,7 @@ def execute(notebook, values, executed):
     done = nbformat.read(attempt, as_version=4)
     del done.metadata["papermill"]          # holds this machine's folders
     nbformat.write(done, attempt)
-    done.metadata["title"] = notebook.title
-    executed.with_suffix(".html").write_text(HTMLExporter(raw_template=PAGE).from_notebook_node(done)[0], encoding="utf-8")
+    pages.write_page(done, notebook.title, executed.with_suffix(".html"))
     attempt.replace(executed)
 
 
@@ -261,25 +276,8 @@ def run_notebooks(plan):
             known[notebook.name]["stamp"] = stamp(notebook, values, now)
         record.with_suffix(".part").write_text(json.dumps(known, indent=1, sort_keys=True))
         record.with_suffix(".part").replace(record)
+        from longtail.pages import write_index
         print(write_index(plan, known), flush=True)
-
-
-def write_index(plan, known):
-    """The page that leads to every notebook, table and figure of the profile; returns its path for the terminal."""
-    import jinja2
-    rows, tables = [], {}
-    for notebook, _ in plan.usual:
-        links = {status: f"{notebook.name}{ending}" for status, ending in [("failed", ".failed.ipynb"), ("executed", ".html")]
-                 if (plan.folder / f"{notebook.name}{ending}").exists()}
-        status = next(iter(links), "not run")
-        rows.append({"notebook": notebook, "status": status, "link": links.get(status), **known.get(notebook.name, {})})
-    for path in sorted((plan.folder.parent / "tables").glob("*")):
-        tables.setdefault(path.stem, []).append(os.path.relpath(path, plan.folder))
-    figures = [os.path.relpath(path, plan.folder) for path in sorted((paths.FIGURES / plan.profile).glob("*.png"))]
-    page = jinja2.Template(Path(__file__).with_name("index.html").read_text(encoding="utf-8"), autoescape=True)
-    text = page.render(profile=plan.profile, about=plan.about, rows=rows, tables=tables, figures=figures)
-    (plan.folder / "index.html").write_text(text, encoding="utf-8")
-    return os.path.relpath(plan.folder / "index.html")
 
 
 def wanted(values, replicates):

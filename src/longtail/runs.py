@@ -111,7 +111,7 @@ def recorded(file):
     try:
         return json.loads(file.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is no whole JSON file ({error}); restore it, or delete it and its CSV or run to make them again") from error
+        raise ValueError(f"{file} is no whole JSON file ({error}); restore it, or delete it and what it describes") from error
 
 
 def read_rows(path, record=None, key="sha256"):
@@ -171,7 +171,7 @@ class Results:
         """What ``keep`` noted."""
         file = self.root / f"{name}.json"
         if not file.exists():
-            raise FileNotFoundError(f"{file} is missing: run the notebook before this one first (01_data writes data.json)")
+            raise FileNotFoundError(f"{file} is missing; 01_data writes data, 02_pretrain plan, 05_sampling picking: run that first")
         return json.loads(file.read_text())
 
     def folder(self, run):
@@ -191,6 +191,14 @@ class Results:
         found = [run for run in found if run.recipe == RECIPE]
         wanted = {key: value if isinstance(value, list) else [value] for key, value in match.items()}
         return [run for run in found if all(getattr(run, key) in values for key, values in wanted.items())]
+
+    def planned(self, **match):
+        """Finished runs of the plan that notebook 02 noted; an error when there is none."""
+        names = self.kept("plan")
+        found = [run for run in self.done(**match) if run.name in names]
+        if not found:
+            raise FileNotFoundError(f"no run of the plan in {self.root / 'runs'} is done with {match or 'anything'}: run 02_pretrain first")
+        return found
 
     def read(self, name, **match):
         """Rows of the measurement ``name`` (may hold ``*``) of all matching finished runs, with the runs' keys in front."""

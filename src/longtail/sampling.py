@@ -226,6 +226,7 @@ def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, 
 
     Rows in pick order: sampler, rank, index (into the pool), name, ecle, distance, score.
     """
+    _check_budget(budget, len(study.pool))
     scored = score_pool(run, results, study, views, batch, repeats, prototypes)
     settings = {"sampler": sampler, "budget": budget, "alpha": alpha, "ratio": ratio, "prototypes": prototypes, "views": views,
                 "batch": batch, "repeats": repeats, "pool": study.pool.digest, "seed": study.seed.digest}

@@ -60,7 +60,7 @@ def class_orders(labels, positions, classes, generator):
 
 
 @functools.lru_cache(maxsize=2)
-def load(dataset, size, lists=""):
+def load(dataset, size, lists="", skip_broken=False):
     """The data set of that name, or the labelled class folders at that path, as a ``Source`` of ``size``-pixel squares.
 
     The last two are kept in memory: each split of a study asks again.
@@ -70,11 +70,11 @@ def load(dataset, size, lists=""):
     if dataset in ("cifar10", "cifar100"):
         return cifar(dataset, size, lists)
     if (paths.DATA / dataset).exists():
-        images = folder(paths.DATA / dataset, size)
+        images = folder(paths.DATA / dataset, size, skip_broken=skip_broken)
         if int(images.labels.min()) == UNKNOWN:
             raise ValueError(f"{dataset} is flat: evaluation needs a folder for each class")
         smallest = int(torch.bincount(images.labels).min())
-        return hold_out(images, tuple(class_names(images.names)), test=smallest // 4, validation=smallest // 10)
+        return hold_out(images, tuple(class_names(images.names)), test=smallest // 4, validation=max(1, smallest // 10))
     raise ValueError(f"no data set {dataset!r}: there are digits, cifar10, cifar100, and any folder or zip of class folders by its path "
                      f"(looked for {paths.DATA / dataset}; LONGTAIL_DATA says where data lie)")
 
@@ -136,7 +136,8 @@ def letters(size, count):
 def cifar(dataset, size, lists):
     """CIFAR-10 or -100: torchvision's own files if they are under the data folder, else the JPEG copy, else a download."""
     archive = paths.DATA / f"{dataset}-jpeg.zip"
-    if archive.exists() and not any((paths.DATA / name).exists() for name in ("cifar-10-batches-py", "cifar-100-python")):
+    own = paths.DATA / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[dataset]
+    if archive.exists() and not own.exists():
         train, test = folder(archive, size, "train/"), folder(archive, size, "test/")
         classes = tuple(class_names(train.names))
         if lists:
@@ -209,7 +210,7 @@ def folder(path, size, prefix="", skip_broken=False):
     A label is the first folder below ``prefix`` (sorted), −1 for all when images lie flat. A file that is no readable image is an
     error naming it; ``skip_broken`` leaves such files out and prints their names instead.
     """
-    files = files_of(Path(path), prefix)
+    files, folders = files_of(Path(path), prefix)
     pictures, names, broken = [], [], []
     for name, read in files:
         try:
@@ -228,7 +229,7 @@ def folder(path, size, prefix="", skip_broken=False):
     if not names:
         raise ValueError(f"{path} has no readable images{' under ' + prefix if prefix else ''}")
     known = class_names(names)
-    without = sorted(child.name for child in (Path(path) / prefix).glob("*/") if child.name not in known and not hidden(child.name))
+    without = sorted(folders - set(known))
     if known and without:
         raise ValueError(f"{path}: class {without[0]} has no images; fill its folder or remove it")
     labels = [known.index(name.split("/")[0]) if known else UNKNOWN for name in names]
@@ -254,10 +255,11 @@ def class_names(names):
 
 
 def files_of(path, prefix):
-    """(name below ``prefix``, what reads its bytes) of every file of a folder or zip, sorted; hidden ones are passed over."""
+    """Sorted files of a folder or zip (name below ``prefix``, what reads its bytes), and its first folders; hidden ones left out."""
     if path.is_dir():
         found = ((file.relative_to(path / prefix).as_posix(), file) for file in sorted((path / prefix).rglob("*")) if file.is_file())
-        return [(name, file.read_bytes) for name, file in found if not hidden(name)]
+        folders = {child.name for child in (path / prefix).glob("*/") if not hidden(child.name)}
+        return [(name, file.read_bytes) for name, file in found if not hidden(name)], folders
     try:
         archive = zipfile.ZipFile(require(path, "give a folder or a zip of images"))
     except zipfile.BadZipFile as error:
@@ -265,8 +267,9 @@ def files_of(path, prefix):
     shown = sorted(name for name in archive.namelist() if not hidden(name))
     tops = {name.split("/")[0] for name in shown}
     top = f"{tops.pop()}/" if len(tops) == 1 else ""        # archives commonly hold one folder that holds everything
-    found = [name for name in shown if name.startswith(top + prefix) and not name.endswith("/")]
-    return [(name.removeprefix(top + prefix), functools.partial(archive.read, name)) for name in found]
+    below = [(name.removeprefix(top + prefix), name) for name in shown if name.startswith(top + prefix)]
+    folders = {name.split("/")[0] for name, _ in below if "/" in name}
+    return [(name, functools.partial(archive.read, full)) for name, full in below if name and not name.endswith("/")], folders
 
 
 def hidden(name):

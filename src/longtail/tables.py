@@ -15,8 +15,9 @@ OVERHEAD = 700      # epochs that the extractor and ECLE cost; the control train
 
 # What "at the published settings" means, from both repositories' commands; precision is free.
 _CIFAR = {"architecture": "resnet18_cifar", "size": 32, "epochs": 2000, "batch_size": 512, "learning_rate": 0.5, "weight_decay": 1e-4,
-          "temperature": 0.2}
-_IMAGENET = _CIFAR | {"architecture": "resnet50", "size": 224, "epochs": 500, "batch_size": 256}
+          "temperature": 0.2, "policy": "cifar", "warmup_epochs": 10}
+_IMAGENET = _CIFAR | {"architecture": "resnet50", "size": 224, "epochs": 500, "batch_size": 256, "policy": "imagenet"}
+_SEEDS = {"cifar10": 11_165, "cifar100": 9_754, "imagenet100": 12_205}      # images of the published long-tailed lists
 PUBLISHED = {
     ("SDCLR", "cifar10", "simclr"): _CIFAR, ("SDCLR", "cifar10", "sdclr"): _CIFAR | {"prune_fraction": 0.9},
     ("SDCLR", "cifar100", "simclr"): _CIFAR, ("SDCLR", "cifar100", "sdclr"): _CIFAR | {"prune_fraction": 0.9},
@@ -48,9 +49,16 @@ def reported():
     return rows.fillna(dict.fromkeys(PICKING, "0")).astype(numbers)
 
 
+def finished(results):
+    """One row per finished run: its fields, its name, and how many seed images it had."""
+    ended = {run: runs.recorded(results.folder(run) / "done.json") for run in results.done()}
+    return pd.DataFrame([{**asdict(run), "run": run.name, "seed_images": end["seed_images"]} for run, end in ended.items()],
+                        columns=[*runs.FIELDS, "run", "seed_images"])
+
+
 def outcomes(results, selection="best_validation"):
     """One row per finished run and protocol: the run's fields, how its images were picked, and MEASURES in percent."""
-    done = pd.DataFrame([{**asdict(run), "run": run.name} for run in results.done()], columns=[*runs.FIELDS, "run"])
+    done = finished(results)
     scores = results.scores()
     scores = scores[scores.selection == selection]
     repeated = scores[scores.duplicated(["run", "protocol", "group"])]
@@ -78,7 +86,7 @@ def published(frame, paper):
     full = pd.Series(False, index=frame.index)
     for (who, dataset, method), settings in PUBLISHED.items():
         if who == paper:
-            wanted = pd.Series({"dataset": dataset, "method": method, "subset": "long_tail", **settings})
+            wanted = pd.Series({"dataset": dataset, "method": method, "subset": "long_tail", "seed_images": _SEEDS[dataset], **settings})
             full |= (frame[wanted.index] == wanted).all(axis=1)
     return full
 
@@ -126,7 +134,8 @@ def _candidates(ours, printed, protocol, sensitivity):
 def _own_rows(ours, order):
     """Groups of runs that make one row of their own, in the paper's order of (method, added)."""
     ours = ours.assign(order=[order.index(pair) for pair in zip(ours.method, ours.added, strict=True)])
-    keys = ["dataset", "architecture", "epochs", "budget", "sampling_set", "order", *SETTING]
+    keys = ["dataset", "architecture", "epochs", "temperature", "prune_fraction", "precision", "seed_images", "budget", "sampling_set",
+            "order", *SETTING]
     return [group for _, group in ours.groupby(list(dict.fromkeys(keys)), dropna=False)]
 
 

@@ -67,14 +67,14 @@ def initialise(run):
     return encoder, method, optimizer
 
 
-def pretrain(run, images, results, progress=True, checkpoint_seconds=20):
+def pretrain(run, images, results, progress=True, wait=True, checkpoint_seconds=20):
     """Pre-train a run on an image set; returns at once when it is done, and goes on where an earlier process stopped.
 
     Writes ``log.csv`` by epoch, ``encoder.pt`` and at last ``done.json`` into the run's folder. Raises ``FloatingPointError`` when
-    a loss is not finite and ``ValueError`` for a damaged checkpoint.
+    a loss is not finite and ``ValueError`` for a damaged checkpoint. A run that another process holds is waited for, or left to it.
     """
-    with runs.claim(results.folder(run), wait=True):
-        if not results.is_done(run):
+    with runs.claim(results.folder(run), wait) as held:
+        if held and not results.is_done(run):
             train(run, images, results.folder(run), progress, checkpoint_seconds)
 
 
@@ -102,7 +102,7 @@ def train(run, images, folder, progress, checkpoint_seconds):
         if time.perf_counter() - saved > checkpoint_seconds and epoch + 1 < epochs:
             save(folder / "last.pt", {"encoder": encoder.state_dict(), "optimizer": optimizer.state_dict(), "log": log})
             saved = time.perf_counter()
-    finish(run, folder, encoder, log)
+    finish(run, folder, encoder, log, len(images))
 
 
 def log_csv(log):
@@ -162,13 +162,14 @@ def restore(path, encoder, optimizer, run):
     return state["log"]
 
 
-def finish(run, folder, encoder, log):
+def finish(run, folder, encoder, log, images):
     """Write the encoder and, last of all, ``done.json``."""
     save(folder / "encoder.pt", encoder.state_dict())
     memory = (torch.cuda.max_memory_allocated() if torch.cuda.is_available()
               else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     runs.write(folder / "done.json", json.dumps({
-        "seconds": round(sum(row["seconds"] for row in log), 1), "peak_memory_mib": round(memory / 2**20), **runs.machine(),
+        "seconds": round(sum(row["seconds"] for row in log), 1), "peak_memory_mib": round(memory / 2**20),
+        "seed_images": images - run.budget, **runs.machine(),
         "encoder_sha256": runs.sha256((folder / "encoder.pt").read_bytes()),
         "log_sha256": runs.sha256(log_csv(log).encode())}, indent=1))
     (folder / "last.pt").unlink(missing_ok=True)
@@ -207,7 +208,7 @@ def side_by_side(function, jobs, processes, progress=None):
 
 def pretrain_all(jobs, results, processes):
     """Pre-train all ``(run, images)`` that are not done; several processes started on the same list share it."""
-    missing = [(run, images, results, processes == 1) for run, images in jobs if not results.is_done(run)]
+    missing = [(run, images, results, processes == 1, False) for run, images in jobs if not results.is_done(run)]
     logs = [results.folder(run) / "log.csv" for run, *_ in missing]
     with tqdm(total=sum(run.epochs for run, *_ in missing), desc=f"{len(missing)} runs, epochs", mininterval=2,
               disable=processes == 1 or not missing) as bar:
@@ -215,4 +216,6 @@ def pretrain_all(jobs, results, processes):
             bar.n = sum(log.read_text().count("\n") - 1 for log in logs if log.exists())
             bar.refresh()
         side_by_side(pretrain, missing, processes, count)
+        for run, images, *_ in missing:         # what another process held is its to finish, or ours if it died
+            pretrain(run, images, results, progress=False)
         count()
