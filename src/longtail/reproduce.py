@@ -36,7 +36,7 @@ class Notebook:
         self.cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         title, _, below = source(self.cells[0]).strip().partition("\n")
         question, mark, _ = below.partition("?")
-        self.title, self.question = title.lstrip("# "), " ".join(question.split()).strip("*_ ") + mark if mark else ""
+        self.title, self.question = title.lstrip("# 0123456789"), " ".join(question.split()).strip("*_ ") + mark if mark else ""
         text = "\n".join(source(cell) for cell in self.cells if is_parameters(cell))
         parameters = [node for node in ast.parse(text).body if isinstance(node, ast.AnnAssign)]
         self.kinds = {node.target.id: ast.unparse(node.annotation) for node in parameters}
