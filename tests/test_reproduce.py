@@ -173,17 +173,18 @@ def test_refused_in_one_line_and_nothing_written(book, capsys, tmp_path, monkeyp
 
 
 def test_dry_run_counts_runs_and_hours(book, capsys):
-    folder = book("01_trains", parameters=PARAMETERS + '\nmethods: list[str] = ["simclr"]  # which\nepochs: int = 5  # of each')
+    folder = book("01_trains", parameters=PARAMETERS + '\narms: list[str] = ["simclr long_tail"]  # which\nepochs: int = 5  # of each')
     (folder / "profiles.yaml").write_text("long: {hours: 3, seeds: [1, 2, 3]}")
     assert main(["long", "--dry-run"], folder) == 0
     printed = capsys.readouterr().out
-    assert "runs done 0, missing 3" in printed and "seeds=[1, 2, 3]" in printed and "3 hours in all, as stated by the profile" in printed
+    assert "runs done 0, missing 3" in printed and "seeds=[1, 2, 3]" in printed and "3 hours in all, as stated" in printed
     assert not (folder.parent / "results").exists()
-    finish(runs.Run(**{**dict.fromkeys(runs.FIELDS, 0), "method": "simclr", "seed": 2, "epochs": 5}), seconds=1800)
-    finish(runs.Run(**{**dict.fromkeys(runs.FIELDS, 0), "method": "simclr", "seed": 3, "epochs": 6}), seconds=1800)
+    some = dict.fromkeys(runs.FIELDS, 0) | {"method": "simclr", "subset": "long_tail", "added": "none", "split": 1, "recipe": runs.RECIPE}
+    finish(runs.Run(**some | {"seed": 2, "epochs": 5}), seconds=1800)
+    finish(runs.Run(**some | {"seed": 3, "epochs": 6}), seconds=1800)
     assert main(["long", "--dry-run"], folder) == 0
     printed = capsys.readouterr().out
-    assert "runs done 1, missing 2" in printed and "2 runs missing: 1 hours, as 2 finished runs took" in printed
+    assert "runs done 1, missing 2" in printed and "2 runs missing: 1 hours of one process, as 2 took" in printed
 
 
 def finish(run, seconds):

@@ -295,7 +295,7 @@ def dry_run(plan):
     results, missing = runs.Results(plan.profile), 0
     known = {name: value for book, values in plan.usual + plan.jobs for name, value in {**book.defaults, **values}.items()}
     for notebook, values in plan.jobs:
-        runs_of = wanted({**notebook.defaults, **values}, runs.pairs(known["splits"], known["seeds"]))
+        runs_of = wanted({**notebook.defaults, **values}, runs.pairs(known.get("splits", [1]), known.get("seeds", [1])))
         done = sum(bool(results.done(**run)) for run in runs_of)
         missing += len(runs_of) - done
         print(f"{notebook.name:<16} runs done {done}, missing {len(runs_of) - done}  ",
