@@ -1,9 +1,13 @@
 """Shared by the tests: one run of the whole demo, and throw-away notebooks."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")       # before torch is imported: numbers repeat only for one count of threads
@@ -27,11 +31,24 @@ def reproduce(*arguments, output, **environment):
     return SimpleNamespace(status=done.returncode, out=done.stdout, err=done.stderr, seconds=time.perf_counter() - began)
 
 
+def pytest_collection_modifyitems(items):
+    """The tests of the whole demo come late, so that others run while it does; those of speed last, when nothing else runs."""
+    items.sort(key=lambda item: 2 if item.path.name == "test_speed.py" else int("demo" in item.fixturenames))
+
+
+def pytest_collection_finish(session):
+    """Start the demo, which takes minutes, when a selected test asks for it."""
+    if any("demo" in item.fixturenames for item in session.items) and not session.config.option.collectonly:
+        root = Path(tempfile.mkdtemp())
+        session.config.demo = root, ThreadPoolExecutor(1).submit(reproduce, output=root)
+
+
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory):
+def demo(request):
     """The demo, run once for all tests: ``root`` with results/ and figures/, and how the command ended."""
-    root = tmp_path_factory.mktemp("demo")
-    return SimpleNamespace(root=root, first=reproduce(output=root), results=root / "results/demo", figures=root / "figures/demo")
+    root, first = request.config.demo
+    yield SimpleNamespace(root=root, first=first.result(), results=root / "results/demo", figures=root / "figures/demo")
+    shutil.rmtree(root)
 
 
 @pytest.fixture
