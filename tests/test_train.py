@@ -11,30 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from toy import IMAGES, RUN, image_set, planned
 
 from longtail import evaluate, losses, methods, models, paths, runs, sources, train
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "lr_schedules.json").read_text())
-RUN = runs.Run(dataset="toy", subset="long_tail", split=1, seed=1, method="simclr", head_layers=2, architecture="convnet", size=16,
-               policy="digits", epochs=4, batch_size=8, learning_rate=0.1, weight_decay=1e-4, warmup_epochs=1, temperature=0.2,
-               prune_fraction=0.5, precision="float32", images="")
-
 SETTINGS = {key: value for key, value in vars(RUN).items() if key not in ("method", "subset", "split", "seed", "images", "head_layers")}
-
-
-def image_set(count, side=16, seed=0):
-    """Random smooth pictures with labels."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randint(0, 256, (count, 3, 4, 4), generator=generator).float()
-    images = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear").byte()
-    return sources.ImageSet(images, torch.arange(count) % 3, tuple(f"toy/{k:03d}" for k in range(count)))
-
-
-IMAGES = image_set(20)          # three batches an epoch: 8, 8, 4
-
-
-def planned(images=IMAGES, **changes):
-    return replace(RUN, images=images.digest, **changes)
 
 
 @pytest.fixture

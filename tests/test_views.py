@@ -243,6 +243,17 @@ def test_a_view_does_not_depend_on_its_batch(name, side):
     assert torch.equal(views.augment(images, some[1:2], policy, 1, 2, 0), together[:1])
 
 
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("name", views.POLICIES)
+def test_fixed_shapes_make_the_same_views(name, rounded, monkeypatch):
+    """What a compiler and a GPU compute, where no shape may depend on a value."""
+    images, index, policy = photographs(100, SIDE), torch.arange(100), views.POLICIES[name]
+    picked = views.augment(images, index, policy, 1, 2, 0, rounded)
+    monkeypatch.setattr(views, "traced", lambda x: True)
+    fixed = views.augment(images, index, policy, 1, torch.tensor(2), 0, rounded)
+    assert (picked - fixed).abs().max() <= 1e-6
+
+
 def test_views_differ_by_seed_epoch_view_and_image():
     images = photographs(1, SIDE).expand(8, -1, -1, -1).contiguous()
     draws = [views.augment(images, torch.arange(8), CIFAR, *key) for key in [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)]]

@@ -2,7 +2,7 @@
 
 import torch
 
-from longtail import losses
+from longtail import losses, processes
 
 
 class SimCLR:
@@ -26,11 +26,15 @@ class SimCLR:
         return losses.nt_xent(first, second, self.run.temperature)
 
     def backward(self, encoder, first, second, index):
-        """Gradients of one step into the encoder; returns the per-image losses (n,)."""
+        """Gradients of one step into the encoder; returns the per-image losses (n,).
+
+        ``first`` and ``second`` are this process's views, ``index`` (n,) is the batch of all processes, which contrast as one.
+        """
         with torch.autocast(first.device.type, torch.bfloat16, enabled=self.run.precision == "bfloat16"):
             projections = self.project(encoder, first, second)
-        loss = self.objective(*projections, index)
+        loss = self.objective(*(processes.gather(rows, len(index)) for rows in projections), index)
         loss.mean().backward()
+        processes.add_gradients(encoder)
         return loss.detach()
 
 

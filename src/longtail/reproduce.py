@@ -4,6 +4,7 @@ import argparse
 import ast
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -241,14 +242,14 @@ def attempt(notebook, profile, work):
         print(f"{notebook.name} failed: {explain(error)}", file=sys.stderr)
         return None
     entry = {"seconds": round(time.perf_counter() - began, 1), "reused": before, "made": finished(profile) - before}
-    if os.environ.get("RANK", "0") == "0":      # one voice under torchrun
-        print(f"{notebook.name:<16} {entry['seconds']:7.1f} s   runs reused {before}, made {entry['made']}", flush=True)
+    print(f"{notebook.name:<16} {entry['seconds']:7.1f} s   runs reused {before}, made {entry['made']}", flush=True)
     return entry
 
 
 def run_plain(plan):
-    """Run the selected notebooks without Jupyter; the first failure ends it."""
-    return 0 if all(attempt(notebook, plan.profile, partial(execute_plain, notebook, values)) for notebook, values in plan.jobs) else 1
+    """Run the selected notebooks without Jupyter; the first failure ends it. Under torchrun only the first process speaks."""
+    with contextlib.redirect_stdout(sys.stdout if os.environ.get("RANK", "0") == "0" else io.StringIO()):
+        return 0 if all(attempt(notebook, plan.profile, partial(execute_plain, notebook, values)) for notebook, values in plan.jobs) else 1
 
 
 def run_notebooks(plan):

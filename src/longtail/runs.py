@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 import pandas as pd
 import torch
 
-from longtail import paths
+from longtail import paths, processes
 
 RECIPE = 1      # raised by hand when a change of the code alters the numbers of a run
 
@@ -75,11 +75,13 @@ def sha256(content):
 
 
 def write(path, content):
-    """Write bytes or text so that the file is either absent, old or whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(part, path)
+    """Write bytes or text so that the file is either absent, old or whole; of several processes the first writes, the others wait."""
+    if processes.world()[0] == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(part, path)
+    processes.agreed(None)
 
 
 def is_remembered(folder, name, settings):
@@ -128,16 +130,17 @@ def read_rows(path, record=None, key="sha256"):
 def claim(folder, wait):
     """Hold a run for this process; yields False at once if another process holds it and ``wait`` is false.
 
-    An advisory lock, so that a killed process leaves nothing stale behind.
+    An advisory lock, so that a killed process leaves nothing stale behind. Of several processes the first holds it for all.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "claim", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        held = True
+        if processes.world()[0] == 0:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                held = False
+        yield processes.agreed(held)
 
 
 def device():
@@ -152,7 +155,7 @@ def machine():
     dirty = subprocess.run([*git, "status", "--porcelain", "src"], capture_output=True, text=True).stdout.strip()
     return {"commit": commit + ("+changes" if dirty else ""), "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "threads": torch.get_num_threads()}
+            "threads": torch.get_num_threads(), "processes": processes.world()[1]}
 
 
 class Results:

@@ -1,7 +1,10 @@
 """The one loop: pre-train a run, with checkpoints and resume; several runs side by side."""
 
+import copy
+import io
 import json
 import math
+import os
 import resource
 import time
 from concurrent import futures
@@ -13,7 +16,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from longtail import methods, models, runs, views
+from longtail import methods, models, processes, runs, views
 
 MOMENTUM, FINAL_RATE = 0.9, 1e-6        # SDCLR and MAK, all data sets (spec 2.4)
 
@@ -88,18 +91,19 @@ def train(run, images, folder, progress, checkpoint_seconds):
     epochs = math.ceil(total / a_epoch)
     runs.write(folder / "run.json", json.dumps(asdict(run), indent=1))
     log = restore(folder / "last.pt", encoder, optimizer, run)
-    saved = time.perf_counter()
-    for epoch in tqdm(range(len(log), epochs), run.name, epochs, initial=len(log), mininterval=2, disable=not progress, leave=False):
+    step, saved = Step(run, encoder, method, optimizer, pixels), time.perf_counter()
+    hidden = not progress or processes.world()[0] > 0
+    for epoch in tqdm(range(len(log), epochs), run.name, epochs, initial=len(log), mininterval=2, disable=hidden, leave=False):
         began = time.perf_counter()
         method.before_epoch(encoder, epoch)
         rates = [warmup_cosine(step, total, warmup, run.learning_rate, FINAL_RATE)
                  for step in range(epoch * a_epoch + 1, min((epoch + 1) * a_epoch, total) + 1)]
-        losses = train_epoch(encoder, method, optimizer, pixels, run, epoch, rates)
+        losses = train_epoch(step, epoch, rates)
         check_finite(losses, epoch * a_epoch, run)
         log.append({"epoch": epoch + 1, "step": epoch * a_epoch + len(rates), "loss": losses.mean().item(),
                     "learning_rate": rates[-1], "seconds": round(time.perf_counter() - began, 3)})
         runs.write(folder / "log.csv", log_csv(log))
-        if time.perf_counter() - saved > checkpoint_seconds and epoch + 1 < epochs:
+        if processes.agreed(time.perf_counter() - saved > checkpoint_seconds) and epoch + 1 < epochs:
             save(folder / "last.pt", {"encoder": encoder.state_dict(), "optimizer": optimizer.state_dict(), "log": log})
             saved = time.perf_counter()
     finish(run, folder, encoder, log, len(images))
@@ -110,20 +114,77 @@ def log_csv(log):
     return pd.DataFrame(log).to_csv(index=False)
 
 
-def train_epoch(encoder, method, optimizer, pixels, run, epoch, rates):
+class Step:
+    """One update of the encoder.
+
+    A GPU spends more time on waiting for orders than on a small network's work, so there every size of a batch is recorded once, as
+    a CUDA graph, and replayed; with several processes the same lines run one by one. LONGTAIL_EAGER=1 turns off compiler and graphs.
+    """
+
+    def __init__(self, run, encoder, method, optimizer, pixels):
+        self.run, self.encoder, self.method, self.optimizer, self.pixels = run, encoder, method, optimizer, pixels
+        self.policy = views.POLICIES[run.policy]
+        self.epoch = torch.zeros((), dtype=torch.int64, device=pixels.device)
+        self.compiles = pixels.is_cuda and not os.environ.get("LONGTAIL_EAGER")
+        self.replays = self.compiles and processes.world()[1] == 1
+        self.recorded = {}      # images -> (graph, the index it reads, the loss it writes)
+        self.set_rate(torch.zeros((), device=pixels.device) if self.replays else run.learning_rate)
+
+    def __call__(self, index, rate):
+        """Update by the images ``index`` (n,) at a rate; gives the mean loss, on the device."""
+        if not self.replays:
+            self.set_rate(rate)
+            return self.update(index)
+        if len(index) not in self.recorded:
+            self.recorded[len(index)] = self.record(index)
+        graph, read, loss = self.recorded[len(index)]
+        read.copy_(index)
+        self.rate.fill_(rate)
+        graph.replay()
+        return loss.clone()
+
+    def set_rate(self, rate):
+        """The rate of the next update: a number, or a tensor on the device that a graph reads."""
+        self.rate = rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def update(self, index):
+        """The update itself; nothing here depends on a value that the host would have to read."""
+        mine = processes.share(index)
+        first, second = (views.augment(self.pixels, mine, self.policy, self.run.seed, self.epoch, view, fused=self.compiles)
+                         .to(memory_format=torch.channels_last) for view in (0, 1))
+        loss = self.method.backward(self.encoder, first, second, index).mean()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def record(self, index):
+        """A graph of the update; the updates that warm it up leave no trace in weights, statistics and momentum."""
+        read, state = index.clone(), self.optimizer.state
+        weights = copy.deepcopy(self.encoder.state_dict())
+        momenta = {parameter: kept["momentum_buffer"].clone() for parameter, kept in state.items()}
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(3):      # compiles the views, chooses convolutions, makes the momentum buffers
+                self.update(read)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = self.update(read)
+        self.encoder.load_state_dict(weights)
+        for parameter, kept in state.items():       # a fresh optimiser's momentum is zero
+            kept["momentum_buffer"].copy_(momenta.get(parameter, torch.zeros_like(parameter)))
+        return graph, read, loss
+
+
+def train_epoch(step, epoch, rates):
     """One epoch of updates at the given rates; returns the mean loss of each, on the device."""
-    policy = views.POLICIES[run.policy]
-    order = torch.from_numpy(np.random.default_rng([run.seed, epoch]).permutation(len(pixels))).to(pixels.device)
-    losses = []
-    for index, rate in zip(order.split(run.batch_size), rates, strict=False):     # a cut epoch has fewer rates than batches
-        first, second = (views.augment(pixels, index, policy, run.seed, epoch, view).to(memory_format=torch.channels_last)
-                         for view in (0, 1))
-        for group in optimizer.param_groups:
-            group["lr"] = rate          # the rate moves before the update, so that rate 0 is never used (spec 2.4)
-        losses.append(method.backward(encoder, first, second, index).mean())
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return torch.stack(losses)
+    order = torch.from_numpy(np.random.default_rng([step.run.seed, epoch]).permutation(len(step.pixels))).to(step.pixels.device)
+    step.epoch.fill_(epoch)
+    batches = zip(order.split(step.run.batch_size), rates, strict=False)        # a cut epoch has fewer rates than batches
+    return torch.stack([step(index, rate) for index, rate in batches])      # the rate moves before the update: 0 is never used (spec 2.4)
 
 
 def check_finite(losses, steps_before, run):
@@ -136,9 +197,9 @@ def check_finite(losses, steps_before, run):
 
 def save(path, state):
     """A checkpoint, whole or not at all."""
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(path)
+    content = io.BytesIO()
+    torch.save(state, content)
+    runs.write(path, content.getbuffer())
 
 
 def load(path):
@@ -172,7 +233,8 @@ def finish(run, folder, encoder, log, images):
         "seed_images": images - run.budget, **runs.machine(),
         "encoder_sha256": runs.sha256((folder / "encoder.pt").read_bytes()),
         "log_sha256": runs.sha256(log_csv(log).encode())}, indent=1))
-    (folder / "last.pt").unlink(missing_ok=True)
+    if processes.world()[0] == 0:
+        (folder / "last.pt").unlink(missing_ok=True)
 
 
 def encoder_of(run, results):
@@ -187,15 +249,15 @@ def encoder_of(run, results):
     return encoder.to(runs.device(), memory_format=torch.channels_last).eval()
 
 
-def side_by_side(function, jobs, processes, progress=None):
-    """``function(*job)`` for every job, in as many processes with one thread each; one process means this one.
+def side_by_side(function, jobs, count, progress=None):
+    """``function(*job)`` for every job, ``count`` at a time in processes with one thread each; one means this one.
 
     Results come in the order of the jobs, the first error is raised. Two processes with one thread each are faster on two cores
     than one with two, and give the same numbers on any number of cores.
     """
-    if processes == 1 or len(jobs) < 2:
+    if count == 1 or len(jobs) < 2 or processes.world()[1] > 1:
         return [function(*job) for job in jobs]
-    with futures.ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with futures.ProcessPoolExecutor(count, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         waiting, failed = [pool.submit(function, *job) for job in jobs], []
         while not failed and (state := futures.wait(waiting, 1, futures.FIRST_EXCEPTION)).not_done:
             failed = [job for job in state.done if job.exception()]
@@ -206,16 +268,16 @@ def side_by_side(function, jobs, processes, progress=None):
         return [job.result() for job in failed or waiting]
 
 
-def pretrain_all(jobs, results, processes):
-    """Pre-train all ``(run, images)`` that are not done; several processes started on the same list share it."""
-    missing = [(run, images, results, processes == 1, False) for run, images in jobs if not results.is_done(run)]
+def pretrain_all(jobs, results, count):
+    """Pre-train all ``(run, images)`` that are not done, ``count`` at a time; several processes started on the same list share it."""
+    missing = [(run, images, results, count == 1, False) for run, images in jobs if not results.is_done(run)]
     logs = [results.folder(run) / "log.csv" for run, *_ in missing]
     with tqdm(total=sum(run.epochs for run, *_ in missing), desc=f"{len(missing)} runs, epochs", mininterval=2,
-              disable=processes == 1 or not missing) as bar:
-        def count():
+              disable=count == 1 or not missing) as bar:
+        def progress():
             bar.n = sum(log.read_text().count("\n") - 1 for log in logs if log.exists())
             bar.refresh()
-        side_by_side(pretrain, missing, processes, count)
+        side_by_side(pretrain, missing, count, progress)
         for run, images, *_ in missing:         # what another process held is its to finish, or ours if it died
             pretrain(run, images, results, progress=False)
-        count()
+        progress()

@@ -40,29 +40,53 @@ POLICIES = {
 }
 
 
-def augment(images, index, policy, seed, epoch, view, rounded=False):
+def augment(images, index, policy, seed, epoch, view, rounded=False, fused=False):
     """Random views of ``images[index]``.
 
-    ``images`` uint8 (n, 3, s, s), ``index`` int64 (b,). Returns float32 (b, 3, s, s) in [0, 1]. ``rounded`` keeps bytes after
-    every operation as Pillow does, for comparison with it; the default does not round.
+    ``images`` uint8 (n, 3, s, s), ``index`` int64 (b,); ``epoch`` is an integer, or an int64 scalar on the images' device.
+    Returns float32 (b, 3, s, s) in [0, 1]. ``rounded`` keeps bytes after every operation as Pillow does, for comparison with it;
+    the default does not round. ``fused`` compiles the operations on pixels (torch.compile): the same views to 1e-5.
     """
     side = images.shape[-1]
     result = torch.empty(len(index), 3, side, side, device=images.device)
-    size = max(1, 2**17 // side**2)         # about what a CPU core's cache holds
+    size = len(index) if images.is_cuda else max(1, 2**(16 if fused else 17) // side**2)      # about what a CPU core's cache holds
+    change = _compiled() if fused else apply
     with torch.autocast(images.device.type, enabled=False):     # a caller's bfloat16 is for its network, not for pixels
         for part, chunk in zip(result.split(size), index.split(size), strict=True):
-            torch.mul(apply(images[chunk], parameters(chunk, policy, seed, epoch, view, side), policy, rounded), 1 / 255, out=part)
+            drawn = parameters(chunk, policy, seed, epoch, view, side)      # never compiled: torch 2.13 errs in Philox's products
+            torch.mul(change(images[chunk], drawn, policy, rounded), 1 / 255, out=part)
     return result
+
+
+@functools.cache
+def _compiled():
+    """``apply`` as few kernels, built anew for every size of a chunk."""
+    return torch.compile(apply, dynamic=False)
 
 
 def apply(images, drawn, policy, rounded=False):
     """The views that the parameters ``drawn`` describe, in levels 0 … 255: crop, jitter, grey, blur, in torchvision's order."""
     x = (shift if policy.padding else resized_crop)(images.float(), drawn, policy, rounded)
-    x = jitter(x, drawn, rounded) if any(policy.jitter) else x
-    rows = drawn["grey"].nonzero()[:, 0]
-    x.index_copy_(0, rows, luma(x[rows], rounded).expand(-1, 3, -1, -1))
-    rows = drawn["blur"].nonzero()[:, 0]
-    return x.index_copy_(0, rows, blur(x[rows], drawn["sigma"][rows], rounded)) if len(rows) else x
+    if any(policy.jitter):
+        x = (jitter_together if traced(x) else jitter)(x, drawn, rounded)
+    if policy.grey_share:
+        x = where(drawn["grey"], x, lambda rows: luma(rows, rounded).expand(-1, 3, -1, -1))
+    if policy.blur_share:
+        x = where(drawn["blur"], x, lambda rows, sigma: blur(rows, sigma, rounded), drawn["sigma"])
+    return x
+
+
+def traced(x):
+    """Whether a compiler or a GPU computes x: then no shape may depend on a value, and every image goes through every operation."""
+    return x.is_cuda or torch.compiler.is_compiling()
+
+
+def where(chosen, x, operation, *parameters):
+    """x (b, …) with ``operation(images, *parameters)`` done to the chosen images (bool, b)."""
+    if traced(x):
+        return torch.where(chosen.view(-1, 1, 1, 1), operation(x, *parameters), x)
+    rows = chosen.nonzero()[:, 0]
+    return x.index_copy_(0, rows, operation(x[rows], *(values[rows] for values in parameters))) if len(rows) else x
 
 
 # ---- randomness
@@ -71,8 +95,8 @@ def uniforms(index, seed, epoch, view, draws=DRAWS):
     """Uniform numbers in (0, 1), float64 (b, draws): Philox4x32-10 keyed by the seed, counted by (image, view, epoch, draw)."""
     mask = 0xFFFFFFFF
     block = torch.arange(draws // 4, device=index.device)
-    words = [index[:, None].expand(-1, len(block)), torch.full_like(block, view), torch.full_like(block, epoch), block]
-    a, b, c, d = (word + torch.zeros(len(index), len(block), dtype=torch.int64, device=index.device) for word in words)
+    a, b, c, d = (word + torch.zeros(len(index), len(block), dtype=torch.int64, device=index.device)
+                  for word in (index[:, None], view, epoch, block))
     key1, key2 = seed & mask, seed >> 32 & mask
     for _ in range(10):
         p, q = a * 0xD2511F53, c * 0xCD9E8D57
@@ -86,9 +110,8 @@ def parameters(index, policy, seed, epoch, view, side):
     u = uniforms(index, seed, epoch, view)
     drawn = {"flip": u[:, 22] < policy.flip, "grey": u[:, 32] < policy.grey_share, "blur": u[:, 33] < policy.blur_share,
              "sigma": 0.1 + 1.9 * u[:, 34], "jitter": u[:, 31] < policy.jitter_share, "order": u[:, 27:31].argsort(1)}
-    ranges = torch.tensor(policy.jitter, dtype=torch.float64, device=index.device)
-    centre = torch.tensor([1.0, 1, 1, 0], dtype=torch.float64, device=index.device)
-    drawn["factor"] = centre + ranges * (2 * u[:, 23:27] - 1)
+    drawn["factor"] = torch.stack([centre + reach * (2 * u[:, 23 + k] - 1) for k, (centre, reach)
+                                   in enumerate(zip((1, 1, 1, 0), policy.jitter, strict=True))], 1)
     if policy.padding:
         return drawn | {"y": (u[:, 20] * (2 * policy.padding + 1)).long(), "x": (u[:, 21] * (2 * policy.padding + 1)).long()}
     low, high = policy.area
@@ -117,9 +140,9 @@ def shift(x, drawn, policy, rounded):
 def resized_crop(x, drawn, policy, rounded):
     """Crop and resize as two products with Pillow's kernel, clipped after each as Pillow clips; the flip reverses columns."""
     n, _, side, _ = x.shape
-    rows, columns = (resampling(drawn[start], drawn[length], side, policy.kernel) for start, length in (("y", "height"), ("x", "width")))
-    flipped = drawn["flip"].nonzero()[:, 0]
-    columns.index_copy_(0, flipped, columns[flipped].flip(1))
+    starts, lengths = torch.stack([drawn["y"], drawn["x"]]), torch.stack([drawn["height"], drawn["width"]])
+    rows, columns = resampling(starts, lengths, side, policy.kernel)
+    columns = torch.where(drawn["flip"][:, None, None], columns.flip(1), columns)
     x = finish(torch.bmm(x.reshape(n, 3 * side, side), columns.mT), rounded)
     return finish(torch.matmul(rows[:, None], x.view(n, 3, side, side)), rounded)
 
@@ -130,14 +153,20 @@ def finish(x, rounded):
 
 
 def resampling(start, length, side, kernel):
-    """Matrices (b, side, side) that resize the window [start, start + length) to ``side`` pixels."""
+    """Matrices (…, side, side) that resize the windows [start, start + length) to ``side`` pixels; start, length int64 (…)."""
     if side <= 64:
         return table(side, kernel, start.device)[start * (side + 1) + length]
     return weights(start, length, side, kernel)
 
 
-@functools.lru_cache(maxsize=4)
+@torch.compiler.assume_constant_result
 def table(side, kernel, device):
+    """What ``tables`` holds, as a constant to a compiler."""
+    return tables(side, kernel, device)
+
+
+@functools.lru_cache(maxsize=4)
+def tables(side, kernel, device):
     """All resampling matrices of a small square, row start · (side + 1) + length: 4 MB at 32 pixels, 68 MB at 64."""
     start, length = (grid.flatten() for grid in torch.meshgrid(torch.arange(side), torch.arange(side + 1), indexing="ij"))
     length = torch.minimum(length, side - start).clamp(min=1)
@@ -146,8 +175,8 @@ def table(side, kernel, device):
 
 
 def weights(start, length, side, kernel):
-    """Pillow's antialiased kernel (bicubic a = −0.5, or bilinear), normalised inside the window: float32 (b, side, side)."""
-    start, length = start.double()[:, None, None], length.double()[:, None, None]
+    """Pillow's antialiased kernel (bicubic a = −0.5, or bilinear), normalised inside the window: float32 (…, side, side)."""
+    start, length = start.double()[..., None, None], length.double()[..., None, None]
     scale = length / side
     stretch = scale.clamp(min=1)
     centre = (torch.arange(side, device=start.device, dtype=torch.float64)[:, None] + 0.5) * scale
@@ -168,11 +197,11 @@ def blur(x, sigma, rounded):
     variance = sigma / 3 * sigma
     whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
     radius = whole + (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
-    side, reach = x.shape[-1], int(radius.max()) + 1
+    side, reach = x.shape[-1], 2 if traced(x) else int(radius.max()) + 1     # σ up to 2 has a radius below 2
     offset = torch.arange(-reach, reach + 1, device=x.device)
     weight = ((radius[:, None] - offset.abs() + 1).clamp(0, 1) / (2 * radius[:, None] + 1)).float()
     pixel = torch.arange(side, device=x.device)
-    taken = functional.one_hot((pixel[:, None] + offset).clamp(0, side - 1), side).float()       # edges repeat
+    taken = ((pixel[:, None] + offset).clamp(0, side - 1)[..., None] == pixel).float()           # edges repeat
     box = torch.einsum("bo,ios->bis", weight, taken)
     for _ in range(3):
         x = finish(torch.matmul(x, box[:, None].mT), rounded)
@@ -185,7 +214,10 @@ def blur(x, sigma, rounded):
 
 def luma(x, rounded):
     """Grey value (b, 1, h, w) as Pillow's convert("L")."""
-    grey = torch.matmul(x.new_tensor([GREY]), x.flatten(2)).unflatten(-1, x.shape[2:])
+    if traced(x):       # one fused pass instead of a product of its own
+        grey = sum(weight * x[:, channel:channel + 1] for channel, weight in enumerate(GREY))
+    else:
+        grey = torch.matmul(x.new_tensor([GREY]), x.flatten(2)).unflatten(-1, x.shape[2:])
     return (grey + 0.5).floor() if rounded else grey
 
 
@@ -213,6 +245,22 @@ def jitter(x, drawn, rounded):
             else:
                 z = (rotate_hue_of_bytes if rounded else rotate_hue)(z, factor.to(z.dtype).view(-1, 1, 1))
             x.index_copy_(0, rows, z)
+    return x
+
+
+def jitter_together(x, drawn, rounded):
+    """The same with fixed shapes: in each of the four turns every image goes through all four, and keeps the one that is its own."""
+    for place in range(4):
+        operation = drawn["order"][:, place]
+        factor = drawn["factor"].gather(1, operation[:, None])
+        operation = operation.view(-1, 1, 1, 1)
+        grey = luma(x, rounded)
+        mean = grey.mean((1, 2, 3), keepdim=True)
+        mean = (mean + 0.5).floor() if rounded else mean
+        other = torch.where(operation == 2, grey, torch.where(operation == 1, mean, 0))
+        turned = (rotate_hue_of_bytes if rounded else rotate_hue)(x, factor.to(x.dtype).view(-1, 1, 1))
+        z = torch.where(operation == 3, turned, blend(x, other, factor, rounded))
+        x = torch.where(drawn["jitter"].view(-1, 1, 1, 1), z, x)
     return x
 
 

@@ -1,0 +1,73 @@
+"""A run small enough to be made again and again, here and in processes of its own: ``toy.py folder images epochs kills method…``."""
+
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from longtail import paths, runs, sources, train
+
+RUN = runs.Run(dataset="toy", subset="long_tail", split=1, seed=1, method="simclr", head_layers=2, architecture="convnet", size=16,
+               policy="digits", epochs=4, batch_size=8, learning_rate=0.1, weight_decay=1e-4, warmup_epochs=1, temperature=0.2,
+               prune_fraction=0.5, precision="float32", images="")
+
+
+def image_set(count, side=16, seed=0):
+    """Random smooth pictures with labels."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(0, 256, (count, 3, 4, 4), generator=generator).float()
+    images = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear").byte()
+    return sources.ImageSet(images, torch.arange(count) % 3, tuple(f"toy/{k:03d}" for k in range(count)))
+
+
+IMAGES = image_set(20)          # three batches an epoch: 8, 8, 4
+
+
+def planned(images=IMAGES, **changes):
+    return replace(RUN, images=images.digest, **changes)
+
+
+def killed(work, moment):
+    """Do ``work`` in a child that is killed after so many seconds, or in the middle of writing its next checkpoint."""
+    if not (child := os.fork()):
+        if moment == "checkpoint":
+            Path.write_bytes = half_a_checkpoint
+        work()
+        os._exit(0)
+    if moment != "checkpoint":
+        time.sleep(moment)
+        os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def half_a_checkpoint(path, content):
+    """What a process leaves that dies while it writes."""
+    with open(path, "wb") as file:
+        file.write(content[:len(content) // 2] if "last.pt" in path.name else content)
+    if "last.pt" in path.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(folder, count, epochs, kills, *methods):
+    """Pre-train a toy run of each method, killed ``kills`` times before it may end."""
+    torch.set_num_threads(1)
+    paths.RESULTS, images = Path(folder), image_set(int(count))
+    for method in methods:
+        run = planned(images, method=method, epochs=int(epochs), warmup_epochs=0, learning_rate=1e-3)
+        draw = random.Random(method)
+        moments = ["checkpoint" if k % 4 == 3 else draw.uniform(0.05, 0.4) for k in range(int(kills))]
+
+        def work():
+            train.pretrain(run, images, runs.Results("toy"), progress=False, checkpoint_seconds=0)      # noqa: B023
+        if not all([killed(work, moment) for moment in moments]):
+            sys.exit("a process ended before it was killed: the run is too short")
+        work()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
