@@ -162,7 +162,8 @@ def test_fine_tuning_changes_the_trunk_and_a_frozen_trunk_stays(study, results, 
     for kind, protocol, changes in ((evaluate.train_frozen, "fewshot_linear", False), (evaluate.train_whole, "fewshot_finetune", True)):
         encoder = train.encoder_of(run, results)
         before = {name: value.clone() for name, value in encoder.state_dict().items()}
-        made = list(kind(encoder, run, study.few, evaluate.PROTOCOLS[protocol], evaluate.views.POLICIES["digits_classifier"], 10, 1))
+        policy = evaluate.views.POLICIES["digits_classifier"]
+        made = list(kind(encoder, run, study.few, evaluate.PROTOCOLS[protocol], policy, 10, 1, [(1, 30.0)]))
         assert [epoch for epoch, _ in made] == [1, 2, 3]
         after = encoder.state_dict()
         changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -181,15 +182,38 @@ def test_the_best_on_validation_is_the_first_of_equals(study, results, run, monk
 
     monkeypatch.setattr(evaluate, "train_frozen", lambda *_: [(k + 1, Fixed(label)) for k, label in enumerate([3, 7, 5])])     # all at 10 %
     protocol = replace(evaluate.PROTOCOLS["linear"], epochs=3)
-    found = evaluate.class_accuracies(run, results, study, protocol, None, 1, 1)
-    assert np.argmax(found["best_validation"]) == 3 and np.argmax(found["last_epoch"]) == 5
-    assert max(found["last_epoch"]) == 100 and sum(found["last_epoch"]) == 100
+    found = evaluate.class_accuracies(run, results, study, protocol, None, 1, 1, [(1, 30.0)])
+    assert found["best_validation"].argmax() == 3 and found["last_epoch"].argmax() == 5
+    assert found["last_epoch"].max() == 100 and found["last_epoch"].sum() == 100
 
 
 def test_hits_count_the_top():
     logits, labels = torch.tensor([[3.0, 2, 1], [1, 2, 3], [2, 3, 1]]), torch.tensor([0, 0, 0])
-    assert evaluate.hits(torch.nn.Identity(), logits, labels).tolist() == [True, False, False]
-    assert evaluate.hits(torch.nn.Identity(), logits, labels, top=2).tolist() == [True, False, True]
+    assert evaluate.hits(torch.nn.Identity(), logits, labels)[:, 0].tolist() == [True, False, False]
+    assert evaluate.hits(torch.nn.Identity(), logits, labels, top=2)[:, 0].tolist() == [True, False, True]
+    assert evaluate.hits(torch.nn.Identity(), torch.cat([logits, logits.flip(1)], 1), labels, heads=2).tolist() == [
+        [True, False], [False, True], [False, False]]
+
+
+@pytest.mark.parametrize("protocol", ["linear", "fewshot_linear"])
+def test_classifiers_trained_together_are_those_trained_alone(study, results, run, short, protocol):
+    together = evaluate.evaluate(run, results, study, protocol, "digits_classifier", seeds=[1, 5], rates=[30.0, 3.0])
+    assert list(together.columns) == [*COLUMNS, "classifier_seed", "rate"] and len(together) == 4 * 28
+    found = together.set_index(["classifier_seed", "rate"])
+    assert together.groupby(["classifier_seed", "rate"]).accuracy.sum().nunique() == 4      # neither seed nor rate is without effect
+    published = evaluate.evaluate(run, results, study, protocol, "digits_classifier")
+    assert found.loc[(1, 30.0)].accuracy.tolist() == published.accuracy.tolist()
+    slow = replace(evaluate.PROTOCOLS[protocol], rate=3.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(evaluate.PROTOCOLS, protocol, slow)
+        alone = evaluate.evaluate(run, results, study, protocol, "digits_classifier")
+    assert (found.loc[(1, 3.0)].accuracy.to_numpy() - alone.accuracy.to_numpy()).tolist() == pytest.approx([0] * 28, abs=2.5)
+    assert found.loc[(1, 3.0)].accuracy.mean() == pytest.approx(alone.accuracy.mean(), abs=0.3)
+
+
+def test_only_frozen_trunks_share_features(study, results, run):
+    with pytest.raises(ValueError, match="fewshot_finetune trains the trunk with its classifier"):
+        evaluate.evaluate(run, results, study, "fewshot_finetune", "digits_classifier", seeds=[1, 2], rates=[0.02])
 
 
 @pytest.mark.parametrize("count", [3, evaluate.CHUNK + 7])

@@ -1,6 +1,7 @@
 """What an encoder is worth: linear separability and few-shot, by class size."""
 
 import functools
+import itertools
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -82,10 +83,14 @@ def stepped_rate(protocol, epoch):
     return protocol.rate * 0.1 ** sum(epoch >= drop for drop in protocol.drops)
 
 
-def classifier(width, classes, seed):
-    """A fresh linear classifier: weights N(0, 0.01²), bias 0 (spec 4.1)."""
-    layer = nn.Linear(width, classes)
-    nn.init.normal_(layer.weight, 0, 0.01, generator=torch.Generator().manual_seed(seed))
+def classifiers(width, classes, seeds):
+    """Fresh linear classifiers side by side, one for each seed: weights N(0, 0.01²), bias 0 (spec 4.1).
+
+    One layer (n, width) -> (n, seeds · classes), so that all of them are one product.
+    """
+    layer = nn.Linear(width, len(seeds) * classes)
+    for seed, weight in zip(seeds, layer.weight.data.split(classes), strict=True):
+        nn.init.normal_(weight, 0, 0.01, generator=torch.Generator().manual_seed(seed))
     nn.init.zeros_(layer.bias)
     return layer.to(runs.device())
 
@@ -95,24 +100,29 @@ def batches(count, size, seed, epoch):
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count)).to(runs.device()).split(size)
 
 
-def train_frozen(encoder, run, labelled, protocol, policy, classes, seed):
-    """Train a classifier on a frozen trunk's features of fresh views each epoch; yields (epoch, features -> logits)."""
-    layer = classifier(encoder.trunk.features, classes, seed)
+def train_frozen(encoder, run, labelled, protocol, policy, classes, seed, heads):
+    """Train classifiers on a frozen trunk's features of fresh views each epoch; yields (epoch, features -> logits side by side).
+
+    ``heads``: (seed of the weights, rate) of each; ``seed`` draws the views and the order, which they share.
+    """
+    layer = classifiers(encoder.trunk.features, classes, [own for own, _ in heads])
     optimizer = torch.optim.SGD(layer.parameters(), protocol.rate, train.MOMENTUM)
-    labels = labelled.labels.to(runs.device())
+    labels, shares = labelled.labels.to(runs.device()), torch.tensor([rate / protocol.rate for _, rate in heads], device=runs.device())
     for epoch in range(1, protocol.epochs + 1):
         optimizer.param_groups[0]["lr"] = stepped_rate(protocol, epoch)
         inputs = features(encoder, labelled, run.precision, policy=policy, seed=seed, epoch=epoch)
         for index in batches(len(labels), protocol.batch, seed, epoch):
             optimizer.zero_grad()
-            functional.cross_entropy(layer(inputs[index]), labels[index]).backward()
+            logits, own = layer(inputs[index]).view(-1, classes), labels[index].repeat_interleave(len(heads))
+            losses = functional.cross_entropy(logits, own, reduction="none").view(-1, len(heads)).mean(0)
+            (losses * shares).sum().backward()      # without weight decay, k times the loss is k times the rate
             optimizer.step()
         yield epoch, layer
 
 
-def train_whole(encoder, run, labelled, protocol, policy, classes, seed):
-    """Fine-tune trunk, first head layer and a classifier (MAK's few-shot, spec 4.3); yields (epoch, classifier)."""
-    layer = classifier(encoder.trunk.features, classes, seed)
+def train_whole(encoder, run, labelled, protocol, policy, classes, seed, heads):
+    """Fine-tune trunk, first head layer and one classifier (MAK's few-shot, spec 4.3); yields (epoch, classifier)."""
+    layer = classifiers(encoder.trunk.features, classes, [own for own, _ in heads])
     optimizer = torch.optim.SGD([*encoder.parameters(), *layer.parameters()], protocol.rate, train.MOMENTUM)
     pixels, labels = labelled.images.to(runs.device()), labelled.labels.to(runs.device())
     total, step = protocol.epochs * -(-len(labels) // protocol.batch), 0
@@ -137,14 +147,14 @@ def first_layer(encoder):
     return lambda pixels: encoder.head(encoder.trunk(pixels), layers=1)
 
 
-def hits(layer, inputs, labels, top=1):
-    """Whether the label is among the ``top`` largest logits: bool (n,)."""
+def hits(layer, inputs, labels, top=1, heads=1):
+    """Whether the label is among the ``top`` largest logits of each classifier: bool (n, heads)."""
     with torch.no_grad():
-        return (layer(inputs).topk(top, 1).indices == labels[:, None]).any(1)
+        return (layer(inputs).unflatten(1, (heads, -1)).topk(top, 2).indices == labels[:, None, None]).any(2)
 
 
-def class_accuracies(run, results, study, protocol, policy, seed, validation_top):
-    """Class accuracies on the test set, percent: of the last epoch's classifier and of the best on validation (first of equals)."""
+def class_accuracies(run, results, study, protocol, policy, seed, validation_top, heads):
+    """Class accuracies on the test set, percent, (classes, heads): at the last epoch and where best on validation (first of equals)."""
     encoder, labelled = train.encoder_of(run, results), getattr(study, protocol.labels)
     sets = {"validation": study.validation, "test": study.test}
     labels = {part: images.labels.to(runs.device()) for part, images in sets.items()}
@@ -152,18 +162,18 @@ def class_accuracies(run, results, study, protocol, policy, seed, validation_top
 
     def inputs(part):
         return frozen[part] if frozen else in_chunks(first_layer(encoder), sets[part].images.to(runs.device()))
-    best, found = -1.0, {}
-    trained = (train_whole if protocol.whole else train_frozen)(encoder, run, labelled, protocol, policy, len(study.classes), seed)
+    best, found = torch.full((len(heads),), -1.0), torch.zeros(len(study.classes), len(heads), dtype=torch.float64)
+    trained = (train_whole if protocol.whole else train_frozen)(encoder, run, labelled, protocol, policy, len(study.classes), seed, heads)
     for epoch, layer in trained:
         if epoch % protocol.validate_every and epoch < protocol.epochs:
             continue
-        validated = hits(layer, inputs("validation"), labels["validation"], validation_top).float().mean().item()
-        if validated > best or epoch == protocol.epochs:
-            right = hits(layer, inputs("test"), labels["test"]).double()
-            accuracy = [100 * right[labels["test"] == label].mean().item() for label in range(len(study.classes))]
-        if validated > best:
-            best, found["best_validation"] = validated, accuracy
-    return found | {"last_epoch": accuracy}
+        validated = hits(layer, inputs("validation"), labels["validation"], validation_top, len(heads)).float().mean(0).cpu()
+        better = validated > best
+        if better.any() or epoch == protocol.epochs:
+            right = hits(layer, inputs("test"), labels["test"], heads=len(heads)).double()
+            accuracy = 100 * torch.stack([right[labels["test"] == label].mean(0) for label in range(len(study.classes))]).cpu()
+        found, best = torch.where(better, accuracy, found), torch.maximum(best, validated)
+    return {"best_validation": found, "last_epoch": accuracy}
 
 
 def measurement(run, study, protocol, policy, seed, group_rule, validation_top, batch, drop_shift, stride):
@@ -180,28 +190,38 @@ def measurement(run, study, protocol, policy, seed, group_rule, validation_top, 
                  "labels": {name: runs.sha256(images.labels.numpy().tobytes())[:16] for name, images in sets.items()}}
 
 
-def evaluate(run, results, study, protocol, policy, seed=1, group_rule="thirds", validation_top=1, batch=128, drop_shift=0, stride=1):
+def evaluate(run, results, study, protocol, policy, seed=1, group_rule="thirds", validation_top=1, batch=128, drop_shift=0, stride=1,
+             seeds=(), rates=()):
     """Accuracies of a finished run under one of ``PROTOCOLS``: read from disk when measured before.
 
     Rows: protocol, selection (last_epoch, best_validation), group (many, medium, few, all, and each class), accuracy in percent, images.
     ``policy`` names the views of the labelled images; ``batch``, ``drop_shift`` (epochs), ``stride`` (validations) and
-    ``validation_top`` adapt the frozen-trunk protocols; groups follow the long-tailed list's counts.
+    ``validation_top`` adapt the frozen-trunk protocols; groups follow the long-tailed list's counts. With ``seeds`` and ``rates``
+    the same for classifiers of all these seeds and rates, trained together on the same features; rows then name both.
     """
     how, settings = measurement(run, study, protocol, policy, seed, group_rule, validation_top, batch, drop_shift, stride)
+    heads = list(itertools.product(seeds, rates)) or [(seed, how.rate)]
+    if how.whole and len(heads) > 1:
+        raise ValueError(f"{protocol} trains the trunk with its classifier: only frozen trunks can share features among {len(heads)}")
     groups = np.array(size_groups(study.counts, group_rule))
     sizes = np.bincount(study.test.labels.numpy(), minlength=len(groups))
 
     def rows():
-        measured = class_accuracies(run, results, study, how, views.POLICIES[policy], seed, settings["validation_top"])
-        for selection, accuracy in measured.items():
+        measured = class_accuracies(run, results, study, how, views.POLICIES[policy], seed, settings["validation_top"], heads)
+        for (selection, accuracies), (head, (own, rate)) in itertools.product(measured.items(), enumerate(heads)):
+            accuracy = accuracies[:, head].tolist()
             means = summary(accuracy, groups)
             for group in [name for name in means if name != "balance"]:
-                yield protocol, selection, group, means[group], sizes[(groups == group) | (group == "all")].sum()
+                yield protocol, selection, group, means[group], sizes[(groups == group) | (group == "all")].sum(), own, rate
             for name, value, images in zip(study.classes, accuracy, sizes, strict=True):
-                yield protocol, selection, f"class {name}", value, images
+                yield protocol, selection, f"class {name}", value, images, own, rate
 
-    return runs.remember(results.folder(run), f"scores-{protocol}", settings, lambda: pd.DataFrame(
-        rows(), columns=["protocol", "selection", "group", "accuracy", "images"]))
+    def table():
+        frame = pd.DataFrame(rows(), columns=["protocol", "selection", "group", "accuracy", "images", "classifier_seed", "rate"])
+        return frame if seeds else frame.drop(columns=["classifier_seed", "rate"])
+    if seeds:
+        settings = settings | {"seeds": list(seeds), "rates": list(rates)}
+    return runs.remember(results.folder(run), f"{'heads' if seeds else 'scores'}-{protocol}", settings, table)
 
 
 def evaluate_all(jobs, processes, **settings):
