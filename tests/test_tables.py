@@ -57,7 +57,7 @@ def test_mean_balance_and_difference_by_hand(results):
 
 @pytest.mark.parametrize(("change", "status", "paper"), [
     ({"dataset": "digits", "architecture": "convnet", "size": 16, "epochs": 60}, "own data", "other data"),
-    ({"epochs": 200}, "cut", "other settings"),
+    ({"epochs": 200}, "cut", "other settings"), ({"epochs": 500}, "quarter", "other length"),
     ({"architecture": "resnet10_small"}, "cut", "other settings"),
     ({"head_layers": 3}, "full", "not printed")])
 def test_unlike_things_are_never_subtracted(results, change, status, paper):

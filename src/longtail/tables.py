@@ -80,13 +80,17 @@ def _picking(results, done):
     return frame.assign(sampling_set=frame.sampling_set.astype(object).fillna(unnamed))
 
 
-def published(frame, paper):
-    """Which rows of ``outcomes`` come from the paper's own data at its published settings, as a boolean series."""
+def published(frame, paper, length=1.0):
+    """Which rows of ``outcomes`` come from the paper's own data at its published settings, as a boolean series.
+
+    ``length`` is the share of the published epochs that they were trained for.
+    """
     frame = frame.assign(epochs=frame.epochs - OVERHEAD * (frame.schedule == "overhead"))
     full = pd.Series(False, index=frame.index)
     for (who, dataset, method), settings in PUBLISHED.items():
         if who == paper:
-            wanted = pd.Series({"dataset": dataset, "method": method, "subset": "long_tail", "seed_images": _SEEDS[dataset], **settings})
+            wanted = pd.Series({"dataset": dataset, "method": method, "subset": "long_tail", "seed_images": _SEEDS[dataset], **settings,
+                                "epochs": length * settings["epochs"]})
             full |= (frame[wanted.index] == wanted).all(axis=1)
     return full
 
@@ -95,12 +99,14 @@ def compare(results, name, selection="best_validation"):
     """The paper's table ``name`` (a key of TABLES) beside ours: one line per row and measure.
 
     Columns: data, pool, row, measure, paper, ours (equal epochs), difference, equal updates (MAK only), status. Status is full (published
-    settings), cut (the paper's data, other settings), own data, or not run. Only full rows are set against the paper's numbers.
+    settings), quarter (the same for a quarter of the epochs), cut (the paper's data, other settings), own data, or not run. Only full rows
+    are set against the paper's numbers.
     """
     (paper, table, protocol), printed = _printed_table(name)
     measures = [measure for measure in MEASURES if printed[measure].notna().any()]
     ours = _candidates(outcomes(results, selection), printed, protocol, sensitivity=table == "Table 3")
-    full, lines, used, digits = published(ours, paper), [], [], 2 if paper == "SDCLR" else 1     # as many digits as the paper prints
+    full, quarter = published(ours, paper), published(ours, paper, 1 / 4)
+    lines, used, digits = [], [], 2 if paper == "SDCLR" else 1     # as many digits as the paper prints
     for _, row in printed.iterrows():
         settings = PUBLISHED[paper, row.dataset, row.method]
         epochs = settings["epochs"] + OVERHEAD * (row.schedule == "overhead")
@@ -111,7 +117,8 @@ def compare(results, name, selection="best_validation"):
     order = list(dict.fromkeys(zip(printed.method, printed.added, strict=True)))
     for group in _own_rows(ours.drop(index=used), order):
         row = group.iloc[0]
-        status = "full" if full[group.index].all() else "cut" if row.dataset in set(printed.dataset) else "own data"
+        kinds = {"full": full[group.index].all(), "quarter": quarter[group.index].all(), "cut": row.dataset in set(printed.dataset)}
+        status = next((kind for kind, fits in kinds.items() if fits), "own data")
         lines += _lines(row, None, group, status, measures, digits)
     return pd.DataFrame(lines).drop(columns=["equal updates"] if paper == "SDCLR" else [])
 
@@ -146,7 +153,7 @@ def usual(ours):
 
 def _lines(setting, printed, ours, status, measures, digits):
     """One row of a table as a line per measure; printed is the paper's row, or None."""
-    unlike = {"own data": "other data", "cut": "other settings"}.get(status, "not printed")
+    unlike = {"own data": "other data", "cut": "other settings", "quarter": "other length"}.get(status, "not printed")
     head = {"data": f"{setting['dataset']}, {setting['architecture']}, {setting['epochs']} epochs",
             "pool": "none" if setting["added"] == "none" else f"{setting['sampling_set']}, {setting['budget']}", "row": label(setting)}
     lines = []
@@ -182,8 +189,8 @@ def spread(values, digits=1):
 
 
 def show(table):
-    """A table for the eye: rows that we have first, those at the published settings in bold, those not run below and in grey."""
-    looks = {"not run": "color: #999999", "full": "font-weight: bold"}
+    """A table for the eye: rows that we have first, published settings in bold, quarter length in italics; not run below and in grey."""
+    looks = {"not run": "color: #999999", "full": "font-weight: bold", "quarter": "font-style: italic"}
     table = table.sort_values("status", key=lambda status: status == "not run", kind="stable")
     style = table.set_index(["data", "pool", "row", "measure"]).style.set_uuid(runs.sha256(table.to_csv().encode())[:8])
     return style.apply(lambda line: [looks.get(line.status, "")] * len(line), axis=1)

@@ -1,0 +1,88 @@
+"""How close training comes to what the machine can do: its rate beside the arithmetic's own, measured in one run."""
+
+import statistics
+import time
+
+import pandas as pd
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from longtail import runs, train
+
+
+def seconds(work, repeats):
+    """Seconds of ``work`` done ``repeats`` times, after one warm-up; a GPU is waited for at both ends."""
+    work()
+    wait()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    wait()
+    return time.perf_counter() - began
+
+
+def wait():
+    """Until a GPU has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def matmul_rate(precision, side=None):
+    """Floating-point operations a second of a large square matrix product, the best of five: what arithmetic alone could reach."""
+    side = side or (8192 if torch.cuda.is_available() else 1024)
+    square = torch.randn(side, side, device=runs.device(), dtype=getattr(torch, precision))
+    return 2 * side**3 / min(seconds(lambda: square @ square, 1) for _ in range(5))
+
+
+def stepper(run, images):
+    """Updates of a fresh encoder on ``images`` random pictures, and an epoch's batches of full size."""
+    pixels = torch.randint(0, 256, (images, 3, run.size, run.size), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(0)).to(runs.device())
+    encoder, method, optimizer = train.initialise(run)
+    method.before_epoch(encoder, 0)
+    step = train.Step(run, encoder, method, optimizer, pixels)
+    batches = [index for index in torch.arange(images, device=pixels.device).split(run.batch_size) if len(index) == run.batch_size]
+    return step, batches or [torch.arange(images, device=pixels.device)]
+
+
+def training_rate(run, images, updates, rounds):
+    """One row for a run's method, network, batch and precision on so many images: views and operations a second, and their share.
+
+    ``share`` is that of ``matmul_rate``, measured between the rounds; ``run_minutes`` are those of the whole run at this rate.
+    Operations are those of products and convolutions, forward and backward.
+    """
+    step, batches = stepper(run, images)
+    with FlopCounterMode(display=False) as counter:
+        step.update(batches[0])
+    turn = iter(range(10**9))
+    took, peaks = [], []
+    for _ in range(rounds):
+        took.append(seconds(lambda: step(batches[next(turn) % len(batches)], 0.01), updates) / updates)
+        peaks.append(matmul_rate(run.precision))
+    update, operations = statistics.median(took), counter.get_total_flops()
+    views = 2 * len(batches[0]) / update
+    return {"method": run.method, "architecture": run.architecture, "size": run.size, "batch": len(batches[0]), "precision": run.precision,
+            **{key: value for key, value in runs.machine().items() if key in ("device", "threads")},
+            "views_per_second": views, "low": 2 * len(batches[0]) / max(took), "high": 2 * len(batches[0]) / min(took),
+            "gflop_per_update": operations / 1e9, "share": operations / update / statistics.median(peaks),
+            "run_minutes": run.epochs * images * 2 / views / 60, "rounds": rounds}
+
+
+def recorded_against_eager(run, images, updates, rounds):
+    """A GPU's recorded updates against the same ones made one by one: ratio of seconds, and how far the losses part; none on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    (recorded, batches), (eager, _) = stepper(run, images), stepper(run, images)
+    eager.replays = False
+    eager.set_rate(0.01)
+    losses = [torch.stack([step(batches[turn % len(batches)], 0.01) for turn in range(updates)]) for step in (recorded, eager)]
+    error = ((losses[0] - losses[1]).abs() / losses[1].abs()).max().item()
+    ratios = [seconds(lambda: eager(batches[0], 0.01), updates) / seconds(lambda: recorded(batches[0], 0.01), updates)
+              for _ in range(rounds)]
+    return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "error": error}
+
+
+def rates(planned, images, updates, rounds):
+    """``training_rate`` of the first run of each method and depth of head in a plan."""
+    first = {(run.method, run.head_layers): run for run in reversed(planned)}
+    return pd.DataFrame([training_rate(run, images, updates, rounds) for _, run in sorted(first.items())])
