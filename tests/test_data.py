@@ -23,9 +23,15 @@ def disk(tmp_path, monkeypatch):
     """An empty data folder."""
     monkeypatch.setattr(paths, "DATA", tmp_path / "data")
     paths.DATA.mkdir()
-    sources.load.cache_clear()
+    forget()
     yield paths.DATA
+    forget()
+
+
+def forget():
+    """Drop what is kept in memory of files that a test writes."""
     sources.load.cache_clear()
+    data.outsiders_of.cache_clear()
 
 
 def study(**changes):
@@ -162,6 +168,25 @@ def test_more_outsiders_than_there_are_is_refused(disk):
     assert (study(outsiders="scenes", outsider_count=4).pool.labels == sources.UNKNOWN).sum() == 4
     with pytest.raises(ValueError, match="scenes has 4 images, outsider_count is 5"):
         study(outsiders="scenes", outsider_count=5)
+    with pytest.raises(ValueError, match="there is no all of them; say how many with outsider_count"):
+        study(outsider_count=-1)
+    with pytest.raises(ValueError, match="outsider_count is 3 but outsiders names none"):
+        study(outsiders=[], outsider_count=3)
+
+
+def test_a_pool_of_several_places_keeps_them_apart(disk):
+    """Names tell the place, labels tell nothing, and folders of the study's own classes stay out."""
+    write(disk / "scenes", {f"{name}/{k}.png": picture(k) for name in ("forest", "street", "3", "coast") for k in range(4)})
+    write(disk / "flat", {f"{k}.png": picture(k) for k in range(5)})
+    one = study(outsiders=["scenes", "letters", "flat"], outsider_count=5, pool_per_class=0)
+    assert [sum(name.startswith(place) for name in one.pool.names) for place in ("scenes/", "letters/letters/", "flat/")] == [5, 5, 5]
+    assert set(one.pool.labels.tolist()) == {sources.UNKNOWN}
+    every = study(outsiders=["scenes"], outsider_count=-1, pool_per_class=0).pool
+    assert sorted(every.names) == sorted(f"{name}/{k}.png" for name in ("forest", "street", "coast") for k in range(4))
+    drawn = [study(outsiders=["scenes", "flat"], outsider_count=-1, outsider_classes=2, pool_per_class=0, split=split).pool
+             for split in (1, 2)]
+    assert len(drawn[0]) == 8 + 5 and len({name.split("/")[1] for name in drawn[0].names if name.startswith("scenes/")}) == 2
+    assert sorted(drawn[0].names) == sorted(drawn[1].names) and drawn[0].names != drawn[1].names
 
 
 # ---- image sets
@@ -217,7 +242,7 @@ def test_flat_images_have_no_labels(disk):
 def test_a_zip_is_as_good_as_a_folder(disk, top):
     archive = zipped(disk / "tree.zip", ({top: b""} if top else {}) | {top + name: content for name, content in TREE.items()})
     assert sources.folder(archive, 6).digest == sources.folder(write(disk / "tree", TREE), 6).digest
-    assert sources.folder(archive, 6, "a/").names == ("1.png", "deep/3.jpg")
+    assert sources.folder(archive / "a", 6).names == ("1.png", "deep/3.jpg")
 
 
 def test_pictures_are_cut_to_their_middle(disk):
@@ -297,6 +322,42 @@ def test_class_folders_make_a_study(disk):
     assert one.classes == classes and sorted(one.counts) == [3, 4, 6]
     assert [len(one.test), len(one.validation), len(one.pool)] == [18, 6, 12]
     assert all(name.startswith(one.classes[label]) for name, label in zip(one.pool.names, one.pool.labels, strict=True))
+
+
+def parts(root, classes=("ant", "bee"), **counts):
+    """Files of class folders below train, val, …: names and contents."""
+    return {f"{root}{part}/{name}/{k:02d}.png": picture(100 * c + k) for part, count in counts.items()
+            for c, name in enumerate(classes) for k in range(count)}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "in a zip"])
+def test_folders_train_and_val_make_a_study(disk, packed):
+    """Also where the data set lies inside a zip, beside a pool."""
+    files = parts("seed/", train=40, val=3) | parts("pool/", ("cat", "bee"), train=6)
+    below = {f"mine/{name}": content for name, content in files.items()}
+    place = zipped(disk / "mine.zip", below) if packed else write(disk, below) / "mine"
+    one = study(dataset=f"{place.name}/seed", largest=20, factor=0.5, pool_per_class=2, outsiders=[f"{place.name}/pool/train"],
+                outsider_count=-1)
+    assert one.classes == ("ant", "bee") and sorted(one.counts) == [10, 20] and len(one.test) == 6
+    assert torch.bincount(one.validation.labels).tolist() == [2, 2] and len(one.train) == 76
+    assert not set(one.validation.names) & set(one.seed.names + one.balanced.names + one.train.names + one.pool.names)
+    assert len(one.pool) == 4 + 6 and (one.pool.labels == sources.UNKNOWN).sum() == 6       # bee is no outsider
+    with pytest.raises(ValueError, match="has only folders named as classes of the study"):
+        study(dataset=f"{place.name}/seed", largest=20, factor=0.5, pool_per_class=2, outsiders=[f"{place.name}/seed/train"],
+              outsider_count=1)
+    assert data.name_of(f"{place.name}/seed") == ("mine" if packed else "seed") and data.name_of("digits") == "digits"
+
+
+def test_train_val_and_test_have_each_their_use(disk):
+    one = study(dataset=write(disk / "mine", parts("", train=40, val=3, test=5, other=1)).name, largest=40, factor=0.5, pool_per_class=0,
+                outsider_count=0)
+    assert [len(one.train), len(one.validation), len(one.test)] == [80, 6, 10] and sorted(one.counts) == [20, 40]
+    assert one.test.images.amax((1, 2, 3)).tolist() == [*range(5), *range(100, 105)]
+    write(disk / "mine", {"test/cat/1.png": picture(9)})
+    forget()
+    with pytest.raises(ValueError, match="class cat is in only one of train and test; give both the same folders") as caught:
+        study(dataset="mine", outsider_count=0)
+    one_line(caught)
 
 
 def test_a_class_with_too_few_images_is_named(disk):

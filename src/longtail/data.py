@@ -1,5 +1,6 @@
 """Long-tailed studies: class sizes, splits, pools."""
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 
 from longtail import paths
-from longtail.sources import UNKNOWN, ImageSet, class_orders, folder, letters, listed, load, require
+from longtail.sources import UNKNOWN, ImageSet, class_orders, container, files_of, folder, letters, listed, load, require
 
 # ImageNet-100-LT's class sizes, sorted (SDCLR's list; neither exponential nor a power law, so the table itself; spec 5)
 IMAGENET_100_LT = [
@@ -80,13 +81,13 @@ def published_lists(folder, dataset, split):
     return [np.load(require(file, "SDCLR's repository has it in split/; set `lists` to that folder")) for file in files]
 
 
-def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_class=0, pool_per_class=0, outsiders="",
-          outsider_count=0, skip_broken=False):
+def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_class=0, pool_per_class=0, outsiders=(),
+          outsider_count=0, outsider_classes=0, skip_broken=False):
     """All image sets of one split of a data set, a ``Study``.
 
     ``lists``: folder of published index lists, empty for the same rule applied here. ``labelled_per_class``: labels of the linear
     protocol, 0 for all. The pool is ``pool_per_class`` training images of each class that neither long-tailed nor balanced list
-    uses, and ``outsider_count`` images of ``outsiders`` (letters, or a folder or zip), in an order that tells nothing of classes.
+    uses, and images of ``outsiders`` (a place or a list of places, see ``outsider_set``), in an order that tells nothing of classes.
     """
     lists = lists and str(paths.DATA / lists)       # relative ones lie beside the images
     if dataset == "imagenet100":
@@ -107,7 +108,7 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
         raise ValueError(f"a class has {short} images left for the pool, pool_per_class is {pool_per_class}; lower it, or `largest`")
     pool = source.images.subset(np.concatenate([left[:pool_per_class] for left in rest]))
     if outsider_count:
-        pool += outsider_set(outsiders, size, outsider_count, skip_broken)
+        pool += outsider_set(outsiders, size, outsider_count, outsider_classes, source.classes, skip_broken)
     labelled = class_orders(labels, source.labelled, classes, np.random.default_rng(0))
     labelled = np.concatenate([order[:labelled_per_class or None] for order in labelled])
     return Study(*(source.images.subset(index) for index in (long_tail, balanced, few, labelled, source.validation)), source.test,
@@ -139,14 +140,39 @@ def imagenet100(size, lists, labelled_per_class, pool_per_class):
                  tuple(sorted(label_of, key=label_of.get)))
 
 
-def outsider_set(outsiders, size, count, skip_broken):
-    """``count`` images that belong to no class of the study; their label is −1."""
-    if outsiders == "letters":
+def name_of(dataset):
+    """What runs and tables call a data set: its own name, that of its folder, or of the zip that holds it."""
+    return (container(paths.DATA / dataset) or Path(dataset)).name.removesuffix(".zip")
+
+
+def outsider_set(places, size, count, classes, known, skip_broken):
+    """Images that belong to no class of the study, their labels −1: of each place ``count`` drawn at random, −1 for all.
+
+    A place is letters, or a folder or zip. Of its folders those named as a ``known`` class are left out; ``classes`` draws so many
+    of the others, 0 for all.
+    """
+    places = [places] if isinstance(places, str) else list(places)
+    if not any(places):
+        raise ValueError(f"outsider_count is {count} but outsiders names none; give letters, or folders or zips of images")
+    parts = [outsiders_of(place, size, count, classes, known, skip_broken) for place in places]
+    if len(parts) > 1:
+        parts = [replace(part, names=tuple(f"{place}/{name}" for name in part.names)) for place, part in zip(places, parts, strict=True)]
+    return functools.reduce(ImageSet.__add__, parts)
+
+
+@functools.lru_cache(maxsize=2)
+def outsiders_of(place, size, count, classes, known, skip_broken):
+    """The images of one place; the last two places are kept in memory, since each split of a study asks again."""
+    if place == "letters":
+        if count < 0:
+            raise ValueError("letters are drawn as they are asked for, there is no all of them; say how many with outsider_count")
         return letters(size, count)
-    if not outsiders:
-        raise ValueError(f"outsider_count is {count} but outsiders names none; give letters, or a folder or zip of images")
-    found = folder(paths.DATA / outsiders, size, skip_broken=skip_broken)
+    folders = files_of(paths.DATA / place)[1]
+    if folders and folders <= set(known):
+        raise ValueError(f"{place} has only folders named as classes of the study ({min(folders)}, …); outsiders belong to none of them")
+    drawn = np.random.default_rng(0).permutation(sorted(folders - set(known)))[:classes or None]
+    found = folder(paths.DATA / place, size, skip_broken, without=folders - set(drawn.tolist()))
     if len(found) < count:
-        raise ValueError(f"{outsiders} has {len(found)} images, outsider_count is {count}")
-    found = found.subset(np.random.default_rng(0).permutation(len(found))[:count])
+        raise ValueError(f"{place} has {len(found)} images, outsider_count is {count}")
+    found = found.subset(np.random.default_rng(0).permutation(len(found))[:count if count > 0 else None])
     return replace(found, labels=torch.full_like(found.labels, UNKNOWN))

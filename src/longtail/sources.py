@@ -69,14 +69,46 @@ def load(dataset, size, lists="", skip_broken=False):
         return hold_out(digits(size), tuple("0123456789"), test=40, validation=10)
     if dataset in ("cifar10", "cifar100"):
         return cifar(dataset, size, lists)
-    if (paths.DATA / dataset).exists():
-        images = folder(paths.DATA / dataset, size, skip_broken=skip_broken)
-        if int(images.labels.min()) == UNKNOWN:
-            raise ValueError(f"{dataset} is flat: evaluation needs a folder for each class")
-        smallest = int(torch.bincount(images.labels).min())
-        return hold_out(images, tuple(class_names(images.names)), test=smallest // 4, validation=max(1, smallest // 10))
+    if container(paths.DATA / dataset):
+        return class_folders(paths.DATA / dataset, size, skip_broken)
     raise ValueError(f"no data set {dataset!r}: there are digits, cifar10, cifar100, and any folder or zip of class folders by its path "
                      f"(looked for {paths.DATA / dataset}; LONGTAIL_DATA says where data lie)")
+
+
+def class_folders(path, size, skip_broken):
+    """A source from a folder for each class, or from such folders below train beside val or test (or both); others are no part of it.
+
+    With all three, val serves validation; else a twentieth of each class does (20 images of 400, as many as ImageNet-100 has).
+    """
+    held = sorted({"val", "test"} & (parts := files_of(path)[1]))
+    if "train" not in parts or not held:
+        images = labelled_folder(path, size, skip_broken)
+        smallest = int(torch.bincount(images.labels).min())
+        return hold_out(images, tuple(class_names(images.names)), test=smallest // 4, validation=max(1, smallest // 10))
+    train, *others = (labelled_folder(path / part, size, skip_broken) for part in ["train", *held])
+    classes = tuple(class_names(train.names))
+    for part, images in zip(held, others, strict=True):
+        if odd := set(classes) ^ set(class_names(images.names)):
+            raise ValueError(f"{path}: class {min(odd)} is in only one of train and {part}; give both the same folders")
+    if len(held) == 1:
+        return with_test(train, others[0], classes, share=20)
+    everything = train + others[1]          # test comes before val
+    return Source(everything, np.arange(len(train)), np.arange(len(train), len(everything)), others[0], classes)
+
+
+def labelled_folder(path, size, skip_broken):
+    """``folder``, when its images lie in a folder for each class."""
+    images = folder(path, size, skip_broken)
+    if int(images.labels.min()) == UNKNOWN:
+        raise ValueError(f"{path} is flat: evaluation needs a folder for each class")
+    return images
+
+
+def with_test(train, test, classes, share):
+    """A source from a training and a test set: the first images of a fixed order, one of ``share``, are set apart for validation."""
+    orders = class_orders(train.labels.numpy(), np.arange(len(train)), len(classes), np.random.default_rng(0))
+    kept = np.concatenate([order[:max(1, len(order) // share)] for order in orders])
+    return Source(train, np.setdiff1d(np.arange(len(train)), kept), kept, test, classes)
 
 
 def hold_out(images, classes, test, validation):
@@ -138,20 +170,16 @@ def cifar(dataset, size, lists):
     archive = paths.DATA / f"{dataset}-jpeg.zip"
     own = paths.DATA / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[dataset]
     if archive.exists() and not own.exists():
-        train, test = folder(archive, size, "train/"), folder(archive, size, "test/")
+        train, test = folder(archive / "train", size), folder(archive / "test", size)
         classes = tuple(class_names(train.names))
         if lists:
             train = official_order(train, Path(lists) / f"{dataset}_train_labels.npy")
     else:
         train, test, classes = torchvision_cifar(dataset, size)
-    labels = train.labels.numpy()
-    if lists:
-        names = [f"{'' if dataset == 'cifar10' else dataset + '_'}{part}IdxList.npy" for part in ("train", "val")]
-        labelled, validation = (np.load(require(Path(lists) / dataset / name, "SDCLR's split/ folder has it")) for name in names)
-    else:
-        orders = class_orders(labels, np.arange(len(labels)), len(classes), np.random.default_rng(0))
-        validation = np.concatenate([order[:len(order) // 10] for order in orders])
-        labelled = np.setdiff1d(np.arange(len(labels)), validation)
+    if not lists:
+        return with_test(train, test, classes, share=10)
+    names = [f"{'' if dataset == 'cifar10' else dataset + '_'}{part}IdxList.npy" for part in ("train", "val")]
+    labelled, validation = (np.load(require(Path(lists) / dataset / name, "SDCLR's split/ folder has it")) for name in names)
     return Source(train, labelled, validation, test, classes)
 
 
@@ -204,13 +232,15 @@ def import_torchvision():
 
 # ---- folders and zips of images
 
-def folder(path, size, prefix="", skip_broken=False):
+def folder(path, size, skip_broken=False, without=frozenset()):
     """All images of a folder or zip as squares of ``size`` pixels: short side resized, centre cut.
 
-    A label is the first folder below ``prefix`` (sorted), −1 for all when images lie flat. A file that is no readable image is an
-    error naming it; ``skip_broken`` leaves such files out and prints their names instead.
+    The path may go on inside a zip. A label is the first folder below it (sorted), −1 for all when images lie flat; folders ``without``
+    are passed over. A file that is no readable image is an error naming it; ``skip_broken`` leaves such files out and prints their
+    names instead.
     """
-    files, folders = files_of(Path(path), prefix)
+    files, folders = files_of(Path(path))
+    files = [(name, read) for name, read in files if name.split("/")[0] not in without]
     pictures, names, broken = [], [], []
     for name, read in files:
         try:
@@ -227,11 +257,11 @@ def folder(path, size, prefix="", skip_broken=False):
     if broken:
         print(f"skipped {len(broken)} files of {path}: {', '.join(broken)}")
     if not names:
-        raise ValueError(f"{path} has no readable images{' under ' + prefix if prefix else ''}")
+        raise ValueError(f"{path} has no readable images")
     known = class_names(names)
-    without = sorted(folders - set(known))
-    if known and without:
-        raise ValueError(f"{path}: class {without[0]} has no images; fill its folder or remove it")
+    empty = sorted(folders - set(known) - without)
+    if known and empty:
+        raise ValueError(f"{path}: class {empty[0]} has no images; fill its folder or remove it")
     labels = [known.index(name.split("/")[0]) if known else UNKNOWN for name in names]
     return ImageSet(stack(pictures), torch.tensor(labels), tuple(names))
 
@@ -254,20 +284,27 @@ def class_names(names):
     return sorted({name.split("/")[0] for name in names}) if all("/" in name for name in names) else []
 
 
-def files_of(path, prefix):
-    """Sorted files of a folder or zip (name below ``prefix``, what reads its bytes), and its first folders; hidden ones left out."""
+def container(path):
+    """The folder or file that a path names or, inside a zip, goes through; None where there is neither."""
+    return path if path.is_dir() else next((part for part in (path, *path.parents) if part.is_file()), None)
+
+
+def files_of(path):
+    """Sorted files of a folder or zip (name below the path, what reads its bytes), and its first folders; hidden ones left out."""
     if path.is_dir():
-        found = ((file.relative_to(path / prefix).as_posix(), file) for file in sorted((path / prefix).rglob("*")) if file.is_file())
-        folders = {child.name for child in (path / prefix).glob("*/") if not hidden(child.name)}
+        found = ((file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*")) if file.is_file())
+        folders = {child.name for child in path.glob("*/") if not hidden(child.name)}
         return [(name, file.read_bytes) for name, file in found if not hidden(name)], folders
+    place = container(path) or require(path, "give a folder or a zip of images")
     try:
-        archive = zipfile.ZipFile(require(path, "give a folder or a zip of images"))
+        archive = zipfile.ZipFile(place)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is no whole zip file ({error}); fetch it again") from error
+        raise ValueError(f"{place} is no whole zip file ({error}); fetch it again") from error
     shown = sorted(name for name in archive.namelist() if not hidden(name))
     tops = {name.split("/")[0] for name in shown}
     top = f"{tops.pop()}/" if len(tops) == 1 else ""        # archives commonly hold one folder that holds everything
-    below = [(name.removeprefix(top + prefix), name) for name in shown if name.startswith(top + prefix)]
+    top += "".join(f"{part}/" for part in path.relative_to(place).parts)
+    below = [(name.removeprefix(top), name) for name in shown if name.startswith(top)]
     folders = {name.split("/")[0] for name, _ in below if "/" in name}
     return [(name, functools.partial(archive.read, full)) for name, full in below if name and not name.endswith("/")], folders
 
