@@ -273,7 +273,7 @@ def pretrain_all(jobs, results, count):
     missing = [(run, images, results, count == 1, False) for run, images in jobs if not results.is_done(run)]
     logs = [results.folder(run) / "log.csv" for run, *_ in missing]
     with tqdm(total=sum(run.epochs for run, *_ in missing), desc=f"{len(missing)} runs, epochs", mininterval=2,
-              disable=count == 1 or not missing) as bar:
+              disable=count == 1 or not missing or processes.world()[0] > 0) as bar:
         def progress():
             bar.n = sum(log.read_text().count("\n") - 1 for log in logs if log.exists())
             bar.refresh()
