@@ -159,6 +159,13 @@ def test_no_rows_still_have_their_columns(results):
     assert list(results.read("phi").columns) == runs.KEYS and results.logs().empty
 
 
+def test_a_measurement_without_rows_still_has_its_columns(results):
+    """Such as what was picked from a pool whose labels nobody knows."""
+    finished(results, RUN)
+    runs.remember(results.folder(RUN), "composition", {}, lambda: rows()[:0])
+    assert list(results.read("composition")) == [*runs.KEYS, "group", "accuracy"] and not len(results.read("composition"))
+
+
 def test_settings_are_kept_for_later_notebooks(results):
     with pytest.raises(FileNotFoundError, match=r"data\.json is missing; 01_data writes data"):
         results.kept("data")

@@ -211,7 +211,7 @@ class Results:
             for record in sorted(self.folder(run).glob(f"{name}.json")):
                 rows = read_rows(record.with_suffix(".csv"))
                 own = [key for key in KEYS if key not in rows]      # a row's own value stands where both have one
-                frames.append(pd.concat([pd.DataFrame([{key: keys[key] for key in own}] * len(rows)), rows], axis=1))
+                frames.append(pd.concat([pd.DataFrame([{key: keys[key] for key in own}] * len(rows), columns=own), rows], axis=1))
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=KEYS)
 
     def logs(self, **match):
