@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from longtail import data, paths, sources
+from longtail import data, datasets, paths, sources
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "longtail_counts.json").read_text())["cases"]
 SETTINGS = dict(dataset="digits", size=16, split=1, largest=40, factor=0.1, kind="exponential", pool_per_class=20, outsiders="letters",
@@ -30,7 +31,7 @@ def disk(tmp_path, monkeypatch):
 
 def forget():
     """Drop what is kept in memory of files that a test writes."""
-    sources.load.cache_clear()
+    datasets.load.cache_clear()
     data.outsiders_of.cache_clear()
 
 
@@ -139,7 +140,7 @@ def test_splits_differ_by_the_order_of_classes():
 
 def test_a_study_is_the_same_every_time():
     first = study()
-    sources.load.cache_clear()
+    datasets.load.cache_clear()
     second = study()
     for part in ("seed", "balanced", "few", "train", "validation", "test", "pool"):
         assert getattr(first, part).digest == getattr(second, part).digest
@@ -155,7 +156,7 @@ def test_the_order_of_the_pool_tells_nothing():
     (dict(largest=500), r"class \d has \d+ training images and the long tail needs \d+ of it; lower `largest`"),
     (dict(largest=5, factor=0.01), "a class without images"),
     (dict(kind="zipf"), "no kind of long tail 'zipf'"),
-    (dict(dataset="mnist"), "no data set 'mnist': there are digits, cifar10, cifar100, and any folder or zip"),
+    (dict(dataset="mnist"), "no data set 'mnist': there are digits, cifar10, cifar100, imagenet100, and any folder or zip"),
 ])
 def test_impossible_studies_are_refused(change, message):
     with pytest.raises(ValueError, match=message) as caught:
@@ -168,7 +169,7 @@ def test_more_outsiders_than_there_are_is_refused(disk):
     assert (study(outsiders="scenes", outsider_count=4).pool.labels == sources.UNKNOWN).sum() == 4
     with pytest.raises(ValueError, match="scenes has 4 images, outsider_count is 5"):
         study(outsiders="scenes", outsider_count=5)
-    with pytest.raises(ValueError, match="there is no all of them; say how many with outsider_count"):
+    with pytest.raises(ValueError, match="nor all of them; say how many with outsider_count"):
         study(outsider_count=-1)
     with pytest.raises(ValueError, match="outsider_count is 3 but outsiders names none"):
         study(outsiders=[], outsider_count=3)
@@ -211,12 +212,12 @@ def test_subsets_and_sums_keep_images_labels_and_names_together():
 
 
 def test_letters_are_no_digits():
-    drawn = sources.letters(16, 60)
+    drawn = datasets.letters(16, 60)
     assert set(drawn.labels.tolist()) == {sources.UNKNOWN} and drawn.images.shape == (60, 3, 16, 16)
     shown = {name.split("/")[1] for name in drawn.names}
     assert len(shown) > 15 and not shown & set("0123456789IOSZloiqsz")
-    assert drawn.digest == sources.letters(16, 60).digest
-    assert sources.letters(16, 20).digest == drawn.subset(range(20)).digest
+    assert drawn.digest == datasets.letters(16, 60).digest
+    assert datasets.letters(16, 20).digest == drawn.subset(range(20)).digest
     assert (drawn.images.float().flatten(1).std(1) > 20).all()
 
 
@@ -297,7 +298,7 @@ def test_a_class_folder_without_images_is_named(disk):
 
 
 def test_missing_and_empty_places_are_named(disk):
-    with pytest.raises(FileNotFoundError, match="nowhere is missing: give a folder or a zip of images") as caught:
+    with pytest.raises(FileNotFoundError, match=r"nowhere is missing: give a folder, a zip, or a list \(.txt\) of images") as caught:
         sources.folder(disk / "nowhere", 6)
     assert str(disk / "nowhere") in one_line(caught)
     (disk / "empty").mkdir()
@@ -368,6 +369,9 @@ def test_a_class_with_too_few_images_is_named(disk):
 
 # ---- published lists and missing data sets
 
+CIFAR = dict(dataset="cifar10", size=32, lists="split", largest=4, factor=0.25, pool_per_class=0, outsider_count=0)     # 4, 2, 1 images
+
+
 def fabricated_cifar(disk):
     """A JPEG copy of three classes of eight, and lists in the official order, where labels are 2 0 1 2 0 1 …"""
     official = np.tile([2, 0, 1], 8)
@@ -388,7 +392,7 @@ def fabricated_cifar(disk):
 
 def test_published_lists_index_the_official_order(disk):
     official = fabricated_cifar(disk)
-    one = study(dataset="cifar10", size=32, lists="split", pool_per_class=2, outsider_count=0)
+    one = study(**CIFAR | {"pool_per_class": 2})
     assert one.classes == ("air", "bird", "car") and one.counts == [4, 1, 2]
     assert one.seed.labels.tolist() == official[[4, 7, 10, 13, 3, 6, 5]].tolist() == [0, 0, 0, 0, 2, 2, 1]
     files = "air/0001 air/0002 air/0003 air/0004 car/0001 car/0002 bird/0001"
@@ -400,12 +404,25 @@ def test_published_lists_index_the_official_order(disk):
     assert len(one.train) == 21 and len(one.test) == 6
 
 
+@pytest.mark.parametrize("change, message", [
+    (dict(largest=5), "the published list has classes of 4 to 1 images, 7 in all; largest, factor and kind ask for 5 to 1, 8 in all"),
+    (dict(kind="step"), "ask for 4 to 1, 6 in all; set them to the list's"),
+    (dict(skip_broken=True), "name every image; leave them empty for cifar10, or give up skip_broken"),
+    (dict(dataset="digits"), "lists are for cifar10, cifar100 and imagenet100"),
+])
+def test_lists_overrule_nothing_silently(disk, change, message):
+    fabricated_cifar(disk)
+    with pytest.raises(ValueError, match=message) as caught:
+        study(**CIFAR | change)
+    one_line(caught)
+
+
 @pytest.mark.parametrize("file", ["cifar10_imbSub_with_subsets/split1_D_b.npy", "cifar10/valIdxList.npy", "cifar10_train_labels.npy"])
 def test_a_missing_list_is_named(disk, file):
     fabricated_cifar(disk)
     (disk / "split" / file).unlink()
     with pytest.raises(FileNotFoundError, match=Path(file).name) as caught:
-        study(dataset="cifar10", size=32, lists="split", pool_per_class=0, outsider_count=0)
+        study(**CIFAR)
     assert str(disk / "split" / file) in one_line(caught)
 
 
@@ -437,34 +454,105 @@ def imagenet(disk):
     return disk
 
 
+IMAGENET_100 = dict(dataset="imagenet100", size=8, lists="split", kind="step", largest=2, factor=0.5, pool_per_class=0,
+                    outsiders=["imagenet/train"], outsider_count=-1)
+
+
 def test_imagenet_100_is_read_from_its_lists(imagenet):
-    one = study(dataset="imagenet100", size=8, lists="split", pool_per_class=2)
+    one = study(**IMAGENET_100)
     assert one.classes == ("n02", "n03", "n01") and one.counts == [1, 1, 2]
     assert one.seed.labels.tolist() == [2, 2, 0, 1] and one.seed.names[0] == "train/n01/n01_1.JPEG"
     assert one.test.labels.tolist() == [2, 0, 1] and one.validation.names == tuple(f"train/n0{c}/n0{c}_3.JPEG" for c in (1, 2, 3))
     assert len(one.train) == 6 and not set(one.train.names) & set(one.validation.names)
-    assert one.pool.names == ("train/n04/n04_1.JPEG", "train/n04/n04_2.JPEG") and set(one.pool.labels.tolist()) == {sources.UNKNOWN}
+    assert len(study(**IMAGENET_100 | {"labelled_per_class": 1}).train) == 3
     assert one.seed.images.shape == (4, 3, 8, 8)
+    assert one.seed.images[:, 0, 4, 4].tolist() == pytest.approx([0, 10, 30, 60], abs=3)      # each name has its own picture
+
+
+def test_the_pool_of_imagenet_100_is_all_other_classes(imagenet):
+    pool = study(**IMAGENET_100).pool
+    assert sorted(pool.names) == [f"n04/n04_{k}.JPEG" for k in (1, 2, 3)] and set(pool.labels.tolist()) == {sources.UNKNOWN}
+    assert len(study(**IMAGENET_100 | {"outsider_count": 2}).pool) == 2 and len(study(**IMAGENET_100 | {"outsider_count": 0}).pool) == 0
+
+
+def test_a_mixed_pool_comes_from_two_places_or_from_a_list_with_sources(imagenet):
+    """As ImageNet-Places-Mix: drawn classes of both, or the authors' lines, whose third column names the root."""
+    write(imagenet / "places", {f"data/{name}/{k}.jpg": picture(100 + 10 * k, (30, 8), "JPEG") for name in ("sea", "lake") for k in (1, 2)})
+    mix = study(**IMAGENET_100 | {"outsiders": ["imagenet/train", "places/data"], "outsider_classes": 1}).pool
+    assert len(mix) == 3 + 2 and {name.rsplit("/", 2)[0] for name in mix.names} == {"imagenet/train", "places/data"}
+    lines = "train/n04/n04_2.JPEG 0 imagenet\ndata/sea/1.jpg 0 places\n\ndata/lake/2.jpg 17 places\n"
+    write(imagenet / "split", {"mix.txt": lines.encode()})
+    listed = study(**IMAGENET_100 | {"outsiders": ["split/mix.txt"]}).pool
+    assert sorted(listed.names) == ["imagenet/train/n04/n04_2.JPEG", "places/data/lake/2.jpg", "places/data/sea/1.jpg"]
+    assert set(listed.labels.tolist()) == {sources.UNKNOWN}
+
+
+@pytest.mark.parametrize("lines", ["2.png\ndeep/1.png\n", "2.png 5\n\n./deep/1.png -1\n"])
+def test_a_list_of_paths_is_as_good_as_a_folder(disk, lines):
+    """Its order counts, labels are passed over, and paths are taken from where the list lies."""
+    write(disk / "mine", {"2.png": picture(20), "deep/1.png": picture(10), "list.txt": lines.encode()})
+    found = sources.folder(disk / "mine" / "list.txt", 6)
+    assert found.names == ("2.png", "deep/1.png") and found.labels.tolist() == [-1, -1]
+    assert found.images.amax((1, 2, 3)).tolist() == [20, 10]
+    write(disk / "mine", {"list.txt": b"2.png\ngone away.png\n"})
+    with pytest.raises(ValueError, match=r"1 of 2 files are no readable images: gone away\.png \(\[Errno 2\]"):
+        sources.folder(disk / "mine" / "list.txt", 6)
+
+
+def test_a_pool_left_in_its_files_has_the_same_images(imagenet):
+    held, left = study(**IMAGENET_100).pool, study(**IMAGENET_100 | {"pool_in_files": True}).pool
+    assert left.names == held.names and torch.equal(left.labels, held.labels) and len(left) == 3
+    assert torch.equal(left.images[0:3], held.images) and torch.equal(left.subset([2, 0]).images, held.images[[2, 0]])
+    assert len(left.images[3:]) == 0
+    digests = {left.digest, left.shuffled(3).digest, left.shuffled(0, 2).digest, held.digest}
+    assert len(digests) == 4 and left.digest == study(**IMAGENET_100 | {"pool_in_files": True}).pool.digest
+    (imagenet / "imagenet/train/n04/n04_2.JPEG").write_bytes(picture(77, (12, 10), "JPEG"))
+    forget()
+    assert study(**IMAGENET_100 | {"pool_in_files": True}).pool.digest not in digests
+    (imagenet / "imagenet/train/n04/n04_2.JPEG").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"n04/n04_2\.JPEG is no readable image \(empty\); remove it") as caught:
+        left.images[0:3]
+    one_line(caught)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(pool_per_class=1), "pool_in_files leaves the whole pool unread: it goes with pool_per_class 0 and without skip_broken"),
+    (dict(skip_broken=True), "pool_in_files leaves the whole pool unread"),
+    (dict(outsiders=["letters"], outsider_count=3), "letters are drawn, not read"),
+])
+def test_what_cannot_stay_in_files_is_refused(disk, change, message):
+    with pytest.raises(ValueError, match=message):
+        study(**{"pool_per_class": 0, "pool_in_files": True} | change)
+
+
+def test_files_in_a_zip_can_be_handed_to_another_process(disk):
+    archive = zipped(disk / "tree.zip", TREE)
+    left = sources.files(archive / "a", 6)
+    assert torch.equal(pickle.loads(pickle.dumps(left)).images[0:2], sources.folder(archive / "a", 6).images)
 
 
 def test_missing_parts_of_imagenet_are_named(imagenet):
-    for part in ("split/imagenet-100/imageNet_100_LT_train.txt", "imagenet/train/n01/n01_2.JPEG"):
+    for part in ("split/imagenet-100/imageNet_100_LT_train.txt", "imagenet/train/n01/n01_2.JPEG", "imagenet/train/n02",
+                 "imagenet/val/n03/ILSVRC2012_val_n03.JPEG"):
         (imagenet / part).rename(imagenet / "aside")
+        forget()
         with pytest.raises(FileNotFoundError, match="is missing: ") as caught:
-            study(dataset="imagenet100", size=8, lists="split")
+            study(**IMAGENET_100)
         assert str(imagenet / part) in one_line(caught)
         (imagenet / "aside").rename(imagenet / part)
+    with pytest.raises(ValueError, match="imagenet100 is what SDCLR's lists name; set `lists`"):
+        study(**IMAGENET_100 | {"lists": ""})
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
 def test_a_broken_image_of_imagenet_is_named(imagenet, content):
     (imagenet / "imagenet/train/n01/n01_2.JPEG").write_bytes(content)
     with pytest.raises(ValueError, match=r"n01_2\.JPEG is no readable image"):
-        study(dataset="imagenet100", size=8, lists="split")
+        study(**IMAGENET_100)
 
 
 def test_absent_imagenet_is_one_clear_line(disk):
     parts = r"imagenet is missing: ImageNet has to be unpacked there as train/<wnid>.*LONGTAIL_DATA"
     with pytest.raises(FileNotFoundError, match=parts) as caught:
-        study(dataset="imagenet100", size=8, lists="split")
+        study(**IMAGENET_100)
     assert str(disk) in one_line(caught)

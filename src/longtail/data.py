@@ -1,6 +1,7 @@
 """Long-tailed studies: class sizes, splits, pools."""
 
 import functools
+import operator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import numpy as np
 import torch
 
 from longtail import paths
-from longtail.sources import UNKNOWN, ImageSet, class_orders, container, files_of, folder, letters, listed, load, require
+from longtail.datasets import class_orders, letters, load
+from longtail.sources import UNKNOWN, ImageSet, container, files, files_of, folder
 
 # ImageNet-100-LT's class sizes, sorted (SDCLR's list; neither exponential nor a power law, so the table itself; spec 5)
 IMAGENET_100_LT = [
@@ -74,70 +76,50 @@ def split_by_rule(orders, counts, ranks):
     return [np.concatenate([order[:n] for order, n in zip(orders, size, strict=True)]) for size in sizes]
 
 
-def published_lists(folder, dataset, split):
-    """The authors' index arrays D_i, D_b, S_b of one split, into the official training order."""
-    prefix = "" if dataset == "cifar10" else f"{dataset}_"
-    files = [Path(folder) / f"{dataset}_imbSub_with_subsets" / f"{prefix}split{split}_{name}.npy" for name in ("D_i", "D_b", "S_b")]
-    return [np.load(require(file, "SDCLR's repository has it in split/; set `lists` to that folder")) for file in files]
+def as_published(source, split, counts):
+    """Positions of D_i, D_b and S_b as the authors list them; an error unless the long tail asked for is theirs."""
+    lists = source.published(split)
+    theirs = sorted(np.bincount(source.images.labels.numpy()[lists[0]], minlength=len(source.classes)).tolist(), reverse=True)
+    if theirs != counts:
+        raise ValueError(f"the published list has classes of {theirs[0]} to {theirs[-1]} images, {sum(theirs)} in all; largest, factor and "
+                         f"kind ask for {counts[0]} to {counts[-1]}, {sum(counts)} in all; set them to the list's")
+    return lists
 
 
 def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_class=0, pool_per_class=0, outsiders=(),
-          outsider_count=0, outsider_classes=0, skip_broken=False):
+          outsider_count=0, outsider_classes=0, pool_in_files=False, skip_broken=False):
     """All image sets of one split of a data set, a ``Study``.
 
     ``lists``: folder of published index lists, empty for the same rule applied here. ``labelled_per_class``: labels of the linear
     protocol, 0 for all. The pool is ``pool_per_class`` training images of each class that neither long-tailed nor balanced list
     uses, and images of ``outsiders`` (a place or a list of places, see ``outsider_set``), in an order that tells nothing of classes.
     """
-    lists = lists and str(paths.DATA / lists)       # relative ones lie beside the images
-    if dataset == "imagenet100":
-        return imagenet100(size, Path(lists), labelled_per_class, pool_per_class)
-    source = load(dataset, size, lists, skip_broken)
+    if pool_in_files and (pool_per_class or skip_broken):
+        raise ValueError("pool_in_files leaves the whole pool unread: it goes with pool_per_class 0 and without skip_broken")
+    source = load(dataset, size, lists and str(paths.DATA / lists), skip_broken)     # relative lists lie beside the images
     labels, classes = source.images.labels.numpy(), len(source.classes)
     generator = np.random.default_rng(split)
     ranks = np.argsort(generator.permutation(classes))
     orders = class_orders(labels, np.setdiff1d(np.arange(len(labels)), source.validation), classes, generator)
-    if lists:
-        long_tail, balanced, few = published_lists(lists, dataset, split)
-    else:
-        long_tail, balanced, few = split_by_rule(orders, long_tail_counts(largest, classes, factor, kind), ranks)
-    used = np.union1d(long_tail, balanced)
-    rest = [order[~np.isin(order, used)] for order in orders]
-    short = min(len(left) for left in rest)
-    if short < pool_per_class:
-        raise ValueError(f"a class has {short} images left for the pool, pool_per_class is {pool_per_class}; lower it, or `largest`")
-    pool = source.images.subset(np.concatenate([left[:pool_per_class] for left in rest]))
-    if outsider_count:
-        pool += outsider_set(outsiders, size, outsider_count, outsider_classes, source.classes, skip_broken)
+    counts = long_tail_counts(largest, classes, factor, kind)
+    long_tail, balanced, few = as_published(source, split, counts) if lists else split_by_rule(orders, counts, ranks)
+    left = leftovers(orders, np.union1d(long_tail, balanced), pool_per_class)
+    pool = outsider_set(outsiders, size, outsider_count, outsider_classes, source.classes, pool_in_files, skip_broken)
+    if len(left) or not pool:
+        pool = [source.images.subset(left), *pool]
     labelled = class_orders(labels, source.labelled, classes, np.random.default_rng(0))
     labelled = np.concatenate([order[:labelled_per_class or None] for order in labelled])
     return Study(*(source.images.subset(index) for index in (long_tail, balanced, few, labelled, source.validation)), source.test,
-                 pool.subset(np.random.default_rng(split).permutation(len(pool))), source.classes)
+                 functools.reduce(operator.add, pool).shuffled(split), source.classes)
 
 
-def imagenet100(size, lists, labelled_per_class, pool_per_class):
-    """ImageNet-100 as SDCLR and MAK list it; the pool is ImageNet-900, the training images of all other classes.
-
-    ``lists`` holds SDCLR's imagenet-100 index files; the images are under the data folder's ``imagenet`` (train/<wnid>, val/<wnid>).
-    """
-    root = require(paths.DATA / "imagenet", "ImageNet has to be unpacked there as train/<wnid>/*.JPEG and val/<wnid>/*.JPEG "
-                                            "(from image-net.org); LONGTAIL_DATA says where data lie")
-    names = ("LT_train", "BL_train", "sub_balance_train_0.01"), ("val", "test")
-    files = [f"imageNet_100_{name}.txt" for name in names[0]] + [f"ImageNet_100_{name}.txt" for name in names[1]]
-    lines = [require(lists / "imagenet-100" / file, "SDCLR's repository has it in split/; set `lists` to that folder").read_text().split()
-             for file in files]
-    label_of = dict(zip((name.split("/")[1] for name in lines[0][::2]), map(int, lines[0][1::2]), strict=True))
-    validation, labelled, pool = set(lines[3][::2]), [], []
-    for wnid in sorted(path.name for path in (root / "train").iterdir() if path.is_dir()):
-        found = sorted(f"train/{wnid}/{file.name}" for file in (root / "train" / wnid).iterdir())
-        chosen = [name for name in found if name not in validation]
-        if wnid in label_of:
-            labelled += [(name, label_of[wnid]) for name in chosen[:labelled_per_class or None]]
-        else:
-            pool += [(name, UNKNOWN) for name in chosen[:pool_per_class or None]]
-    seed, balanced, few, validation, test = (list(zip(part[::2], map(int, part[1::2]), strict=True)) for part in lines)
-    return Study(*(listed(root, part, size) for part in (seed, balanced, few, labelled, validation, test, pool)),
-                 tuple(sorted(label_of, key=label_of.get)))
+def leftovers(orders, used, count):
+    """Positions of the first ``count`` images of each class's order that are not ``used``."""
+    rest = [order[~np.isin(order, used)] for order in orders]
+    short = min(len(left) for left in rest)
+    if short < count:
+        raise ValueError(f"a class has {short} images left for the pool, pool_per_class is {count}; lower it, or `largest`")
+    return np.concatenate([left[:count] for left in rest])
 
 
 def name_of(dataset):
@@ -145,34 +127,36 @@ def name_of(dataset):
     return (container(paths.DATA / dataset) or Path(dataset)).name.removesuffix(".zip")
 
 
-def outsider_set(places, size, count, classes, known, skip_broken):
+def outsider_set(places, size, count, classes, known, in_files, skip_broken):
     """Images that belong to no class of the study, their labels −1: of each place ``count`` drawn at random, −1 for all.
 
-    A place is letters, or a folder or zip. Of its folders those named as a ``known`` class are left out; ``classes`` draws so many
-    of the others, 0 for all.
+    A place is letters, or a folder, zip or list. Of its folders those named as a ``known`` class are left out; ``classes`` draws so
+    many of the others, 0 for all. ``in_files`` leaves images in their files, for pools larger than memory. List of ``ImageSet``.
     """
     places = [places] if isinstance(places, str) else list(places)
+    if not count:
+        return []
     if not any(places):
         raise ValueError(f"outsider_count is {count} but outsiders names none; give letters, or folders or zips of images")
-    parts = [outsiders_of(place, size, count, classes, known, skip_broken) for place in places]
-    if len(parts) > 1:
-        parts = [replace(part, names=tuple(f"{place}/{name}" for name in part.names)) for place, part in zip(places, parts, strict=True)]
-    return functools.reduce(ImageSet.__add__, parts)
+    parts = [outsiders_of(place, size, count, classes, known, in_files, skip_broken) for place in places]
+    if len(parts) == 1:
+        return parts
+    return [replace(part, names=tuple(f"{place}/{name}" for name in part.names)) for place, part in zip(places, parts, strict=True)]
 
 
 @functools.lru_cache(maxsize=2)
-def outsiders_of(place, size, count, classes, known, skip_broken):
+def outsiders_of(place, size, count, classes, known, in_files, skip_broken):
     """The images of one place; the last two places are kept in memory, since each split of a study asks again."""
     if place == "letters":
-        if count < 0:
-            raise ValueError("letters are drawn as they are asked for, there is no all of them; say how many with outsider_count")
+        if count < 0 or in_files:
+            raise ValueError("letters are drawn, not read: there are no files of them, nor all of them; say how many with outsider_count")
         return letters(size, count)
     folders = files_of(paths.DATA / place)[1]
     if folders and folders <= set(known):
         raise ValueError(f"{place} has only folders named as classes of the study ({min(folders)}, …); outsiders belong to none of them")
-    drawn = np.random.default_rng(0).permutation(sorted(folders - set(known)))[:classes or None]
-    found = folder(paths.DATA / place, size, skip_broken, without=folders - set(drawn.tolist()))
+    without = folders - set(np.random.default_rng(0).permutation(sorted(folders - set(known)))[:classes or None].tolist())
+    found = files(paths.DATA / place, size, without) if in_files else folder(paths.DATA / place, size, skip_broken, without)
     if len(found) < count:
         raise ValueError(f"{place} has {len(found)} images, outsider_count is {count}")
-    found = found.subset(np.random.default_rng(0).permutation(len(found))[:count if count > 0 else None])
+    found = found.shuffled(0, count if count > 0 else None)
     return replace(found, labels=torch.full_like(found.labels, UNKNOWN))

@@ -1,21 +1,26 @@
-"""Where images come from: data sets by name, folders and zips; clear errors for what is missing or broken."""
+"""Where images come from: sets of them, read from folders, zips and lists; clear errors for what is missing or broken."""
 
 import functools
+import hashlib
 import importlib
 import io
+import re
 import sys
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from longtail import paths, runs
 
 UNKNOWN = -1        # the label of an image without one
+LINE = re.compile(r"(\S.*?)(?:\s+(-?\d+)(?:\s+(\w+))?)?\s*")       # of a list: path, perhaps a label, perhaps the source it belongs to
+BROKEN = (OSError, SyntaxError, Image.DecompressionBombError, zipfile.BadZipFile, zlib.error)      # UnidentifiedImageError is an OSError
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,246 +42,106 @@ class ImageSet:
         index = torch.tensor(np.asarray(index), dtype=torch.int64)
         return ImageSet(self.images[index], self.labels[index], tuple(self.names[i] for i in index.tolist()))
 
+    def shuffled(self, seed, count=None):
+        """All images in a random order, or the first ``count`` of it."""
+        return self.subset(np.random.default_rng(seed).permutation(len(self))[:count])
+
     @functools.cached_property
     def digest(self):
         """First 16 hex digits of SHA-256 over content and order, labels left out."""
         return runs.sha256(self.images.numpy(force=True).tobytes() + "\n".join(self.names).encode())[:16]
 
 
-@dataclass(frozen=True)
-class Source:
-    """A data set before it is made long-tailed."""
+# ---- sets larger than memory
 
-    images: ImageSet        # all training images, in the official order
-    labelled: np.ndarray    # positions of those that train the linear classifier
-    validation: np.ndarray  # positions kept for model selection, in no other list
-    test: ImageSet
-    classes: tuple          # names
+class Files:
+    """Images that stay in their files until some of them are asked for: uint8 (k, 3, size, size).
 
-
-def class_orders(labels, positions, classes, generator):
-    """One random order of the given positions for each class: list of int64 arrays, of which lists are prefixes."""
-    return [generator.permutation(positions[labels[positions] == label]) for label in range(classes)]
-
-
-@functools.lru_cache(maxsize=2)
-def load(dataset, size, lists="", skip_broken=False):
-    """The data set of that name, or the labelled class folders at that path, as a ``Source`` of ``size``-pixel squares.
-
-    The last two are kept in memory: each split of a study asks again.
+    ``files``: (name, what reads its bytes), as ``files_of`` lists them. A file that is no image is an error naming it.
     """
-    if dataset == "digits":
-        return hold_out(digits(size), tuple("0123456789"), test=40, validation=10)
-    if dataset in ("cifar10", "cifar100"):
-        return cifar(dataset, size, lists)
-    if container(paths.DATA / dataset):
-        return class_folders(paths.DATA / dataset, size, skip_broken)
-    raise ValueError(f"no data set {dataset!r}: there are digits, cifar10, cifar100, and any folder or zip of class folders by its path "
-                     f"(looked for {paths.DATA / dataset}; LONGTAIL_DATA says where data lie)")
 
+    def __init__(self, files, size, threads=1):
+        self.files, self.size, self.threads = files, size, threads
 
-def class_folders(path, size, skip_broken):
-    """A source from a folder for each class, or from such folders below train beside val or test (or both); others are no part of it.
+    def __len__(self):
+        return len(self.files)
 
-    With all three, val serves validation; else a twentieth of each class does (20 images of 400, as many as ImageNet-100 has).
-    """
-    held = sorted({"val", "test"} & (parts := files_of(path)[1]))
-    if "train" not in parts or not held:
-        images = labelled_folder(path, size, skip_broken)
-        smallest = int(torch.bincount(images.labels).min())
-        return hold_out(images, tuple(class_names(images.names)), test=smallest // 4, validation=max(1, smallest // 10))
-    train, *others = (labelled_folder(path / part, size, skip_broken) for part in ["train", *held])
-    classes = tuple(class_names(train.names))
-    for part, images in zip(held, others, strict=True):
-        if odd := set(classes) ^ set(class_names(images.names)):
-            raise ValueError(f"{path}: class {min(odd)} is in only one of train and {part}; give both the same folders")
-    if len(held) == 1:
-        return with_test(train, others[0], classes, share=20)
-    everything = train + others[1]          # test comes before val
-    return Source(everything, np.arange(len(train)), np.arange(len(train), len(everything)), others[0], classes)
+    def __getitem__(self, part):
+        files = self.files[part] if isinstance(part, slice) else [self.files[place] for place in part]
+        if not files:
+            return torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        with ThreadPoolExecutor(self.threads) as decoders:
+            return stack(list(decoders.map(self._decode, files)))
 
-
-def labelled_folder(path, size, skip_broken):
-    """``folder``, when its images lie in a folder for each class."""
-    images = folder(path, size, skip_broken)
-    if int(images.labels.min()) == UNKNOWN:
-        raise ValueError(f"{path} is flat: evaluation needs a folder for each class")
-    return images
-
-
-def with_test(train, test, classes, share):
-    """A source from a training and a test set: the first images of a fixed order, one of ``share``, are set apart for validation."""
-    orders = class_orders(train.labels.numpy(), np.arange(len(train)), len(classes), np.random.default_rng(0))
-    kept = np.concatenate([order[:max(1, len(order) // share)] for order in orders])
-    return Source(train, np.setdiff1d(np.arange(len(train)), kept), kept, test, classes)
-
-
-def hold_out(images, classes, test, validation):
-    """A source from one labelled set: of each class the first ``test`` and ``validation`` images of a fixed order are set apart."""
-    orders = class_orders(images.labels.numpy(), np.arange(len(images)), len(classes), np.random.default_rng(0))
-    empty = [name for name, order in zip(classes, orders, strict=True) if len(order) <= test + validation or not test]
-    if empty:
-        few, name = min((len(order), name) for name, order in zip(classes, orders, strict=True))
-        raise ValueError(f"class {name} has too few images ({few}) to set any apart for testing")
-    train = images.subset(np.concatenate([order[test:] for order in orders]))
-    ends = np.cumsum([0] + [len(order) - test for order in orders])[:-1]
-    kept = np.concatenate([start + np.arange(validation) for start in ends])
-    return Source(train, np.setdiff1d(np.arange(len(train)), kept), kept,
-                  images.subset(np.concatenate([order[:test] for order in orders])), classes)
-
-
-def digits(size):
-    """Handwritten digits (UCI, in scikit-learn): 1,797 images of 8×8 pixels, enlarged."""
-    from sklearn.datasets import load_digits
-    bunch = load_digits()
-    return ImageSet(enlarge(bunch.images, size), torch.tensor(bunch.target, dtype=torch.int64),
-                    tuple(f"digits/{label}/{k:04d}" for k, label in enumerate(bunch.target)))
-
-
-def enlarge(grey, size):
-    """8×8 images with levels 0 … 16 as uint8 (n, 3, size, size), bicubic."""
-    pictures = (Image.fromarray((np.asarray(image) * 255 / 16).astype(np.uint8)).resize((size, size), Image.BICUBIC) for image in grey)
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))[:, None].expand(-1, 3, -1, -1).contiguous()
-
-
-def letters(size, count):
-    """Letters drawn from matplotlib's own fonts, reduced to 8×8 as the digits were: images that are surely no digit.
-
-    Fonts, widths and slants vary; letters that look like a digit (I, O, l, o, …) are left out.
-    """
-    import matplotlib
-    faces = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Italic", "DejaVuSansMono",
-             "STIXGeneral", "cmr10", "cmtt10")
-    fonts = [Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf" for face in faces]
-    generator, drawn, names = np.random.default_rng(0), [], []
-    for k in range(count):
-        letter, font = generator.choice(list("ABCDEFGHJKLMNPQRTUVWXYabcdefhkmnprtuvwxy")), generator.integers(len(fonts))
-        canvas = Image.new("L", (128, 128))
-        face = ImageFont.truetype(str(fonts[font]), 64)
-        ImageDraw.Draw(canvas).text((64, 64), letter, fill=255, font=face, anchor="mm")
-        slant = generator.uniform(-0.3, 0.3)
-        canvas = canvas.transform((128, 128), Image.AFFINE, (1, slant, -64 * slant, 0, 1, 0), Image.BILINEAR)
-        canvas = canvas.crop(canvas.getbbox())      # the digits fill their field from top to bottom, too
-        width = int(np.clip(64 * canvas.width / canvas.height, 24, 56) * generator.uniform(0.85, 1))
-        picture = Image.new("L", (64, 64))
-        picture.paste(canvas.resize((width, 64), Image.BILINEAR), ((64 - width) // 2, 0))
-        drawn.append(np.rint(np.asarray(picture.resize((8, 8), Image.BOX), dtype=float) * 16 / 255))
-        names.append(f"letters/{letter}/{k:04d}")
-    return ImageSet(enlarge(drawn, size), torch.full((count,), UNKNOWN), tuple(names))
-
-
-def cifar(dataset, size, lists):
-    """CIFAR-10 or -100: torchvision's own files if they are under the data folder, else the JPEG copy, else a download."""
-    archive = paths.DATA / f"{dataset}-jpeg.zip"
-    own = paths.DATA / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[dataset]
-    if archive.exists() and not own.exists():
-        train, test = folder(archive / "train", size), folder(archive / "test", size)
-        classes = tuple(class_names(train.names))
-        if lists:
-            train = official_order(train, Path(lists) / f"{dataset}_train_labels.npy")
-    else:
-        train, test, classes = torchvision_cifar(dataset, size)
-    if not lists:
-        return with_test(train, test, classes, share=10)
-    names = [f"{'' if dataset == 'cifar10' else dataset + '_'}{part}IdxList.npy" for part in ("train", "val")]
-    labelled, validation = (np.load(require(Path(lists) / dataset / name, "SDCLR's split/ folder has it")) for name in names)
-    return Source(train, labelled, validation, test, classes)
-
-
-def official_order(images, file):
-    """Reorder class folders, each in the official order, by the official labels, so that published index lists apply."""
-    labels = np.load(require(file, "published lists index the official order: the JPEG copy needs its labels, or use torchvision's files"))
-    position = np.empty(len(labels), dtype=np.int64)
-    for label in range(labels.max() + 1):
-        position[labels == label] = np.flatnonzero(images.labels.numpy() == label)
-    return images.subset(position)
-
-
-def torchvision_cifar(dataset, size):
-    """Training set, test set and class names from torchvision, downloaded when absent and reachable."""
-    datasets = importlib.import_module(f"{import_torchvision().__name__}.datasets")
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[dataset]
-    parts = []
-    for train in (True, False):
+    def _decode(self, file):
         try:
-            part = kind(paths.DATA, train=train, download=True)
-        except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(
-                f"{dataset} is not in {paths.DATA} (torchvision's files or {dataset}-jpeg.zip) and no download succeeds ({error}); "
-                f"put one there or set LONGTAIL_DATA to the folder that has it") from error
-        labels = torch.tensor(part.targets)
-        names = tuple(f"{'train' if train else 'test'}/{part.classes[label]}/{k:05d}" for k, label in enumerate(part.targets))
-        parts.append(ImageSet(stack([square(Image.fromarray(image), size) for image in part.data]), labels, names))
-    return *parts, tuple(part.classes)
+            return decoded(file[1](), self.size)
+        except BROKEN as error:
+            raise ValueError(f"{file[0]} is no readable image ({reason(error)}); remove it") from error
 
 
-def import_torchvision():
-    """torchvision, also where its compiled part does not fit the installed torch (a CPU build beside a CUDA wheel).
+class FileSet(ImageSet):
+    """An ImageSet whose images are ``Files``; a subset of it is decoded, a shuffled one stays in its files."""
 
-    Its Python parts work once the two operators it looks for are declared; where the compiled part loads, nothing is touched.
-    """
-    try:
-        return importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    module = importlib.import_module("torchvision")
-    module.declared = library       # the declaration lives as long as this object
-    return module
+    def __add__(self, other):
+        return FileSet(Files(self.images.files + other.images.files, self.images.size, self.images.threads),
+                       torch.cat([self.labels, other.labels]), self.names + other.names)
+
+    def shuffled(self, seed, count=None):
+        """The same files in a random order, or the first ``count`` of it."""
+        order = np.random.default_rng(seed).permutation(len(self))[:count].tolist()
+        files = Files([self.images.files[place] for place in order], self.images.size, self.images.threads)
+        return FileSet(files, self.labels[order], tuple(self.names[place] for place in order))
+
+    @functools.cached_property
+    def digest(self):
+        """First 16 hex digits of SHA-256 over the files' bytes, their order, names and size as squares."""
+        content = hashlib.sha256(f"{self.images.size}\n".encode() + "\n".join(self.names).encode())
+        for _, read in self.images.files:
+            content.update(hashlib.sha256(read()).digest())
+        return content.hexdigest()[:16]
 
 
-# ---- folders and zips of images
+# ---- folders, zips and lists
 
 def folder(path, size, skip_broken=False, without=frozenset()):
-    """All images of a folder or zip as squares of ``size`` pixels: short side resized, centre cut.
+    """All images of a folder, zip or list as squares of ``size`` pixels: short side resized, centre cut.
 
     The path may go on inside a zip. A label is the first folder below it (sorted), −1 for all when images lie flat; folders ``without``
     are passed over. A file that is no readable image is an error naming it; ``skip_broken`` leaves such files out and prints their
     names instead.
     """
-    files, folders = files_of(Path(path))
-    files = [(name, read) for name, read in files if name.split("/")[0] not in without]
+    files, folders = files_of(Path(path), without)
     pictures, names, broken = [], [], []
     for name, read in files:
         try:
-            content = read()
-            pictures.append(square(Image.open(io.BytesIO(content)).convert("RGB"), size))
+            pictures.append(decoded(read(), size))
             names.append(name)
-        except UnidentifiedImageError:
-            broken.append(f"{name} ({len(content)} bytes of no known kind)" if content else f"{name} (empty)")
-        except (OSError, SyntaxError, Image.DecompressionBombError, zipfile.BadZipFile, zlib.error) as error:
-            broken.append(f"{name} ({str(error).splitlines()[0][:80]})")
+        except BROKEN as error:
+            broken.append(f"{name} ({reason(error)})")
     if broken and not skip_broken:
-        raise ValueError(f"{path}: {len(broken)} of {len(broken) + len(names)} files are no readable images: {', '.join(broken[:5])}"
+        raise ValueError(f"{path}: {len(broken)} of {len(files)} files are no readable images: {', '.join(broken[:5])}"
                          f"{', …' if len(broken) > 5 else ''}; remove them, or skip them with skip_broken")
     if broken:
         print(f"skipped {len(broken)} files of {path}: {', '.join(broken)}")
+    labels, names = labels_of(path, names, folders)
+    return ImageSet(stack(pictures), labels, names)
+
+
+def files(path, size, without=frozenset()):
+    """The same images left in their files, a ``FileSet``: for sets larger than memory. A broken file is an error once it is read."""
+    found, folders = files_of(Path(path), without)
+    return FileSet(Files(found, size, torch.get_num_threads()), *labels_of(path, [name for name, _ in found], folders))
+
+
+def labels_of(path, names, folders):
+    """Labels (n,) by the first folders of the names, and the names as a tuple; an error when there are none, or an empty folder."""
     if not names:
         raise ValueError(f"{path} has no readable images")
-    known = class_names(names)
-    empty = sorted(folders - set(known) - without)
-    if known and empty:
-        raise ValueError(f"{path}: class {empty[0]} has no images; fill its folder or remove it")
-    labels = [known.index(name.split("/")[0]) if known else UNKNOWN for name in names]
-    return ImageSet(stack(pictures), torch.tensor(labels), tuple(names))
-
-
-def listed(root, lines, size):
-    """The images of a list of (path below ``root``, label)."""
-    pictures = []
-    for name, _ in lines:
-        try:
-            pictures.append(square(Image.open(require(root / name, "the list names it")).convert("RGB"), size))
-        except FileNotFoundError:
-            raise
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ValueError(f"{root / name} is no readable image ({error})") from error
-    return ImageSet(stack(pictures), torch.tensor([label for _, label in lines]), tuple(name for name, _ in lines))
+    known = {name: label for label, name in enumerate(class_names(names))}
+    if known and (empty := folders - known.keys()):
+        raise ValueError(f"{path}: class {min(empty)} has no images; fill its folder or remove it")
+    return torch.tensor([known.get(name.split("/")[0], UNKNOWN) for name in names]), tuple(names)
 
 
 def class_names(names):
@@ -289,29 +154,71 @@ def container(path):
     return path if path.is_dir() else next((part for part in (path, *path.parents) if part.is_file()), None)
 
 
-def files_of(path):
-    """Sorted files of a folder or zip (name below the path, what reads its bytes), and its first folders; hidden ones left out."""
-    if path.is_dir():
+def files_of(path, without=frozenset()):
+    """Files (name below the path, what reads its bytes) and first folders of a folder, zip or list; folders ``without`` are left out.
+
+    Sorted, but for a list (.txt), whose order counts. Hidden files are left out.
+    """
+    place = container(path) or require(path, "give a folder, a zip, or a list (.txt) of images")
+    if place.is_dir():
         found = ((file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*")) if file.is_file())
+        found = [(name, file.read_bytes) for name, file in found if not hidden(name)]
         folders = {child.name for child in path.glob("*/") if not hidden(child.name)}
-        return [(name, file.read_bytes) for name, file in found if not hidden(name)], folders
-    place = container(path) or require(path, "give a folder or a zip of images")
-    try:
-        archive = zipfile.ZipFile(place)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{place} is no whole zip file ({error}); fetch it again") from error
-    shown = sorted(name for name in archive.namelist() if not hidden(name))
+    else:
+        found = listed(path) if place.suffix == ".txt" else members(place, path)
+        folders = {name.split("/")[0] for name, _ in found if "/" in name}
+        found = [(name, read) for name, read in found if not name.endswith("/")]
+    return [file for file in found if file[0].split("/")[0] not in without], folders - without
+
+
+def listed(path):
+    """Files (name, what reads its bytes) of a list: a line each, the path below the list's folder, perhaps with a label that is ignored.
+
+    A third column names the folder of the data folder that the path goes below instead, as in MAK's lists of mixed pools.
+    """
+    places = [(Path(f"{source}/{name}" if source else name), paths.DATA if source else path.parent) for name, _, source in lines_of(path)]
+    return [(place.as_posix(), (root / place).read_bytes) for place, root in places]
+
+
+def members(archive, path):
+    """Files (name below the path, what reads its bytes) of a zip, its folders among them with a slash at the end."""
+    shown = sorted(name for name in opened(archive).namelist() if not hidden(name))
     tops = {name.split("/")[0] for name in shown}
     top = f"{tops.pop()}/" if len(tops) == 1 else ""        # archives commonly hold one folder that holds everything
-    top += "".join(f"{part}/" for part in path.relative_to(place).parts)
-    below = [(name.removeprefix(top), name) for name in shown if name.startswith(top)]
-    folders = {name.split("/")[0] for name, _ in below if "/" in name}
-    return [(name, functools.partial(archive.read, full)) for name, full in below if name and not name.endswith("/")], folders
+    top += "".join(f"{part}/" for part in path.relative_to(archive).parts)
+    return [(name.removeprefix(top), functools.partial(member, archive, name)) for name in shown if name.startswith(top) and name != top]
+
+
+@functools.lru_cache(maxsize=4)
+def opened(archive):
+    """A zip, opened once in each process."""
+    try:
+        return zipfile.ZipFile(archive)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{archive} is no whole zip file ({error}); fetch it again") from error
+
+
+def member(archive, name):
+    """The bytes of one file in a zip."""
+    return opened(archive).read(name)
 
 
 def hidden(name):
     """Whether a file or one of its folders is what systems leave behind: names with a dot in front, and macOS's copies."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def decoded(content, size):
+    """The bytes of an image file as a square, uint8 (size, size, 3)."""
+    try:
+        return square(Image.open(io.BytesIO(content)).convert("RGB"), size)
+    except UnidentifiedImageError as error:
+        raise OSError(f"{len(content)} bytes of no known kind" if content else "empty") from error
+
+
+def reason(error):
+    """What an error says, short enough to stand beside others."""
+    return (str(error) or type(error).__name__).splitlines()[0][:80]
 
 
 def square(picture, size):
@@ -334,3 +241,28 @@ def require(path, remedy):
     if not Path(path).exists():
         raise FileNotFoundError(f"{Path(path).absolute()} is missing: {remedy}")
     return path
+
+
+def lines_of(path):
+    """(path, label or None, source or None) of each line of a list."""
+    return [LINE.fullmatch(line).groups() for line in path.read_text().splitlines() if line.strip()]
+
+
+def import_torchvision():
+    """torchvision, also where its compiled part does not fit the installed torch (a CPU build beside a CUDA wheel).
+
+    Its Python parts work once the two operators it looks for are declared; where the compiled part loads, nothing is touched.
+    """
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    module = importlib.import_module("torchvision")
+    module.declared = library       # the declaration lives as long as this object
+    return module
