@@ -202,3 +202,18 @@ def test_enlarged_runs_are_seed_and_picks(picks, study):
     assert sampling.enlarge(run, study, taken, "random", "overhead", 7)[0].epochs == 7
     with pytest.raises(ValueError, match="schedule 'overhead' with epochs None"):
         sampling.enlarge(run, study, taken, "mak", "overhead")
+
+
+# ---- rows of the tables
+
+def test_a_row_says_how_it_departs_from_the_settings():
+    usual = {"budget": 100, "alpha": 0.3, "ratio": 1.5, "prototypes": 10, "views": 4}
+    assert sampling.row("k_center", usual) == {"sampler": "k_center", **usual}
+    assert sampling.row("mak alpha 0.5 prototypes 20", usual) == {**usual, "sampler": "mak", "alpha": 0.5, "prototypes": 20}
+    assert usual["alpha"] == 0.3 and type(sampling.row("mak ratio 2", usual)["ratio"]) is float
+
+
+@pytest.mark.parametrize("text", ["best", "mak alpha", "mak alpha high", "mak budget 1.5", "mak views 5", "mak depth 3"])
+def test_rows_that_say_nothing_are_refused(text):
+    with pytest.raises(ValueError, match=f"no row '{text}'; name one of random, .*, then perhaps one of budget, alpha, ratio, prototypes"):
+        sampling.row(text, {"budget": 100, "alpha": 0.3, "ratio": 1.5, "prototypes": 10, "views": 4})

@@ -177,9 +177,10 @@ def state(profile):
 
 
 def images(values):
-    """Size and time of every file under the data folder that a parameter names, alone or in a folder."""
-    named = [paths.DATA / value for value in values.values() if isinstance(value, str) and value]
-    files = {file for path in named for file in (path, *path.rglob("*")) if file.is_file()}
+    """Size and time of every file under the data folder that a parameter names, alone, in a folder, or as the zip it goes into."""
+    listed = [item for value in values.values() for item in (value if isinstance(value, list) else [value])]
+    named = [paths.DATA / item for item in listed if isinstance(item, str) and item]
+    files = {file for path in named for file in (path, *path.parents, *path.rglob("*")) if file.is_file()}
     return sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
@@ -282,11 +283,11 @@ def run_notebooks(plan):
 
 
 def wanted(values, replicates):
-    """The runs a notebook makes, each as the fields that tell it from the others: the arms of 02, the retrained samplers of 05."""
+    """The runs a notebook makes, each as fields that tell it from most others: the arms of 02, the retrained rows of 05."""
     arms = [dict(zip(("method", "subset", "head_layers"), [*arm.split()[:2], *map(int, arm.split()[2:3])], strict=False))
             | {"added": "none", "epochs": values["epochs"]} for arm in values.get("arms", [])]
-    picked = [{"added": sampler, "schedule": schedule, "budget": values["budget"], "method": "simclr", "subset": "long_tail"}
-              for sampler, schedule in itertools.product(values.get("retrain", []), values.get("schedules", []))]
+    picked = [{"added": row.split()[0], "schedule": schedule, "budget": int((re.findall(r"budget (\d+)", row) or [values["budget"]])[0])}
+              for row, schedule in itertools.product(values.get("retrain", []), values.get("schedules", []))]
     return [{**run, "split": split, "seed": seed} for run in arms + picked for split, seed in replicates]
 
 
@@ -297,7 +298,7 @@ def dry_run(plan):
     known = {name: value for book, values in plan.usual + plan.jobs for name, value in {**book.defaults, **values}.items()}
     for notebook, values in plan.jobs:
         runs_of = wanted({**notebook.defaults, **values}, runs.pairs(known.get("splits", [1]), known.get("seeds", [1])))
-        done = sum(bool(results.done(**run)) for run in runs_of)
+        done = round(sum(min(1, len(results.done(**run)) / runs_of.count(run)) for run in runs_of))     # equal ones share what there is
         missing += len(runs_of) - done
         print(f"{notebook.name:<16} runs done {done}, missing {len(runs_of) - done}  ",
               *(f"{name}={json.dumps(value)}" for name, value in values.items() if value != notebook.defaults[name]))

@@ -155,6 +155,9 @@ SAMPLERS = {  # name: (how, what it fixes whatever the caller asks), after MAK's
 }
 
 
+VARIED = ("budget", "alpha", "ratio", "prototypes")      # what rows of the tables may differ in (MAK's tables 1 and 3)
+
+
 def sample(sampler, ecle, distance, pool, seed, budget, alpha, ratio, generator_seed):
     """The picks of one of SAMPLERS -> (budget,) pool indices in pick order; what a sampler does not use may be None."""
     if sampler not in SAMPLERS:
@@ -240,10 +243,22 @@ def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, 
     return runs.remember(results.folder(run), f"picks-{sampler}-{budget}-a{alpha}-c{ratio}-k{prototypes}", settings, rows)
 
 
-def pick_all(run, results, study, samplers, budget, settings):
-    """``pick`` with several samplers, whose scores and features are then computed once."""
-    for sampler in samplers:
-        pick(run, results, study, sampler, budget, **settings)
+def row(text, settings):
+    """Arguments of ``pick`` for a row of a table: "mak", or "mak alpha 0.5 budget 2000" where one departs from the ``settings``."""
+    sampler, *changes = text.split()
+    try:
+        changed = {name: type(settings[name])(value) for name, value in zip(changes[::2], changes[1::2], strict=True)}
+    except (KeyError, ValueError):
+        changed = {"": None}
+    if sampler not in SAMPLERS or not changed.keys() <= set(VARIED):
+        raise ValueError(f"no row {text!r}; name one of {', '.join(SAMPLERS)}, then perhaps one of {', '.join(VARIED)} and its value, …")
+    return {"sampler": sampler, **settings, **changed}
+
+
+def pick_all(run, results, study, rows):
+    """``pick`` for several rows, whose scores and features are then computed once."""
+    for settings in rows:
+        pick(run, results, study, **settings)
 
 
 def diversity(run, results, study, picks):
