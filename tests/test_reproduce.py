@@ -18,7 +18,7 @@ import pytest
 from conftest import PARAMETERS, reproduce
 
 from longtail import paths, runs
-from longtail.reproduce import main
+from longtail.reproduce import images, main, wanted
 
 STOP = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
 
@@ -185,6 +185,31 @@ def test_dry_run_counts_runs_and_hours(book, capsys):
     assert main(["long", "--dry-run"], folder) == 0
     printed = capsys.readouterr().out
     assert "runs done 1, missing 2" in printed and "2 runs missing: 1 hours of one process, as 2 took" in printed
+
+
+def test_rows_of_the_tables_are_counted_with_their_budgets():
+    rows = wanted({"retrain": ["random", "mak", "mak alpha 0.5", "mak budget 40 ratio 2"], "schedules": ["epochs"], "budget": 30}, [(1, 7)])
+    assert [(row["added"], row["budget"]) for row in rows] == [("random", 30), ("mak", 30), ("mak", 30), ("mak", 40)]
+
+
+def test_runs_alike_in_all_that_a_plan_tells_are_counted_apart(book, capsys):
+    retrain = '\nretrain: list[str] = ["mak", "mak alpha 0.5"]  # rows\nschedules: list[str] = ["epochs"]  # both\nbudget: int = 9  # picks'
+    folder = book("05_samples", parameters=PARAMETERS + retrain)
+    (folder / "profiles.yaml").write_text("long: {hours: 3, seeds: [1, 2]}")
+    some = dict.fromkeys(runs.FIELDS, 0) | {"added": "mak", "schedule": "epochs", "budget": 9, "split": 1, "recipe": runs.RECIPE}
+    for seed, digest in ((1, "a"), (1, "b"), (2, "a")):
+        finish(runs.Run(**some | {"seed": seed, "images": digest}), seconds=60)
+    assert main(["long", "--dry-run"], folder) == 0
+    assert "runs done 3, missing 1" in capsys.readouterr().out
+
+
+def test_images_decide_freshness_wherever_a_parameter_names_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    for name in ("mine.zip", "pool/a/1.png", "pool/2.png", "scenes.zip", "unnamed.zip"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    seen = images({"dataset": "mine.zip/seed", "outsiders": ["pool", "letters", "scenes.zip"], "lists": "", "seeds": [1], "rate": 0.5})
+    assert [Path(file).relative_to(tmp_path).as_posix() for file, *_ in seen] == ["mine.zip", "pool/2.png", "pool/a/1.png", "scenes.zip"]
 
 
 def finish(run, seconds):
