@@ -332,7 +332,7 @@ def parts(root, classes=("ant", "bee"), **counts):
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "in a zip"])
-def test_folders_train_and_val_make_a_study(disk, packed):
+def test_folders_train_and_val_make_a_study(disk, capsys, packed):
     """Also where the data set lies inside a zip, beside a pool."""
     files = parts("seed/", train=40, val=3) | parts("pool/", ("cat", "bee"), train=6)
     below = {f"mine/{name}": content for name, content in files.items()}
@@ -343,6 +343,7 @@ def test_folders_train_and_val_make_a_study(disk, packed):
     assert torch.bincount(one.validation.labels).tolist() == [2, 2] and len(one.train) == 76
     assert not set(one.validation.names) & set(one.seed.names + one.balanced.names + one.train.names + one.pool.names)
     assert len(one.pool) == 4 + 6 and (one.pool.labels == sources.UNKNOWN).sum() == 6       # bee is no outsider
+    assert f"left out of {place.name}/pool/train: 1 folders named as classes of the study, bee first" in capsys.readouterr().out
     with pytest.raises(ValueError, match="has only folders named as classes of the study"):
         study(dataset=f"{place.name}/seed", largest=20, factor=0.5, pool_per_class=2, outsiders=[f"{place.name}/seed/train"],
               outsider_count=1)

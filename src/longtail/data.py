@@ -154,6 +154,8 @@ def outsiders_of(place, size, count, classes, known, in_files, skip_broken):
     folders = files_of(paths.DATA / place)[1]
     if folders and folders <= set(known):
         raise ValueError(f"{place} has only folders named as classes of the study ({min(folders)}, …); outsiders belong to none of them")
+    if own := sorted(folders & set(known)):
+        print(f"left out of {place}: {len(own)} folders named as classes of the study, {own[0]} first")
     without = folders - set(np.random.default_rng(0).permutation(sorted(folders - set(known)))[:classes or None].tolist())
     found = files(paths.DATA / place, size, without) if in_files else folder(paths.DATA / place, size, skip_broken, without)
     if len(found) < count:
