@@ -1,7 +1,6 @@
 """Ours against how others do the same work: interleaved ratios on one core, each behind a check that the answers agree."""
 
 import contextlib
-import copy
 import importlib
 import io
 import statistics
@@ -12,14 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
-from sklearn.datasets import load_sample_images
 from threadpoolctl import threadpool_limits
 
-from longtail import runs, sampling, sources, train
-from longtail import views as random_views
+from longtail import sampling
 
 COLUMNS = ["case", "against", "check", "error", "bound", "status", "ratio", "low", "high", "rounds", "goal"]
+AUTHORS = "SDCLR's authors"        # who the rows with their code are against
 
 
 # ---- measuring
@@ -41,16 +38,24 @@ def race(contenders, rounds):
 
     contenders: name -> callable without arguments; gives name -> list of ``rounds`` seconds.
     """
-    names, seconds = list(contenders), {name: [] for name in contenders}
+    names, times = list(contenders), {name: [] for name in contenders}
     for name in names:
         contenders[name]()
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            began = time.perf_counter()
-            contenders[name]()
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
+            times[name].append(seconds(contenders[name]))
+    return times
+
+
+def seconds(function):
+    """How long one call takes, until a GPU has done its part too."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    began = time.perf_counter()
+    function()
+    wait()
+    return time.perf_counter() - began
 
 
 def compare(case, ours, others, rounds):
@@ -60,12 +65,12 @@ def compare(case, ours, others, rounds):
     """
     sound = {name: other[0] for name, other in others.items() if other[2] <= other[3]}
     with one_thread():
-        seconds = race({"ours": ours, **sound}, rounds) if sound else {}
+        times = race({"ours": ours, **sound}, rounds) if sound else {}
     rows = []
     for name, (_, check, error, bound, goal) in others.items():
         row = {"case": case, "against": name, "check": check, "error": error, "bound": bound, "rounds": rounds, "goal": goal}
         if name in sound:
-            ratios = [theirs / mine for theirs, mine in zip(seconds[name], seconds["ours"], strict=True)]
+            ratios = [theirs / mine for theirs, mine in zip(times[name], times["ours"], strict=True)]
             row |= {"status": "measured", "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
         rows.append({"status": "check failed", **row})
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -76,69 +81,15 @@ def not_run(case, against, why):
     return pd.DataFrame([{"case": case, "against": against, "status": f"not run: {why}"}], columns=COLUMNS)
 
 
-# ---- random views
-
-def views(rounds, count=256, side=32):
-    """Two random views of ``count`` photographs: batched, against torchvision's per-image pipeline as the reference's loader runs it."""
-    images, index, policy = photographs(count, side), torch.arange(count), random_views.POLICIES["cifar"]
-    pictures, transform = images.permute(0, 2, 3, 1).contiguous().numpy(), reference_transform(side)
-
-    def ours():
-        return torch.stack([random_views.augment(images, index, policy, 0, 0, view) for view in (0, 1)], 1)
-
-    def reference():
-        return torch.stack([torch.stack([transform(Image.fromarray(picture)) for _ in range(2)]) for picture in pictures])
-
-    error = pillow_error(images[:64], policy)
-    return compare(f"random views, {side}×{side}", ours, {
-        "torchvision per image": (reference, "levels from Pillow, same parameters", error, 1.5, 5.0)}, rounds)
+def all_of(checks):
+    """Several checks, name -> (error, bound), as one: all in words, the largest share that one takes of its bound, and its bound, 1."""
+    words = ", ".join(f"{name} {error:.2g} of {bound:g}" for name, (error, bound) in checks.items())
+    return words, float(np.max([error / bound for error, bound in checks.values()])), 1.0
 
 
-def photographs(count, side):
-    """Windows of the two photographs that ship with scikit-learn, every second pixel: uint8 (count, 3, side, side)."""
-    draw, scenes = np.random.default_rng(0), load_sample_images().images
-    windows = []
-    for number in range(count):
-        scene = scenes[number % len(scenes)]
-        y, x = (draw.integers(length - 2 * side) for length in scene.shape[:2])
-        windows.append(scene[y:y + 2 * side:2, x:x + 2 * side:2])
-    return torch.from_numpy(np.stack(windows)).permute(0, 3, 1, 2).contiguous()
-
-
-def reference_transform(side):
-    """The transform list of the authors' CIFAR script (SDCLR; spec 2.3), from torchvision."""
-    sources.import_torchvision()
-    transforms = importlib.import_module("torchvision.transforms")
-    return transforms.Compose([
-        transforms.RandomResizedCrop(side, scale=(0.1, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
-        transforms.RandomHorizontalFlip(),
-        transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        transforms.RandomGrayscale(p=0.2),
-        transforms.ToTensor()])
-
-
-def pillow_error(images, policy):
-    """Mean difference, in levels of 255, between our views and torchvision's operations on Pillow images with our parameters."""
-    sources.import_torchvision()
-    operations = importlib.import_module("torchvision.transforms.functional")
-    drawn = random_views.parameters(torch.arange(len(images)), policy, 0, 0, 0, images.shape[-1])
-    ours = random_views.apply(images, drawn, policy)
-    each = [{name: value[number] for name, value in drawn.items()} for number in range(len(images))]
-    expected = torch.stack([_by_pillow(image, one, operations) for image, one in zip(images, each, strict=True)])
-    return float((ours - expected).abs().mean())
-
-
-def _by_pillow(image, drawn, operations):
-    """One view (3, s, s) in levels, one torchvision call for each operation."""
-    window = [int(drawn[name]) for name in ("y", "x", "height", "width")]
-    view = Image.fromarray(image.permute(1, 2, 0).numpy())
-    view = operations.resized_crop(view, *window, list(image.shape[1:]), operations.InterpolationMode.BICUBIC)
-    view = operations.hflip(view) if drawn["flip"] else view
-    adjust = [operations.adjust_brightness, operations.adjust_contrast, operations.adjust_saturation, operations.adjust_hue]
-    for number in drawn["order"].tolist() if drawn["jitter"] else []:
-        view = adjust[number](view, float(drawn["factor"][number]))
-    view = operations.to_grayscale(view, 3) if drawn["grey"] else view
-    return torch.from_numpy(np.array(view)).permute(2, 0, 1).float()
+def together(*frames):
+    """Rows of several cases as one frame; by way of objects, since a case that was not run has columns without a value."""
+    return pd.concat([frame.astype(object) for frame in frames], ignore_index=True).infer_objects()
 
 
 # ---- K-center
@@ -159,7 +110,7 @@ def k_center(rounds, candidates=2400, seeds=800, budget=1600, width=256, google_
     rows = compare(case, lambda: sampling.k_center(pool, seed, budget), others, rounds)
     if google_active_learning:
         return rows
-    return pd.concat([rows.astype(object), not_run(case, "google/active-learning", "give google_active_learning").astype(object)])
+    return together(rows, not_run(case, "google/active-learning", "give google_active_learning"))
 
 
 def relu_features(count, width, seed):
@@ -205,69 +156,3 @@ class _AsTheyAre:
     @staticmethod
     def transform(rows):
         return rows
-
-
-# ---- SDCLR's step
-
-def sdclr_step(rounds, architecture="resnet10_small", batch=64, side=32, steps=3):
-    """One SDCLR update: as we train it, against the reference's three forwards and two backwards (spec 3.2).
-
-    The order alone saves one pass of seven, at most 1.17; the rest is channels_last and the fused optimiser. The second row gives
-    both of these to the reference's order, too, and so shows the order alone.
-    """
-    run = sdclr_run(architecture, batch, side)
-    encoder, method, optimizer = train.initialise(run)
-    method.before_epoch(encoder, 0)
-    index, pair = torch.arange(batch), torch.rand(2, batch, 3, side, side, generator=torch.Generator().manual_seed(0))
-    check = ("relative difference: gradients, 10 × loss", gradient_error(encoder, method, pair.to(runs.device()), index), 1e-4)
-
-    def contender(gradients, layout, fused):
-        net, views = copy.deepcopy(encoder).to(memory_format=layout), [view.to(runs.device(), memory_format=layout) for view in pair]
-        sgd = torch.optim.SGD(net.parameters(), 0.01, train.MOMENTUM, weight_decay=run.weight_decay, fused=fused)
-        return lambda: [update(gradients, net, method, sgd, views, index) for _ in range(steps)]     # one is over too soon to time
-
-    return compare(f"SDCLR step, {architecture}, {batch} images", contender(one_graph, torch.channels_last, True), {
-        "three forwards, default layout and SGD": (contender(three_forwards, torch.contiguous_format, None), *check, 1.4),
-        "three forwards, our layout and SGD": (contender(three_forwards, torch.channels_last, True), *check, None)}, rounds)
-
-
-def sdclr_run(architecture, batch, side):
-    """SDCLR's settings on CIFAR-10 (spec 2.4 and 3.1) for a net and a batch of this size."""
-    return runs.Run(dataset="random", subset="none", split=0, seed=0, method="sdclr", head_layers=3, architecture=architecture, size=side,
-                    policy="cifar", epochs=1, batch_size=batch, learning_rate=0.5, weight_decay=1e-4, warmup_epochs=0, temperature=0.2,
-                    prune_fraction=0.9, precision="float32", images="random")
-
-
-def update(gradients, encoder, method, optimizer, views, index):
-    """Gradients, then the optimiser; gives the loss as a number, which waits for a GPU."""
-    optimizer.zero_grad(set_to_none=True)
-    loss = gradients(encoder, method, views, index)
-    optimizer.step()
-    return loss.item()
-
-
-def one_graph(encoder, method, views, index):
-    """Our step's gradients."""
-    return method.backward(encoder, *views, index).mean()
-
-
-def three_forwards(encoder, method, views, index):
-    """The same gradients in the reference's order: pruned without a graph, dense against it, pruned again against dense."""
-    with torch.no_grad():
-        pruned = encoder(views[1], branch=1)
-    dense = encoder(views[0], branch=0)
-    loss = method.objective(dense, pruned, index).mean()
-    loss.backward()
-    method.objective(dense.detach(), encoder(views[1], branch=1), index).mean().backward()
-    return loss.detach()
-
-
-def gradient_error(encoder, method, pair, index):
-    """Worst relative difference of the two orders over all parameters' gradients, and ten times that of the loss."""
-    nets, found = [copy.deepcopy(encoder) for _ in range(2)], []
-    for net, gradients in zip(nets, (one_graph, three_forwards), strict=True):
-        loss = gradients(net, method, pair, index)
-        found.append([loss, *(parameter.grad for parameter in net.parameters())])
-    scale = max(expected.norm() for expected in found[1][1:])
-    relative = [(ours - expected).norm() / expected.norm().clamp(min=1e-6 * scale) for ours, expected in zip(*found, strict=True)]
-    return float(max(10 * relative[0], *relative[1:]))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch.nn import functional
 
-from longtail import evaluate, models, sources, speed, train
+from longtail import evaluate, models, sources, speed, speed_training, speed_views, train
 from longtail import views as random_views
 
 
@@ -21,8 +21,8 @@ def classifiers(rounds, protocol="fewshot_linear", labelled=100, validated=200, 
         torch.manual_seed(0)
         encoder = models.Encoder(architecture, 2, 1).eval()
     how = replace(evaluate.PROTOCOLS[protocol], epochs=epochs, drops=(epochs // 2,))
-    run = replace(_NO_RUN, architecture=architecture, size=side)
-    pictures = speed.photographs(labelled + validated, side)
+    run = speed_training.sdclr_run(architecture, 1, side)       # of which evaluation reads the precision alone
+    pictures = speed_views.photographs(labelled + validated, side)
     labels = torch.arange(labelled + validated) % classes
     sets = [sources.ImageSet(pictures[part], labels[part], tuple(map(str, labels[part].tolist())))
             for part in (slice(labelled), slice(labelled, None))]
@@ -40,9 +40,6 @@ def classifiers(rounds, protocol="fewshot_linear", labelled=100, validated=200, 
     error = float((ours() - one_by_one()).abs().max()) * 100
     return speed.compare(f"{len(heads)} classifiers, {protocol}", ours, {"a pass for every batch": (
         one_by_one, "points of accuracy, same views", error, 0.5, 5.0)}, rounds)
-
-
-_NO_RUN = speed.sdclr_run("resnet10_small", 64, 32)      # evaluation reads a run's precision alone
 
 
 def _pass_by_pass(encoder, labelled, validation, protocol, policy, classes, seed, head):
