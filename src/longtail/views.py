@@ -52,9 +52,11 @@ def augment(images, index, policy, seed, epoch, view, rounded=False, fused=False
     size = len(index) if images.is_cuda else max(1, 2**(16 if fused else 17) // side**2)      # about what a CPU core's cache holds
     change = _compiled() if fused else apply
     with torch.autocast(images.device.type, enabled=False):     # a caller's bfloat16 is for its network, not for pixels
-        for part, chunk in zip(result.split(size), index.split(size), strict=True):
-            drawn = parameters(chunk, policy, seed, epoch, view, side)      # never compiled: torch 2.13 errs in Philox's products
-            torch.mul(change(images[chunk], drawn, policy, rounded), 1 / 255, out=part)
+        drawn = parameters(index, policy, seed, epoch, view, side)      # never compiled: torch 2.13 errs in Philox's products
+        for start in range(0, len(index), size):
+            some = slice(start, start + size)
+            mine = {name: values[some] for name, values in drawn.items()}
+            torch.mul(change(images[index[some]], mine, policy, rounded), 1 / 255, out=result[some])
     return result
 
 
@@ -84,7 +86,7 @@ def traced(x):
 def where(chosen, x, operation, *parameters):
     """x (b, …) with ``operation(images, *parameters)`` done to the chosen images (bool, b)."""
     if traced(x):
-        return torch.where(chosen.view(-1, 1, 1, 1), operation(x, *parameters), x)
+        return keep(chosen, operation(x, *parameters), x)
     rows = chosen.nonzero()[:, 0]
     return x.index_copy_(0, rows, operation(x[rows], *(values[rows] for values in parameters))) if len(rows) else x
 
@@ -249,19 +251,33 @@ def jitter(x, drawn, rounded):
 
 
 def jitter_together(x, drawn, rounded):
-    """The same with fixed shapes: in each of the four turns every image goes through all four, and keeps the one that is its own."""
-    for place in range(4):
-        operation = drawn["order"][:, place]
-        factor = drawn["factor"].gather(1, operation[:, None])
-        operation = operation.view(-1, 1, 1, 1)
-        grey = luma(x, rounded)
-        mean = grey.mean((1, 2, 3), keepdim=True)
-        mean = (mean + 0.5).floor() if rounded else mean
-        other = torch.where(operation == 2, grey, torch.where(operation == 1, mean, 0))
-        turned = (rotate_hue_of_bytes if rounded else rotate_hue)(x, factor.to(x.dtype).view(-1, 1, 1))
-        z = torch.where(operation == 3, turned, blend(x, other, factor, rounded))
-        x = torch.where(drawn["jitter"].view(-1, 1, 1, 1), z, x)
+    """The same with fixed shapes: every image goes through all turns, and keeps what was its own.
+
+    Hue costs most, so it is made once: the turns before it, hue, the turns after it.
+    """
+    order, factor = drawn["order"], drawn["factor"]
+    hue = (order == 3).int().argmax(1)
+    for place in (0, 1, 2):
+        x = keep(drawn["jitter"] & (place < hue), blend_of(x, order[:, place], factor, rounded), x)
+    turned = (rotate_hue_of_bytes if rounded else rotate_hue)(x, factor[:, 3].to(x.dtype).view(-1, 1, 1))
+    x = keep(drawn["jitter"], turned, x)
+    for place in (1, 2, 3):
+        x = keep(drawn["jitter"] & (place > hue), blend_of(x, order[:, place], factor, rounded), x)
     return x
+
+
+def keep(chosen, new, old):
+    """The new images where chosen (b,), else the old."""
+    return torch.where(chosen.view(-1, 1, 1, 1), new, old)
+
+
+def blend_of(x, operation, factor, rounded):
+    """Brightness, contrast or saturation (0, 1, 2) of each image, as its ``operation`` (b,) says; others are not to be used."""
+    grey = luma(x, rounded)
+    mean = grey.mean((1, 2, 3), keepdim=True)
+    mean = (mean + 0.5).floor() if rounded else mean
+    other = keep(operation == 2, grey, keep(operation == 1, mean, torch.zeros_like(mean)))
+    return blend(x, other, factor.gather(1, operation[:, None]), rounded)
 
 
 def rotate_hue(x, turn):
