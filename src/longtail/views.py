@@ -287,7 +287,7 @@ def rotate_hue(x, turn):
     chroma = value - torch.minimum(torch.minimum(r, g), b)
     unit = 1 / torch.where(chroma > 0, chroma, 1)
     hue = torch.where(value == r, (g - b) * unit, torch.where(value == g, 2 + (b - r) * unit, 4 + (r - g) * unit)) + 6 * turn
-    k = torch.stack([hue + 5, hue + 3, hue + 1], 1)
+    k = hue[:, None] + torch.arange(5, 0, -2, device=x.device).view(3, 1, 1)
     k.sub_((k / 6).floor_(), alpha=6)
     return torch.addcmul(value[:, None], chroma[:, None], k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1), value=-1)
 
