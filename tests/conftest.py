@@ -51,6 +51,14 @@ def demo(request):
     shutil.rmtree(root)
 
 
+@pytest.fixture(params={"stand-in": paths.ROOT / "tests" / "sdclr", "checkout": paths.DATA / "SDCLR"}.items(), ids=lambda named: named[0])
+def sdclr(request):
+    """A folder with the names and habits of SDCLR's authors' code, and that code itself where the data folder has a checkout."""
+    if not request.param[1].exists():
+        pytest.skip("no checkout of VITA-Group/SDCLR in the data folder")
+    return str(request.param[1])
+
+
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     """Write a throw-away notebook; results and figures go to the test's folder too."""

@@ -1,71 +1,12 @@
 """The cases against the authors' code: they find equality on a stand-in and on a checkout, and notice every kind of difference."""
 
-import sys
-import types
+import functools
 
 import pytest
 import torch
 
-from longtail import authors, losses, methods, models, paths, speed, speed_training, speed_views, train
+from longtail import losses, methods, models, speed, speed_training, speed_views, train
 
-FOLDERS = {"stand-in": paths.ROOT / "tests" / "sdclr", "checkout": paths.DATA / "SDCLR"}
-SMALL = {"rounds": 1, "batch": 8, "side": 8}
-
-
-@pytest.fixture(params=FOLDERS)
-def sdclr(request):
-    """A stand-in with the authors' names and habits, and their own code where the data folder has a checkout."""
-    if not FOLDERS[request.param].exists():
-        pytest.skip("no checkout of VITA-Group/SDCLR in the data folder")
-    return str(FOLDERS[request.param])
-
-
-@pytest.fixture
-def stand_in():
-    return str(FOLDERS["stand-in"])
-
-
-# ---- their code
-
-def test_a_folder_without_their_code_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="sdclr: .* has no prune/prune_simCLR.py; give a checkout of VITA-Group/SDCLR"):
-        authors.sdclr(str(tmp_path))
-
-
-def test_their_common_names_disturb_nobody(sdclr, monkeypatch):
-    mine = types.ModuleType("utils")
-    monkeypatch.setitem(sys.modules, "utils", mine)
-    path = list(sys.path)
-    authors.sdclr.__wrapped__(sdclr)
-    assert sys.modules["utils"] is mine and sys.path == path
-    assert not {"models", "prune", "data", "torchvision.models.utils"} & set(sys.modules)
-
-
-def test_tensors_are_sent_to_a_gpu_again_after_their_code(sdclr):
-    before = torch.Tensor.cuda
-    assert authors.sdclr(sdclr).nt_xent(torch.randn(4, 8), 0.2, torch.randn(4, 8)).isfinite()
-    assert torch.Tensor.cuda is before
-
-
-@pytest.mark.parametrize("architecture", authors.NETWORKS)
-def test_their_networks_are_ours(sdclr, architecture):
-    net, encoder, method = speed_training.twins(sdclr, speed_training.sdclr_run(architecture, 4, 8))
-    method.before_epoch(encoder, 0)
-    authors.sdclr(sdclr).Mask(net).magnitudePruning(0.9)
-    images = torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for branch in (0, 1):
-        theirs = authors.called_as_ours(net.double())(images, branch=branch)
-        torch.testing.assert_close(encoder.double()(images, branch=branch), theirs, rtol=0, atol=1e-9)
-
-
-def test_a_tensor_without_counterpart_is_refused(stand_in):
-    state = authors.sdclr(stand_in).network("resnet32").state_dict()
-    state["layer1.0.another"] = state.pop("layer1.0.conv1.weight")
-    with pytest.raises(RuntimeError, match="trunk.blocks.0.another"):
-        models.Encoder("resnet32", 3, 2).load_state_dict(authors.renamed(state, "resnet32"))
-
-
-# ---- cases
 
 def test_without_a_checkout_no_case_runs():
     for rows in (speed_training.loss(1), speed_training.masks(1), speed_training.sdclr_epoch(1)):
@@ -100,7 +41,7 @@ def test_masks(sdclr, monkeypatch):
 
 
 def test_sdclr_step(sdclr):
-    rows = speed_training.sdclr_step(**SMALL, sdclr=sdclr)
+    rows = speed_training.sdclr_step(1, batch=8, side=8, sdclr=sdclr)
     assert len(rows) == 3 and (rows.status == "measured").all() and (rows.error <= 1).all()
 
 
@@ -113,7 +54,7 @@ def test_our_order_beats_theirs_in_our_network():
 
 @pytest.fixture
 def pair():
-    return speed_training.two_views(speed_views.photographs(8, 8), torch.arange(8), speed_training.sdclr_run("convnet", 8, 8))
+    return speed_training.two_views(speed_views.photographs(8, 8), speed_training.sdclr_run("convnet", 8, 8))
 
 
 @pytest.fixture
@@ -122,11 +63,9 @@ def ways():
     encoder, method, _ = train.initialise(speed_training.sdclr_run("convnet", 8, 8))
     method.before_epoch(encoder, 0)
 
-    def one_graph(net, views):
-        return method.backward(net, *views, torch.arange(8)).mean()
-
     def three(net, views):
         return speed_training.three_forwards(lambda *rows: method.objective(*rows, torch.arange(8)).mean(), net, views)
+    one_graph = functools.partial(speed_training.one_graph, method)
     return speed_training.Way(encoder, one_graph, torch.channels_last, fused=True, passes=1), speed_training.Way(encoder, three)
 
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from longtail import paths, speed, speed_views, views
+from longtail import speed, speed_views, views
 
 CIFAR = views.POLICIES["cifar"]
-STAND_IN = paths.ROOT / "tests" / "sdclr"
 
 
 def test_views_have_the_law_and_the_pixels_and_are_faster():
@@ -57,8 +56,8 @@ def test_compiled_views_say_what_compiling_took(monkeypatch):
     assert rows.status[0] == "measured"
 
 
-def test_the_authors_data_set_is_run_from_a_checkout():
-    rows = speed_views.views(rounds=1, count=4, draws=500, sdclr=str(STAND_IN)).set_index("against")
+def test_the_authors_data_set_is_run_from_a_checkout(sdclr):
+    rows = speed_views.views(rounds=1, count=4, draws=500, sdclr=sdclr).set_index("against")
     assert rows.status[speed.AUTHORS] == "measured" and rows.ratio[speed.AUTHORS] > 0
     rows = speed_views.views(rounds=1, count=4, draws=500).set_index("against")
     assert rows.status[speed.AUTHORS] == "not run: give sdclr"
