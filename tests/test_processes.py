@@ -22,8 +22,8 @@ def trained(folder, *arguments, processes=1):
 
 
 def test_ten_kills_leave_no_trace(tmp_path):
-    disturbed = trained(tmp_path / "killed", "20", "60", "10", "simclr", "sdclr")
-    alone = trained(tmp_path / "alone", "20", "60", "0", "simclr", "sdclr")
+    disturbed = trained(tmp_path / "killed", "20", "60", "10", "sdclr")
+    alone = trained(tmp_path / "alone", "20", "60", "0", "sdclr")
     for method, (weights, log) in alone.items():
         assert all(torch.equal(weights[name], disturbed[method][0][name]) for name in weights)
         pd.testing.assert_frame_equal(log, disturbed[method][1], check_exact=True)
