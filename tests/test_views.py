@@ -41,14 +41,14 @@ def drawn(policy, count=DRAWS, seed=1, epoch=0, view=0, side=SIDE):
     return views.parameters(torch.arange(count), policy, seed, epoch, view, side)
 
 
-def by_pillow(image, one, operations, kernel="BICUBIC"):
+def by_pillow(image, one, policy, operations):
     """One view (3, s, s) in whole levels: torchvision's operations on a Pillow image, with our parameters."""
     side, picture = image.shape[-1], Image.fromarray(image.permute(1, 2, 0).numpy())
     window = [int(one[name]) for name in ("y", "x", "height", "width")]
-    picture = operations.resized_crop(picture, *window, [side, side], operations.InterpolationMode[kernel])
+    picture = operations.resized_crop(picture, *window, [side, side], operations.InterpolationMode[policy.kernel.upper()])
     picture = operations.hflip(picture) if one["flip"] else picture
     adjust = [getattr(operations, f"adjust_{name}") for name in ("brightness", "contrast", "saturation", "hue")]
-    for number in one["order"].tolist() if one["jitter"] else []:
+    for number in [n for n in one["order"].tolist() if one["jitter"] and policy.jitter[n]]:     # ColorJitter leaves out what has no range
         picture = adjust[number](picture, float(one["factor"][number]))
     picture = operations.to_grayscale(picture, 3) if one["grey"] else picture
     picture = picture.filter(ImageFilter.GaussianBlur(float(one["sigma"]))) if one["blur"] else picture
@@ -58,9 +58,8 @@ def by_pillow(image, one, operations, kernel="BICUBIC"):
 def errors(images, policy, operations, rounded=False):
     """Differences in levels between our views and Pillow's under the same parameters (b, 3, s, s)."""
     parameters = drawn(policy, len(images), side=images.shape[-1])
-    parameters["jitter"] &= any(policy.jitter)
     each = [{name: values[k] for name, values in parameters.items()} for k in range(len(images))]
-    expected = [by_pillow(image, one, operations, policy.kernel.upper()) for image, one in zip(images, each, strict=True)]
+    expected = [by_pillow(image, one, policy, operations) for image, one in zip(images, each, strict=True)]
     ours = views.augment(images, torch.arange(len(images)), policy, 1, 0, 0, rounded)
     return (ours * 255 - torch.stack(expected)).abs()
 

@@ -70,7 +70,7 @@ def apply(images, drawn, policy, rounded=False):
     """The views that the parameters ``drawn`` describe, in levels 0 … 255: crop, jitter, grey, blur, in torchvision's order."""
     x = (shift if policy.padding else resized_crop)(images.float(), drawn, policy, rounded)
     if any(policy.jitter):
-        x = (jitter_together if traced(x) else jitter)(x, drawn, rounded)
+        x = (jitter_together if traced(x) else jitter)(x, drawn, policy, rounded)
     if policy.grey_share:
         x = where(drawn["grey"], x, lambda rows: luma(rows, rounded).expand(-1, 3, -1, -1))
     if policy.blur_share:
@@ -229,10 +229,11 @@ def blend(x, other, factor, rounded):
     return x.floor_() if rounded else x
 
 
-def jitter(x, drawn, rounded):
+def jitter(x, drawn, policy, rounded):
     """Brightness, contrast, saturation and hue in each image's own order; each touches only the rows whose turn it is."""
+    used = [operation for operation, reach in enumerate(policy.jitter) if reach]
     for place in range(4):
-        for operation in range(4):
+        for operation in used:
             rows = (drawn["jitter"] & (drawn["order"][:, place] == operation)).nonzero()[:, 0]
             if not len(rows):
                 continue
@@ -250,17 +251,18 @@ def jitter(x, drawn, rounded):
     return x
 
 
-def jitter_together(x, drawn, rounded):
+def jitter_together(x, drawn, policy, rounded):
     """The same with fixed shapes: every image goes through all turns, and keeps what was its own.
 
-    Hue costs most, so it is made once: the turns before it, hue, the turns after it.
+    Hue costs most, so it is made once, if the policy has it: the turns before it, hue, the turns after it.
     """
     order, factor = drawn["order"], drawn["factor"]
     hue = (order == 3).int().argmax(1)
     for place in (0, 1, 2):
         x = keep(drawn["jitter"] & (place < hue), blend_of(x, order[:, place], factor, rounded), x)
-    turned = (rotate_hue_of_bytes if rounded else rotate_hue)(x, factor[:, 3].to(x.dtype).view(-1, 1, 1))
-    x = keep(drawn["jitter"], turned, x)
+    if policy.jitter[3]:
+        turned = (rotate_hue_of_bytes if rounded else rotate_hue)(x, factor[:, 3].to(x.dtype).view(-1, 1, 1))
+        x = keep(drawn["jitter"], turned, x)
     for place in (1, 2, 3):
         x = keep(drawn["jitter"] & (place > hue), blend_of(x, order[:, place], factor, rounded), x)
     return x
