@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from longtail import paths, runs
 
 UNKNOWN = -1        # the label of an image without one
 LINE = re.compile(r"(\S.*?)(?:\s+(-?\d+)(?:\s+(\w+))?)?\s*")       # of a list: path, perhaps a label, perhaps the source it belongs to
-BROKEN = (OSError, SyntaxError, Image.DecompressionBombError, zipfile.BadZipFile, zlib.error)      # UnidentifiedImageError is an OSError
+BROKEN = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error)      # RuntimeError: of a zip with a password
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +112,7 @@ def folder(path, size, skip_broken=False, without=frozenset()):
     names instead.
     """
     files, folders = files_of(Path(path), without)
-    pictures, names, broken = [], [], []
-    for name, read in files:
-        try:
-            pictures.append(decoded(read(), size))
-            names.append(name)
-        except BROKEN as error:
-            broken.append(f"{name} ({reason(error)})")
+    pictures, names, broken = read_images(files, size)
     if broken and not skip_broken:
         raise ValueError(f"{path}: {len(broken)} of {len(files)} files are no readable images: {', '.join(broken[:5])}"
                          f"{', …' if len(broken) > 5 else ''}; remove them, or skip them with skip_broken")
@@ -126,6 +120,18 @@ def folder(path, size, skip_broken=False, without=frozenset()):
         print(f"skipped {len(broken)} files of {path}: {', '.join(broken)}")
     labels, names = labels_of(path, names, folders)
     return ImageSet(stack(pictures), labels, names)
+
+
+def read_images(files, size):
+    """Squares and names of those ``files`` (name, what reads its bytes) that are images; of each other its name and what is wrong."""
+    pictures, names, broken = [], [], []
+    for name, read in files:
+        try:
+            pictures.append(decoded(read(), size))
+            names.append(name)
+        except BROKEN as error:
+            broken.append(f"{name} ({reason(error)})")
+    return pictures, names, broken
 
 
 def files(path, size, without=frozenset()):
@@ -204,21 +210,34 @@ def member(archive, name):
 
 
 def hidden(name):
-    """Whether a file or one of its folders is what systems leave behind: names with a dot in front, and macOS's copies."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    """Whether a file or one of its folders is what systems leave behind: names with a dot in front, macOS's copies, Windows's notes."""
+    return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in name.split("/"))
 
 
 def decoded(content, size):
-    """The bytes of an image file as a square, uint8 (size, size, 3)."""
+    """The bytes of an image file as a square, uint8 (size, size, 3), as a viewer shows it; ``OSError`` when they are none."""
     try:
-        return square(Image.open(io.BytesIO(content)).convert("RGB"), size)
+        return square(as_shown(Image.open(io.BytesIO(content)), size), size)
     except UnidentifiedImageError as error:
         raise OSError(f"{len(content)} bytes of no known kind" if content else "empty") from error
+    except Exception as error:      # whatever decoders make of foreign bytes
+        raise OSError(reason(error)) from error
+
+
+def as_shown(picture, size):
+    """An opened PIL image in RGB: turned as the camera says, white where transparent."""
+    picture.draft(None, (4 * size, 4 * size))       # a JPEG many times larger is reduced while it is decoded, several times faster
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))      # Pillow would cut 16 bits to white
+    if picture.has_transparency_data:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    return picture.convert("RGB")
 
 
 def reason(error):
     """What an error says, short enough to stand beside others."""
-    return (str(error) or type(error).__name__).splitlines()[0][:80]
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:80]
 
 
 def square(picture, size):
@@ -245,7 +264,11 @@ def require(path, remedy):
 
 def lines_of(path):
     """(path, label or None, source or None) of each line of a list."""
-    return [LINE.fullmatch(line).groups() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text ({error}); a list of images has a path on each line") from error
+    return [LINE.fullmatch(line.strip()).groups() for line in lines if line.strip()]
 
 
 def import_torchvision():
