@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from longtail import paths
-from longtail.reproduce import KINDS, RESERVED, Notebook, conform, is_parameters, make_plan, source
+from longtail.reproduce import RESERVED, Notebook, is_parameters, make_plan, source
+from longtail.settings import KINDS, conform
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 PROFILES = ["demo", *yaml.safe_load((paths.NOTEBOOKS / "profiles.yaml").read_text())]

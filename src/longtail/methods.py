@@ -53,11 +53,22 @@ class SDCLR(SimCLR):
         return encoder(first, branch=0), encoder(second, branch=1)
 
 
+class Given(SimCLR):
+    """Weights that were trained elsewhere, without a projection head: their features contrast as they are."""
+
+    head_layers = 0
+
+    def __init__(self, run):
+        raise ValueError(f"{run.name}: a given encoder is not trained; name another method, or give its weights as `encoder`")
+
+
 METHODS = {"simclr": SimCLR, "sdclr": SDCLR}
 
 
 def find(name):
-    """The class of a method by its name."""
+    """The class of a method by its name; ``given`` says that there was nothing to train."""
+    if name == "given":
+        return Given
     if name not in METHODS:
         raise ValueError(f"no method {name!r}; there are {', '.join(METHODS)}")
     return METHODS[name]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from longtail import processes
+from longtail import processes, sources
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # ImageNet's, for every data set, as in the authors' networks
 
@@ -115,8 +115,48 @@ ARCHITECTURES = {
 }
 
 
+class Foreign(nn.Module):
+    """A classification network of torchvision whose features h are what its last linear layer reads; it takes images as ``Trunk`` does.
+
+    Only to be evaluated: large sets go through it a few images at a time, which changes nothing without batch statistics.
+    """
+
+    def __init__(self, name):
+        super().__init__()
+        library = sources.import_torchvision().models
+        if name not in (names := library.list_models(module=library)):
+            raise ValueError(f"torchvision classifies with no {name!r}; there are {', '.join(names)}")
+        self.network = library.get_model(name, weights=None)
+        if hasattr(self.network, "transform_input"):
+            self.network.transform_input = True     # Inception's published weights want it, and torchvision sets it with them alone
+        layers = [place for place, module in self.network.named_modules() if isinstance(module, nn.Linear)]
+        if not layers:
+            raise ValueError(f"torchvision/{name} has no linear layer at its end, whose input the features would be; take another")
+        self.classifier, self.features = layers[-1], self.network.get_submodule(layers[-1]).in_features
+        self.network.set_submodule(self.classifier, nn.Identity())
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, x, branch=0):
+        part = max(1, 2**22 // x[0, 0].numel())
+        return torch.cat([self.network((some - self.mean) / self.std) for some in x.split(part)])
+
+
+def trunk(architecture, branches):
+    """A fresh trunk by its name in ``ARCHITECTURES``, or torchvision/<name>."""
+    library, _, name = architecture.rpartition("/")
+    if library == "torchvision":
+        return Foreign(name)
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"no architecture {architecture!r}; there are {', '.join(ARCHITECTURES)}, and torchvision/<name> with its weights")
+    return Trunk(*ARCHITECTURES[architecture], branches)
+
+
 class Head(nn.Module):
-    """Projection head: (Linear, BN, ReLU) × (layers − 1), then Linear and BN; only the first Linear has a bias (spec 1.2)."""
+    """Projection head: (Linear, BN, ReLU) × (layers − 1), then Linear and BN; only the first Linear has a bias (spec 1.2).
+
+    Without layers the projections are the features themselves.
+    """
 
     def __init__(self, features, layers, branches, outputs=128):
         super().__init__()
@@ -138,9 +178,7 @@ class Encoder(nn.Module):
 
     def __init__(self, architecture, head_layers, branches):
         super().__init__()
-        if architecture not in ARCHITECTURES:
-            raise ValueError(f"no architecture {architecture!r}; there are {', '.join(ARCHITECTURES)}")
-        self.trunk = Trunk(*ARCHITECTURES[architecture], branches)
+        self.trunk = trunk(architecture, branches)
         self.head = Head(self.trunk.features, head_layers, branches)
 
     def forward(self, x, branch=0):

@@ -1,4 +1,4 @@
-"""Runs the notebooks of a profile, refuses what it does not know, redoes nothing that is fresh, and writes HTML."""
+"""Runs the notebooks of a profile, or picks from one's own images; refuses what it does not know, and redoes nothing that is fresh."""
 
 import argparse
 import ast
@@ -19,14 +19,11 @@ from pathlib import Path
 import yaml
 
 from longtail import paths
+from longtail.settings import Refused, checked, read_yaml, refuse_unknown
 
-KINDS = {"str": str, "int": int, "float": float, "bool": bool}      # a parameter is one of these or a list of one
 RESERVED = {"about": "str", "hours": "float", "base": "str", "notebooks": "list[str]"}      # keys of a profile that are no parameters
+OWN = {"seed_images", "pool_images"}    # a file that names one of them asks for picks from images of one's own
 RECORDED = {".csv", ".json", ".md", ".tex", ".pdf", ".png"}         # files that decide whether a notebook is fresh
-
-
-class Refused(Exception):
-    """What was asked for does not exist; nothing has been written."""
 
 
 class Notebook:
@@ -66,39 +63,11 @@ def is_parameters(cell):
     return "parameters" in cell["metadata"].get("tags", [])
 
 
-def conform(value, kind):
-    """The value as its annotation says, else None; an int where a float belongs becomes one, so that equal settings give equal runs."""
-    if kind.startswith("list["):
-        items = [conform(item, kind[5:-1]) for item in value] if isinstance(value, list) else [None]
-        return None if None in items else items
-    if kind == "float" and not isinstance(value, bool):
-        with contextlib.suppress(TypeError, ValueError):
-            return float(value)     # YAML reads 1e-3 as text
-    return value if type(value) is KINDS.get(kind) else None
-
-
-def checked(kinds, settings):
-    """Those settings that ``kinds`` knows, each of the right type."""
-    known = {name: conform(settings[name], kind) for name, kind in kinds.items() if name in settings}
-    for name in [name for name, value in known.items() if value is None]:
-        kind = type(settings[name]).__name__
-        raise Refused(f"{name} takes {kinds[name]}, not {settings[name]!r} ({kind}); values are YAML, such as 3, 0.5, text, \"[1, 2]\"")
-    return known
-
-
-def read_yaml(path):
-    """A mapping from a YAML file, or a refusal that names the file."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise Refused(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise Refused(f"{path} is no mapping of names to values; write lines such as `epochs: 10`")
-    return content
-
-
-def find_profile(word, folder):
-    """Name and flat settings of a profile, or of a file of one's own that may start from a ``base``."""
+def find_profile(words, folder):
+    """Name and flat settings of the profile among the command's words, or of a file of one's own that may start from a ``base``."""
+    [word, *more] = [word for word in words if not word.isdigit()] or ["demo"]
+    if more:
+        raise Refused(f"one profile at a time, not {' and '.join([word, *more])}; notebooks are given by number, such as 02")
     known = {"demo": None, **read_yaml(folder / "profiles.yaml")}
     if not word.endswith((".yaml", ".yml")):
         if word not in known:
@@ -107,6 +76,8 @@ def find_profile(word, folder):
     name, settings = Path(word).stem, read_yaml(Path(word))
     if name in known or not re.fullmatch(r"[\w.-]+", name):
         raise Refused(f"{word} would write to results/{name}; give the file another name, of letters and digits, that no profile has")
+    if OWN & settings.keys():
+        return name, settings
     if (base := settings.get("base")) and base not in known:
         raise Refused(f"{word} has the base {base}, which does not exist; there are {', '.join(known)}")
     return name, {**(known[base] or {} if base else {}), **settings}
@@ -136,15 +107,12 @@ def narrows(old, changes):
 def make_plan(words, overrides, folder):
     """Everything an invocation will do, checked before anything is written."""
     notebooks = [Notebook(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]
-    names = [word for word in words if not word.isdigit()] or ["demo"]
-    if len(names) > 1:
-        raise Refused(f"one profile at a time, not {' and '.join(names)}; notebooks are given by number, such as 02")
-    profile, settings = find_profile(names[0], folder)
+    profile, settings = find_profile(words, folder)
     about = checked(RESERVED, settings)
-    refuse_unknown(settings.keys() - RESERVED.keys(), notebooks, f"profile {profile}")
+    refuse_unknown(settings.keys() - RESERVED.keys(), parameters_of(notebooks), f"profile {profile}: no notebook has a parameter")
     usual = {notebook.name: checked(notebook.kinds, settings) for notebook in notebooks}
     selected = select([word for word in words if word.isdigit()] or about.get("notebooks", []), notebooks)
-    refuse_unknown(overrides, selected, "-p")
+    refuse_unknown(overrides, parameters_of(selected), "-p: no notebook has a parameter")
     changed = [(notebook, checked(notebook.kinds, overrides)) for notebook in selected]
     if not all(narrows({**book.defaults, **usual[book.name]}, values) for book, values in changed):
         profile += "-custom"
@@ -153,11 +121,9 @@ def make_plan(words, overrides, folder):
     return Plan(profile, about.get("about", ""), about.get("hours"), everything, jobs, paths.RESULTS / profile / "notebooks")
 
 
-def refuse_unknown(names, notebooks, where):
-    """Stop when a name is a parameter of none of the notebooks."""
-    known = sorted({name for notebook in notebooks for name in notebook.kinds} - {"profile"})
-    if unknown := sorted(set(names) - set(known)):
-        raise Refused(f"{where}: no notebook has a parameter {', '.join(unknown)}; there are {', '.join(known)}")
+def parameters_of(notebooks):
+    """Names of what can be asked of them; the profile is not."""
+    return {name for notebook in notebooks for name in notebook.kinds} - {"profile"}
 
 
 def finished(profile):
@@ -234,23 +200,24 @@ def explain(error):
     return f"{kind}: {' '.join(str(text).split())}{where}"
 
 
-def attempt(notebook, profile, work):
-    """Run one notebook and say how it went in one line; returns the same as data, or nothing when it failed."""
+def attempt(name, profile, work):
+    """Do the work and say how it went in one line; returns the same as data, or nothing when it failed."""
     before, began = finished(profile), time.perf_counter()
     try:
         work()
     except (Exception, SystemExit) as error:
-        print(f"{notebook.name} failed: {explain(error)}", file=sys.stderr)
+        print(f"{name} failed: {explain(error)}", file=sys.stderr)
         return None
     entry = {"seconds": round(time.perf_counter() - began, 1), "reused": before, "made": finished(profile) - before}
-    print(f"{notebook.name:<16} {entry['seconds']:7.1f} s   runs reused {before}, made {entry['made']}", flush=True)
+    print(f"{name:<16} {entry['seconds']:7.1f} s   runs reused {before}, made {entry['made']}", flush=True)
     return entry
 
 
 def run_plain(plan):
     """Run the selected notebooks without Jupyter; the first failure ends it. Under torchrun only the first process speaks."""
     with contextlib.redirect_stdout(sys.stdout if os.environ.get("RANK", "0") == "0" else io.StringIO()):
-        return 0 if all(attempt(notebook, plan.profile, partial(execute_plain, notebook, values)) for notebook, values in plan.jobs) else 1
+        succeeded = all(attempt(book.name, plan.profile, partial(execute_plain, book, values)) for book, values in plan.jobs)
+        return 0 if succeeded else 1
 
 
 def run_notebooks(plan):
@@ -265,7 +232,7 @@ def run_notebooks(plan):
             if executed.exists() and entry.get("stamp") == stamp(notebook, values, state(plan.profile)):
                 print(f"{notebook.name:<16} fresh", flush=True)
             else:
-                entry = attempt(notebook, plan.profile, partial(execute, notebook, values, executed))
+                entry = attempt(notebook.name, plan.profile, partial(execute, notebook, values, executed))
             if not entry:
                 print(f"see {os.path.relpath(executed.with_suffix('.failed.ipynb'))}", file=sys.stderr)
                 return 1
@@ -308,6 +275,21 @@ def dry_run(plan):
     return 0
 
 
+def pick_own(name, settings, options):
+    """Pick from images of one's own as the file asks, or print what would be done."""
+    from longtail import own
+    numbers = [word for word in options.words if word.isdigit()]
+    if numbers:
+        raise Refused(f"{name} names images of your own, which no notebook reads; leave out {' '.join(numbers)}")
+    [file] = options.words
+    asked, counts = own.ask(name, settings | options.p, Path(file).parent)
+    if options.dry_run:
+        for key in own.SETTINGS:
+            print(f"{key:<14} {getattr(asked, key)}", *([f"({counts[key]} files)"] if key in counts else []))
+        return 0
+    return 0 if attempt(name, name, partial(own.make, asked)) else 1
+
+
 class Parser(argparse.ArgumentParser):
     """Answers a mistake with one line instead of the usage."""
 
@@ -336,6 +318,9 @@ def main(arguments=None, notebooks=paths.NOTEBOOKS):
         os.environ[name] = os.path.abspath(os.environ[name])        # kernels run in notebooks/
     try:
         options = parse(arguments)
+        profile, settings = find_profile(options.words, notebooks)
+        if OWN & settings.keys():
+            return pick_own(profile, settings, options)
         plan = make_plan(options.words, options.p, notebooks)
         return (dry_run if options.dry_run else run_plain if options.plain else run_notebooks)(plan)
     except Refused as error:

@@ -23,7 +23,7 @@ class Run:
     """Every choice that decides a pre-trained encoder; equal runs share one folder."""
 
     dataset: str            # digits, cifar10, cifar100, imagenet100 or the name of a folder of images
-    subset: str             # long_tail or balanced
+    subset: str             # long_tail or balanced; given when the encoder was
     split: int              # which class permutation ranks the classes by size
     seed: int               # weights, order of the images, views
     method: str             # simclr or sdclr
@@ -39,7 +39,7 @@ class Run:
     temperature: float
     prune_fraction: float   # share of the convolution weights that SDCLR's pruned branch lacks
     precision: str          # float32 or bfloat16 (autocast)
-    images: str             # digest of the training images and their order
+    images: str             # digest of the training images and their order; of the weights of an encoder that was given
     added: str = "none"     # how the images beyond the seed were picked
     budget: int = 0         # how many were
     schedule: str = "epochs"    # epochs, or updates: cut to as many updates as the seed alone gets

@@ -21,9 +21,13 @@ def proximity(pool, seed, prototypes, random_state=0):
     """
     pool, seed = torch.as_tensor(pool), torch.as_tensor(seed)
     _check_rows(pool, seed)
-    means = torch.as_tensor(_k_means(_unit(seed).cpu().numpy(), prototypes, random_state).cluster_centers_)
-    means = _unit(means.to(pool))
+    means = _unit(centroids(seed, prototypes, random_state).to(pool))
     return 1 - torch.cat([(_unit(tile) @ means.T).amax(1) for tile in pool.split(TILE)])
+
+
+def centroids(seed, prototypes, random_state=0):
+    """The seed's prototypes: means of the k-means clusters of its unit features (s, d) -> (prototypes, d)."""
+    return torch.as_tensor(_k_means(_unit(seed).cpu().numpy(), prototypes, random_state).cluster_centers_)
 
 
 def _k_means(rows, prototypes, random_state):
