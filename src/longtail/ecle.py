@@ -2,13 +2,15 @@
 
 import itertools
 import math
+from collections import deque
 
 import pandas as pd
 import torch
 
 from longtail import evaluate, runs, train
 from longtail.losses import nt_xent
-from longtail.views import POLICIES
+from longtail.shards import Alone
+from longtail.views import POLICIES, augment
 
 CELLS = 2**24  # similarities held at once, 64 MiB in float32; bounds memory and never the result
 
@@ -20,42 +22,55 @@ def ecle(projections, temperature, batch, repeats, permutations=None, generator=
     min(batch, n) images, so an image has 2·batch − 2 negatives. `permutations` (pairs·repeats, n), in that order, fix the cuts; else
     `generator` draws them, else one seeded with 0. Source: MAK's reference, described in equation 1 of the paper.
     """
-    projections = torch.as_tensor(projections)
+    [(cuts, total)] = deque(running(projections, temperature, batch, repeats, permutations, generator), maxlen=1)
+    return total / cuts
+
+
+def running(projections, temperature, batch, repeats, permutations=None, generator=None, start=(0, 0), group=None):
+    """The sum behind ``ecle`` after each cut, (cuts, (n,) float64), so that a long one can be kept and gone on with.
+
+    projections: also a sequence of tensors (n, d). ``start``: an earlier (cuts, sum) to go on from. ``group``: processes that share the
+    batches of each cut, every one with all projections; all get the same sums, bit for bit those of one process.
+    """
+    projections = [torch.as_tensor(view) for view in projections]
     pairs = list(itertools.combinations(range(_check_views(projections, temperature, batch, repeats)), 2))
-    images = projections.shape[1]
+    images = len(projections[0])
     if permutations is None:
         generator = generator or torch.Generator().manual_seed(0)
         permutations = (torch.randperm(images, generator=generator, device=generator.device) for _ in range(len(pairs) * repeats))
     elif len(permutations) != len(pairs) * repeats:
         raise ValueError(f"{len(permutations)} permutations for {len(pairs)} pairs × {repeats} repeats; give {len(pairs) * repeats}")
-    total = torch.zeros(images, dtype=torch.float64, device=projections.device)
-    for (first, second), order in zip(itertools.chain.from_iterable([pair] * repeats for pair in pairs), permutations, strict=True):
-        order = torch.as_tensor(order, device=projections.device)
-        total += _one_cut(projections[first], projections[second], order, temperature, min(batch, images))
-    return total / (len(pairs) * repeats)
+    cuts = zip(itertools.chain.from_iterable([pair] * repeats for pair in pairs), permutations, strict=True)
+    done, total = start[0], torch.as_tensor(start[1], device=projections[0].device)
+    for number, ((first, second), order) in enumerate(cuts, 1):
+        if number > done:       # those before are drawn all the same: the generator must go through them
+            order = torch.as_tensor(order, device=projections[0].device)
+            total = total + _one_cut(projections[first], projections[second], order, temperature, min(batch, images), group or Alone())
+            yield number, total
 
 
-def _one_cut(first, second, order, temperature, batch):
+def _one_cut(first, second, order, temperature, batch, group):
     """Loss of every image (n,) when `order` is cut into batches; the last one is filled with images that already have theirs."""
     starts = torch.arange(0, len(order), batch, device=order.device)
     places = starts.clamp(max=len(order) - batch)[:, None] + torch.arange(batch, device=order.device)
-    new, members = places >= starts[:, None], order[places]
-    loss = torch.empty(len(order), dtype=torch.float64, device=first.device)
-    for some, fresh in zip(*(part.split(max(1, CELLS // (2 * batch) ** 2)) for part in (members, new)), strict=True):
+    stacks = [part.split(max(1, CELLS // (2 * batch) ** 2)) for part in (order[places], places >= starts[:, None])]
+    loss = torch.zeros(len(order), dtype=torch.float64, device=first.device)
+    for some, fresh in itertools.islice(zip(*stacks, strict=True), group.rank, None, group.size):
         loss[some[fresh]] = nt_xent(first[some], second[some], temperature).double()[fresh]
-    return loss
+    return group.total(loss)
 
 
 def _check_views(projections, temperature, batch, repeats):
     """Refuse what has no pair or no negative; gives the number of views."""
-    if projections.ndim != 3 or projections.shape[0] < 2:
-        raise ValueError(f"projections have shape {tuple(projections.shape)}; ECLE needs (views, images, d) with at least two views")
-    if min(batch, projections.shape[1]) < 2 or repeats < 1 or not temperature > 0:
-        raise ValueError(f"{projections.shape[1]} images, batch {batch}, repeats {repeats}, temperature {temperature}: "
+    if len(projections) < 2 or projections[0].ndim != 2:
+        raise ValueError(f"projections have shape {(len(projections), *projections[0].shape)}; "
+                         "ECLE needs (views, images, d) with at least two views")
+    if min(batch, len(projections[0])) < 2 or repeats < 1 or not temperature > 0:
+        raise ValueError(f"{len(projections[0])} images, batch {batch}, repeats {repeats}, temperature {temperature}: "
                          "ECLE needs two images in a batch, one repeat and a positive temperature")
-    if not torch.isfinite(projections).all():
+    if not all(torch.isfinite(view).all() for view in projections):
         raise ValueError("projections hold NaN or infinity; train the extractor again or leave out its broken images")
-    return projections.shape[0]
+    return len(projections)
 
 
 def phi(ecle, groups, top=0.1):
@@ -76,14 +91,34 @@ def phi(ecle, groups, top=0.1):
 
 # ---- of a trained run
 
+class Window:
+    """Images of a larger set from position ``start`` on: random views ask for an image by its place in the whole."""
+
+    def __init__(self, images, start):
+        self.images, self.start = images, start
+        self.shape, self.device, self.is_cuda = images.shape, images.device, images.is_cuda
+
+    def __getitem__(self, index):
+        return self.images[index - self.start]
+
+
+@torch.no_grad()
+def project_view(encoder, run, images, start, view):
+    """Projections (n, d) of one random view of each of ``images``, uint8 on the device, which stand at ``start`` in their set."""
+    index = torch.arange(start, start + len(images), device=images.device)
+    pixels = augment(Window(images, start), index, POLICIES[run.policy], run.seed, 0, view)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
+        return encoder(pixels.to(memory_format=torch.channels_last)).float()
+
+
 def project(run, results, images, views):
     """Projections (views, n, d) of independent random views of an image set by a finished run, in evaluation mode.
 
     The views follow the run's pre-training policy and depend on the run's seed, the image's position and the view alone.
     """
-    encoder, pixels = train.encoder_of(run, results), images.images.to(runs.device())
-    with torch.autocast(runs.device().type, torch.bfloat16, enabled=run.precision == "bfloat16"):
-        return torch.stack([evaluate.in_chunks(encoder, pixels, POLICIES[run.policy], run.seed, view=view) for view in range(views)])
+    encoder, chunks = train.encoder_of(run, results), images.images.to(runs.device()).split(evaluate.CHUNK)
+    return torch.stack([torch.cat([project_view(encoder, run, chunk, number * evaluate.CHUNK, view) for number, chunk in enumerate(chunks)])
+                        for view in range(views)])
 
 
 def phi_by_views(run, results, study, views, batch, repeats, test_per_class, group_rule="thirds"):

@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun, that train one run together: rows, sums and batch norm over all of them."""
+"""Several processes, started by torchrun, that work on one run together: rows, sums and batch norm over all of them."""
 
 import os
 
@@ -24,6 +24,17 @@ def agreed(value):
         distributed.broadcast_object_list(told)
         value = told[0]
     return value
+
+
+def first(make):
+    """What ``make()`` gives in the first process, for all; the others do not call it."""
+    return agreed(make() if world()[0] == 0 else None)
+
+
+def wait():
+    """Go on when all processes have come here."""
+    if world()[1] > 1:
+        distributed.barrier()
 
 
 def share(rows):

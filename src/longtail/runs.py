@@ -97,10 +97,10 @@ def remember(folder, name, settings, compute):
     on disk is not the one that was written.
     """
     rows, record = folder / f"{name}.csv", folder / f"{name}.json"
-    if is_remembered(folder, name, settings):
+    if processes.first(lambda: is_remembered(folder, name, settings)):
         return read_rows(rows)
     began = time.perf_counter()
-    record.unlink(missing_ok=True)      # killed between the two writes, there is no record rather than a wrong one
+    processes.first(lambda: record.unlink(missing_ok=True))     # killed between the two writes, there is no record rather than a wrong one
     text = compute().to_csv(index=False)
     write(rows, text)
     write(record, json.dumps({"settings": {**settings, "recipe": RECIPE}, "sha256": sha256(text.encode()), **machine(),

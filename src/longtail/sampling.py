@@ -1,17 +1,18 @@
 """Which pool images to take: MAK, its ablations, K-center and random (MAK, sections 3.1 and 3.3). Labels never appear here."""
 
 import functools
+import itertools
+import math
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import torch
 from sklearn.cluster import KMeans
 
-from longtail import ecle, evaluate, runs, train
+from longtail import processes, runs, scoring, selection, shards
+from longtail.selection import k_center
 
-GRID = 2**23  # unit rows are rounded to integers of this scale: their products and sums are exact in float64, in any order
-TILE = 4096   # rows multiplied at once; bounds memory and never the picks
+TILE = 4096   # pool rows compared with the prototypes at once
 
 
 def proximity(pool, seed, prototypes, random_state=0):
@@ -19,10 +20,14 @@ def proximity(pool, seed, prototypes, random_state=0):
 
     pool (n, d), seed (s, d) -> (n,) in the pool's precision.
     """
-    pool, seed = torch.as_tensor(pool), torch.as_tensor(seed)
-    _check_rows(pool, seed)
-    means = _unit(centroids(seed, prototypes, random_state).to(pool))
-    return 1 - torch.cat([(_unit(tile) @ means.T).amax(1) for tile in pool.split(TILE)])
+    pool, seed = selection.as_rows(pool), selection.as_rows(seed)
+    selection.check_width(pool, seed)
+    means = _unit(centroids(seed, prototypes, random_state).to(seed.device, pool.dtype))
+    nearest = torch.empty(len(pool), dtype=pool.dtype, device=means.device)
+    for tile, similarity in zip(pool.split(TILE), nearest.split(TILE), strict=True):
+        similarity.copy_((_unit(tile.to(means.device)) @ means.T).amax(1))
+    selection.check_finite("pool", nearest)
+    return 1 - nearest
 
 
 def centroids(seed, prototypes, random_state=0):
@@ -32,100 +37,67 @@ def centroids(seed, prototypes, random_state=0):
 
 def _k_means(rows, prototypes, random_state):
     """Scikit-learn's k-means; ten restarts were its default when the reference was written, so they are asked for."""
+    selection.check_finite("seed", torch.from_numpy(rows))
     if not 1 <= prototypes <= len(rows):
         raise ValueError(f"{prototypes} prototypes from {len(rows)} seed images; choose 1 to {len(rows)} prototypes")
     return KMeans(prototypes, init="k-means++", n_init=10, max_iter=300, tol=1e-4, random_state=random_state).fit(rows)
-
-
-def score(ecle, distance, alpha):
-    """MAK's q = α·N(ecle) − (1 − α)·N(distance), high for hard images close to the seed; N standardises over the whole pool.
-
-    ecle (n,), distance (n,), alpha in [0, 1] -> (n,) float64. Population deviation, as in the reference.
-    """
-    ecle, distance = torch.as_tensor(ecle), torch.as_tensor(distance)
-    if len(ecle) != len(distance):
-        raise ValueError(f"{len(ecle)} losses but {len(distance)} distances; both must cover the same pool")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha {alpha} is outside [0, 1]; 1 is tailness only, 0 is proximity only")
-    return alpha * _standard(ecle, "ecle") - (1 - alpha) * _standard(distance, "distance").to(ecle.device)
-
-
-def _standard(values, name):
-    """Mean 0, deviation 1; a measurement equal for all images ranks nothing and becomes zeros."""
-    values = values.double()
-    if not torch.isfinite(values).all():
-        raise ValueError(f"{name} holds NaN or infinity; score the pool again with a trained extractor")
-    centred, deviation = values - values.mean(), values.std(correction=0)
-    return torch.zeros_like(values) if values.min() == values.max() else centred / deviation
-
-
-def k_center(candidates, centers, budget, *, block=4096):
-    """Exact greedy K-center: again and again the candidate farthest, by cosine, from all centres and earlier picks.
-
-    candidates (c, d), centers (s, d) -> (budget,) indices in pick order; ties: lowest index. Similarity to the nearest centre only
-    grows, so old values are bounds: greedy runs inside the `block` worst-covered rows, on one table of their similarities, until a
-    row left out may be farther; then one matrix product renews all bounds. The same picks for every block, in few rounds.
-    """
-    candidates, centers = torch.as_tensor(candidates), torch.as_tensor(centers)
-    _check_rows(candidates, centers)
-    _check_budget(budget, len(candidates))
-    rows, centers = _on_grid(candidates), _on_grid(centers)
-    nearest = torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=rows.device)
-    picks = rows.new_empty(0, dtype=torch.long)
-    while len(picks) < budget:
-        _cover(nearest, rows, centers)
-        nearest[picks] = torch.inf
-        new = _greedy_inside(rows, nearest, budget - len(picks), block)
-        picks, centers = torch.cat([picks, new]), rows[new]
-    return picks
-
-
-def _greedy_inside(rows, nearest, wanted, block):
-    """Plain greedy among the `block` worst-covered rows, stopped where the first row left out could come before -> new picks."""
-    order = torch.sort(nearest, stable=True).indices[: block + 1]             # by similarity, then index
-    limit = (float(nearest[order[block]]), int(order[block])) if len(order) > block else (np.inf, len(rows))
-    inside = order[:block].sort().values                                      # by index: argmin then takes the lowest
-    members = rows[inside].double()
-    table, bound, index = (part.cpu().numpy() for part in (members @ members.T, nearest[inside], inside))
-    new = []
-    while len(new) < wanted:
-        place = int(bound.argmin())
-        if (bound[place], index[place]) > limit:
-            break
-        new.append(place)
-        np.maximum(bound, table[place], out=bound)
-        bound[place] = np.inf
-    return inside[torch.as_tensor(new, device=inside.device)]
-
-
-def _cover(nearest, rows, centers):
-    """Raise `nearest` (c,), in place, to every row's similarity with its nearest new centre; tile by tile."""
-    for bound, tile in zip(nearest.split(TILE), rows.split(TILE), strict=True):
-        tile = tile.double()
-        for some in centers.split(TILE):
-            torch.maximum(bound, (tile @ some.double().T).amax(1), out=bound)
-
-
-def _on_grid(rows):
-    """Unit rows as integers of at most 2²³, exact in float32, so that no summation order or device can turn a near tie."""
-    return torch.cat([(_unit(tile.double()) * GRID).round().float() for tile in rows.split(TILE)])
 
 
 def _unit(rows):
     return torch.nn.functional.normalize(rows, dim=-1)
 
 
-def select(score, pool, seed, budget, ratio):
+def score(ecle, distance, alpha, group=None):
+    """MAK's q = α·N(ecle) − (1 − α)·N(distance), high for hard images close to the seed; N standardises over the whole pool.
+
+    ecle (n,), distance (n,), alpha in [0, 1] -> (n,) float64. Population deviation, as in the reference. ``group``: the processes
+    that hold the pool between them; nothing but sums crosses.
+    """
+    ecle, distance = torch.as_tensor(ecle), torch.as_tensor(distance)
+    if len(ecle) != len(distance):
+        raise ValueError(f"{len(ecle)} losses but {len(distance)} distances; both must cover the same pool")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha {alpha} is outside [0, 1]; 1 is tailness only, 0 is proximity only")
+    group = group or shards.Alone()
+    return alpha * _standard(ecle, "ecle", group) - (1 - alpha) * _standard(distance, "distance", group).to(ecle.device)
+
+
+def _standard(values, name, group):
+    """Mean 0, deviation 1; a measurement equal for all images ranks nothing and becomes zeros."""
+    values = values.double()
+    if int(group.total((~torch.isfinite(values)).sum())):
+        raise ValueError(f"{name} holds NaN or infinity; score the pool again with a trained extractor")
+    count, ends = group.span(len(values))[1], group.gather(torch.stack([values.min(), values.max()]) if len(values) else values)
+    centred = values - exact_sum(values, group) / count
+    if ends.min() == ends.max():
+        return torch.zeros_like(values)
+    return centred / math.sqrt(exact_sum(centred**2, group) / count)
+
+
+def exact_sum(values, group):
+    """The sum of ``values`` (n,) of all processes, rounded once: the same bits for any order and any share of the processes."""
+    here, parts = values.tolist(), []                                       # parts: a few numbers that add up to it exactly
+    while rest := math.fsum(itertools.chain(here, (-part for part in parts))):
+        parts.append(rest)
+    return math.fsum(group.gather(torch.tensor(parts, dtype=torch.float64)).tolist())
+
+
+def select(score, pool, seed, budget, ratio, group=None):
     """The second half of MAK: the ratio·budget best scores are candidates, K-center from the seed spreads the picks among them.
 
     score (n,), pool (n, d), seed (s, d) -> (budget,) pool indices in pick order, or by ascending score where nothing is left to spread.
+    Equal scores: the lowest index. ``group``: the processes that hold the pool between them; only the candidates cross, and everyone
+    gets the picks, which index the whole pool.
     """
-    score, pool = torch.as_tensor(score), torch.as_tensor(pool)
-    _check_budget(budget, len(pool))
+    score, pool, group = torch.as_tensor(score), selection.as_rows(pool), group or shards.Alone()
+    base, total = group.span(len(pool))
+    selection.check_budget(budget, total)
     if len(score) != len(pool) or ratio < 1:
         raise ValueError(f"{len(score)} scores for {len(pool)} pool images, ratio {ratio}; give one score an image and a ratio >= 1")
-    best = torch.argsort(score, stable=True)[-int(ratio * budget):].to(pool.device)   # ascending, so K-center's ties go to the lowest score
-    return best if len(best) <= budget else best[k_center(pool[best], seed, budget)]
+    best = selection.highest(score, int(ratio * budget), base, group).to(pool.device)   # ascending: K-center's ties go to the lowest score
+    if len(best) <= budget:
+        return best
+    return best[k_center(shards.collect(pool, best, base, group), seed, budget)]
 
 
 def mak(ecle, pool, seed, budget, alpha=0.3, ratio=1.5, prototypes=10):
@@ -133,20 +105,20 @@ def mak(ecle, pool, seed, budget, alpha=0.3, ratio=1.5, prototypes=10):
 
     ecle (n,), pool (n, d), seed (s, d) -> (budget,) pool indices in pick order.
     """
-    _check_budget(budget, len(pool))
+    selection.check_budget(budget, len(pool))
     return select(score(ecle, proximity(pool, seed, prototypes), alpha), pool, seed, budget, ratio)
 
 
-def _ranked(ecle, distance, pool, seed, budget, alpha, ratio, **_):
-    return select(score(ecle, distance, alpha), pool, seed, budget, ratio)
+def _ranked(ecle, distance, pool, seed, budget, alpha, ratio, group, **_):
+    return select(score(ecle, distance, alpha, group), pool, seed, budget, ratio, group)
 
 
-def _diverse(pool, seed, budget, **_):
-    return k_center(pool, seed, budget)
+def _diverse(pool, seed, budget, group, **_):
+    return k_center(pool, seed, budget, group=group)
 
 
-def _random(pool, budget, generator_seed, **_):
-    return torch.randperm(len(pool), generator=torch.Generator().manual_seed(generator_seed))[:budget]
+def _random(pool, budget, generator_seed, group, **_):
+    return torch.randperm(group.span(len(pool))[1], generator=torch.Generator().manual_seed(generator_seed))[:budget]
 
 
 SAMPLERS = {  # name: (how, what it fixes whatever the caller asks), after MAK's table 2 and its shipped commands
@@ -162,13 +134,18 @@ SAMPLERS = {  # name: (how, what it fixes whatever the caller asks), after MAK's
 VARIED = ("budget", "alpha", "ratio", "prototypes")      # what rows of the tables may differ in (MAK's tables 1 and 3)
 
 
-def sample(sampler, ecle, distance, pool, seed, budget, alpha, ratio, generator_seed):
-    """The picks of one of SAMPLERS -> (budget,) pool indices in pick order; what a sampler does not use may be None."""
+def sample(sampler, ecle, distance, pool, seed, budget, alpha, ratio, generator_seed, group=None):
+    """The picks of one of SAMPLERS -> (budget,) pool indices in pick order; what a sampler does not use may be None.
+
+    ``group``: the processes that hold ecle, distance and pool between them; seed is everywhere.
+    """
     if sampler not in SAMPLERS:
         raise ValueError(f"no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
-    _check_budget(budget, len(pool))
+    group = group or shards.Alone()
+    selection.check_budget(budget, group.span(len(pool))[1])
     how, fixed = SAMPLERS[sampler]
-    asked = dict(ecle=ecle, distance=distance, pool=pool, seed=seed, budget=budget, alpha=alpha, ratio=ratio, generator_seed=generator_seed)
+    asked = dict(ecle=ecle, distance=distance, pool=pool, seed=seed, budget=budget, alpha=alpha, ratio=ratio,
+                 generator_seed=generator_seed, group=group)
     return how(**(asked | fixed))
 
 
@@ -178,34 +155,16 @@ def spread(pool, picks):
     coverage: mean over the pool of the cosine similarity to the nearest pick (the facility-location value, at most 1);
     nearest_pick_distance: mean over the picks of the cosine distance to the nearest other pick (near 0 when they collapse).
     """
-    pool, picks = torch.as_tensor(pool), torch.as_tensor(picks)
+    pool, picks = selection.as_rows(pool), torch.as_tensor(picks)
     if len(picks) < 2:
         raise ValueError(f"{len(picks)} picks have no distance between them; give at least two")
-    rows, chosen = _on_grid(pool), _on_grid(pool[picks])
-    covered = torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=rows.device)
-    _cover(covered, rows, chosen)
+    grid = selection.Grid(pool, pool.device)
+    chosen, covered = grid[picks], torch.full((len(pool),), -torch.inf, dtype=torch.float64, device=pool.device)
+    selection.cover(covered, grid, chosen)
     among = chosen.double() @ chosen.double().T
     among.fill_diagonal_(-torch.inf)
-    return {"coverage": float(covered.mean()) / GRID**2, "nearest_pick_distance": 1 - float(among.amax(1).mean()) / GRID**2}
-
-
-def _check_rows(rows, centers):
-    """Refuse features that cannot be compared."""
-    if len(centers) == 0:
-        raise ValueError("no seed features; give at least one seed image to measure distances from")
-    if rows.ndim != 2 or rows.shape[1:] != centers.shape[1:]:
-        raise ValueError(f"pool features {tuple(rows.shape)} and seed features {tuple(centers.shape)} differ in width; use one extractor")
-    for name, part in (("pool", rows), ("seed", centers)):
-        if not torch.isfinite(part).all():
-            raise ValueError(f"{name} features hold NaN or infinity; extract them again with a trained model")
-
-
-def _check_budget(budget, images):
-    """Refuse a budget of nothing or of more than there is."""
-    if budget < 1:
-        raise ValueError(f"budget is {budget}; ask for at least one image")
-    if budget > images:
-        raise ValueError(f"pool has {images} images, fewer than the budget of {budget}; enlarge the pool or lower the budget")
+    unit = selection.GRID**2
+    return {"coverage": float(covered.mean()) / unit, "nearest_pick_distance": 1 - float(among.amax(1).mean()) / unit}
 
 
 # ---- of a trained run
@@ -215,17 +174,17 @@ def score_pool(run, results, study, views, batch, repeats, prototypes):
     folder, pool = results.folder(run), study.pool
     settings = {"pool": pool.digest, "seed": study.seed.digest, "precision": run.precision}
     hard = runs.remember(folder, "pool-ecle", settings | {"views": views, "batch": batch, "repeats": repeats}, lambda: pd.DataFrame(
-        {"name": pool.names, "ecle": ecle.ecle(ecle.project(run, results, pool, views), run.temperature, batch, repeats).cpu()}))
+        {"name": pool.names, "ecle": scoring.losses(run, results, pool, "pool", views, batch, repeats)}))
     far = runs.remember(folder, f"pool-distance-k{prototypes}", settings, lambda: pd.DataFrame(
-        {"name": pool.names, "distance": proximity(*pool_and_seed(run, results, study), prototypes).cpu()}))
+        {"name": pool.names, "distance": scoring.once(run, results, f"pool-distance-k{prototypes}", settings, len(pool), lambda: proximity(
+            *pool_and_seed(run, results, study), prototypes))}))
     return torch.tensor(hard.ecle.to_numpy()), torch.tensor(far.distance.to_numpy())
 
 
 @functools.lru_cache(maxsize=1)
 def pool_and_seed(run, results, study):
-    """Features h of pool and seed by a finished run, (n, d) and (s, d); the last asked for are kept."""
-    encoder = train.encoder_of(run, results)
-    return tuple(evaluate.features(encoder, images, run.precision) for images in (study.pool, study.seed))
+    """Features h of pool and seed by a finished run, (n, d), in a file, and (s, d), on the device; the last asked for are kept."""
+    return scoring.features(run, results, study.pool, "pool"), scoring.features(run, results, study.seed, "seed").to(runs.device())
 
 
 def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, batch, repeats):
@@ -233,13 +192,15 @@ def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, 
 
     Rows in pick order: sampler, rank, index (into the pool), name, ecle, distance, score.
     """
-    _check_budget(budget, len(study.pool))
+    selection.check_budget(budget, len(study.pool))
     scored = score_pool(run, results, study, views, batch, repeats, prototypes)
     settings = {"sampler": sampler, "budget": budget, "alpha": alpha, "ratio": ratio, "prototypes": prototypes, "views": views,
                 "batch": batch, "repeats": repeats, "pool": study.pool.digest, "seed": study.seed.digest}
 
     def rows():
-        index = sample(sampler, *scored, *pool_and_seed(run, results, study), budget, alpha, ratio, run.seed).cpu()
+        pool, seed = pool_and_seed(run, results, study)
+        mine = [processes.share(values) for values in (*scored, pool)]
+        index = sample(sampler, *mine, seed, budget, alpha, ratio, run.seed, shards.everyone()).cpu()
         values = [value[index] for value in (*scored, score(*scored, SAMPLERS[sampler][1].get("alpha", alpha)))]
         return pd.DataFrame({"sampler": sampler, "rank": range(1, budget + 1), "index": index, "name": [study.pool.names[i] for i in index],
                              **dict(zip(("ecle", "distance", "score"), values, strict=True))})

@@ -1,0 +1,166 @@
+"""Pools measured in chunks: the bits of one pass in memory, whatever is killed and however many processes share them."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import several
+import torch
+from PIL import Image
+
+from longtail import ecle, evaluate, paths, runs, sampling, scoring, selection, sources, train
+
+ARRAYS = 1 + several.HOW["views"]       # features and one array a view
+CHUNKS, SEED_CHUNKS = 4, 2            # of the pool and of the seed
+LOSSES = "pool-ecle/values 0"
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scoring")
+    done = subprocess.run([sys.executable, Path(__file__).with_name("several.py"), "scoring", folder], capture_output=True, text=True)
+    assert (folder / "found.json").exists(), done.stderr
+    return json.loads((folder / "found.json").read_text())
+
+
+def test_measures_what_one_pass_in_memory_measures(found, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "CHUNK", several.CHUNK)
+    images = several.Study().pool
+    run, results = several.extractor(tmp_path, several.Study().seed)
+    projections = ecle.project(run, results, images, several.HOW["views"])
+    expected = ecle.ecle(projections, run.temperature, several.HOW["batch"], several.HOW["repeats"])
+    assert found["whole"]["losses"] == expected.tolist()
+    assert found["whole"]["features"] == evaluate.features(train.encoder_of(run, results), images, run.precision).tolist()
+    assert len(set(found["whole"]["measured"])) == len(found["whole"]["measured"]) == CHUNKS * ARRAYS + SEED_CHUNKS + 2
+
+
+@pytest.mark.parametrize("moment", [*several.KILLS, "one dies", "random 0", "random 1"])
+def test_what_was_killed_goes_on_where_it_stopped(found, moment):
+    for what in ("losses", "features", "picks"):
+        assert found[moment][what] == found["whole"][what]
+    before, after = (set(found[moment][when]) for when in ("before", "measured"))
+    assert len(after) == len(found[moment]["measured"]) and not before & after
+    removed = {name for name in found["whole"]["measured"] if "view" in name} if LOSSES in before else set()    # no longer needed
+    assert before | after | removed == set(found["whole"]["measured"])
+
+
+def test_two_processes_share_the_chunks_and_give_the_same_bits(found):
+    for rank in found["two"]:
+        for what in ("losses", "features", "picks"):
+            assert rank[what] == found["whole"][what]
+    first, second = (rank["measured"] for rank in found["two"])
+    assert sorted(first + second) == sorted(found["whole"]["measured"])
+    assert len(second) == CHUNKS // 2 * ARRAYS + SEED_CHUNKS // 2
+
+
+# ---- arrays on disk
+
+def stored(folder, settings="a", rows=5):
+    array = scoring.Stored(folder, "array", rows, {"of": settings})
+    array.prepare((2,), np.float32)
+    return array
+
+
+ROWS = torch.arange(10, dtype=torch.float32).view(5, 2)
+
+
+def test_an_array_is_whole_when_every_chunk_is_recorded(tmp_path):
+    array = stored(tmp_path)
+    assert array.missing(2) == [0, 2, 4] and not array.whole()
+    array.put(2, ROWS[2:4])
+    array.put(0, ROWS[:2])
+    assert array.missing(2) == [4] and not array.whole()
+    with pytest.raises(ValueError, match="is not what was written"):
+        array.read()
+    array.put(4, ROWS[4:])
+    assert stored(tmp_path).whole() and torch.equal(stored(tmp_path).read(), ROWS)
+
+
+def test_other_settings_start_again(tmp_path):
+    array = stored(tmp_path)
+    array.put(0, ROWS)
+    assert not scoring.Stored(tmp_path, "array", 5, {"of": "b"}).whole()
+    assert stored(tmp_path, "b").missing(5) == [0] and not array.whole()
+
+
+def test_changed_rows_are_noticed_and_measured_again(tmp_path):
+    array = stored(tmp_path)
+    for start in (0, 2, 4):
+        array.put(start, ROWS[start:start + 2])
+    array.mapped()[3] = 7
+    with pytest.raises(ValueError, match=r"rows \[\(2, 4\)\]\); delete"):
+        array.read()
+    assert array.missing(2) == [2]
+    array.put(2, ROWS[2:4])
+    assert torch.equal(array.read(), ROWS)
+
+
+def test_lines_cut_by_a_kill_are_no_chunks(tmp_path):
+    array = stored(tmp_path)
+    array.put(0, ROWS[:2])
+    array.put(2, ROWS[2:4])
+    record = array.records()[0]
+    record.write_text(record.read_text()[:-30])
+    assert array.missing(2) == [2, 4]
+    array.put(2, ROWS[2:4])
+    array.put(4, ROWS[4:])
+    assert torch.equal(array.read(), ROWS)
+
+
+# ---- images that stay in their files
+
+def jpegs(count, reads):
+    """Files of random pictures that note each reading of theirs."""
+    generator = np.random.default_rng(0)
+
+    def file(name):
+        content = io.BytesIO()
+        Image.fromarray(generator.integers(0, 256, (20, 24, 3), np.uint8)).save(content, "JPEG")
+        return name, lambda: reads.append(name) or content.getvalue()
+    return [file(f"{number}.jpg") for number in range(count)]
+
+
+def test_images_in_files_are_decoded_once_and_score_as_those_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "CHUNK", 8)
+    reads = []
+    files = jpegs(30, reads)
+    lazy = sources.FileSet(sources.Files(files, 16, threads=2), torch.full((30,), -1), tuple(name for name, _ in files))
+    memory = lazy.subset(range(30))
+    assert memory.images.shape == (30, 3, 16, 16) and type(memory) is sources.ImageSet
+    assert lazy.digest
+    reads.clear()
+    scores = []
+    for name, images in (("lazy", lazy), ("memory", memory)):
+        run, results = several.extractor(tmp_path / name, memory)
+        scores.append(scoring.losses(run, results, images, "pool", **several.HOW))
+    assert torch.equal(*scores)
+    assert sorted(reads) == sorted(name for name, _ in files)
+
+
+# ---- what was measured before
+
+class Pool(SimpleNamespace):
+    def __len__(self):
+        return len(self.names)
+
+
+SHIPPED = sorted((paths.ROOT / "results").glob("*/runs/*/picks-*.json"))
+
+
+@pytest.mark.parametrize("record", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_shipped_picks_are_remembered_without_their_encoder(record, monkeypatch):
+    monkeypatch.setattr(train, "encoder_of", None)
+    monkeypatch.setattr(selection, "k_center", None)
+    results = runs.Results(record.parents[2].name)
+    results.root = record.parents[2]
+    settings, run = runs.recorded(record)["settings"], runs.Run(**runs.recorded(record.parent / "run.json"))
+    study = SimpleNamespace(pool=Pool(digest=settings["pool"], names=runs.read_rows(record.parent / "pool-ecle.csv").name),
+                            seed=SimpleNamespace(digest=settings["seed"]))
+    how = {name: settings[name] for name in ("sampler", "budget", "alpha", "ratio", "prototypes", "views", "batch", "repeats")}
+    picks = sampling.pick(run, results, study, **how)
+    assert len(picks) == settings["budget"] and (picks.sampler == settings["sampler"]).all()
