@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import several
 import torch
+import toy
 from PIL import Image
 
-from longtail import ecle, evaluate, paths, runs, sampling, scoring, selection, sources, train
+from longtail import data, ecle, evaluate, paths, runs, sampling, scoring, selection, sources, train
 
 ARRAYS = 1 + several.HOW["views"]       # features and one array a view
 CHUNKS, SEED_CHUNKS = 4, 2            # of the pool and of the seed
@@ -140,6 +142,34 @@ def test_images_in_files_are_decoded_once_and_score_as_those_in_memory(tmp_path,
         scores.append(scoring.losses(run, results, images, "pool", **several.HOW))
     assert torch.equal(*scores)
     assert sorted(reads) == sorted(name for name, _ in files)
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A data folder with class folders to make a long tail of and a folder of images to pick from, all of mixed sizes."""
+    pictures, draw = toy.image_set(70, 40).images.permute(0, 2, 3, 1).numpy(), np.random.default_rng(0)
+    for number, picture in enumerate(pictures):
+        place = tmp_path / "data" / (f"known/{'ab'[number % 2]}" if number < 40 else f"other/{number % 3}") / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).crop((0, 0, *draw.integers(20, 40, 2).tolist())).save(place)
+    monkeypatch.setattr(paths, "DATA", tmp_path / "data")
+    return {"dataset": "known", "size": 16, "split": 1, "largest": 10, "factor": 0.5, "kind": "exponential", "outsiders": ["other"],
+            "outsider_count": -1}
+
+
+def test_a_pool_left_in_its_files_is_picked_from_as_one_in_memory(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "CHUNK", 8)
+    picks = []
+    for in_files in (False, True):
+        study = data.study(**tree, pool_in_files=in_files)
+        assert isinstance(study.pool, sources.FileSet) == in_files and len(study.pool) == 30
+        run, results = several.extractor(tmp_path / str(in_files), study.seed)
+        how = {"budget": 8, "alpha": 0.3, "ratio": 1.5, "prototypes": 3, **several.HOW}
+        sampling.pick_all(run, results, study, [sampling.row(sampler, how) for sampler in ("mak", "k_center")])
+        picks.append(results.read("picks-*"))
+        _, images = sampling.enlarge(run, study, picks[-1][picks[-1].sampler == "mak"], "mak", "epochs")
+        assert type(images) is sources.ImageSet and len(images) == len(study.seed) + 8
+    pd.testing.assert_frame_equal(*picks)
 
 
 # ---- what was measured before

@@ -23,10 +23,16 @@ def test_a_failed_check_has_no_number(error):
     assert right["status"] == "measured" and right["low"] <= right["ratio"] <= right["high"]
 
 
+def test_extrapolated_ratios_count_the_whole(monkeypatch):
+    monkeypatch.setattr(speed, "race", lambda contenders, rounds: {"ours": [2.0, 1.0], "slow": [0.5, 0.5]})
+    row = speed.compare("case", list, {"slow": (list, "nothing", 0, 0, 5.0)}, 2, calls={"slow": 100}).iloc[0]
+    assert (row.low, row.ratio, row.high) == (25, 37.5, 50)
+
+
 def test_threads_come_back():
     before = torch.get_num_threads()
-    with pytest.raises(KeyError), speed.one_thread():
-        assert torch.get_num_threads() == 1
+    with pytest.raises(KeyError), speed.on_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
         raise KeyError
     assert torch.get_num_threads() == before
 
@@ -38,15 +44,3 @@ def test_several_checks_are_as_good_as_the_worst():
     assert speed.all_of({"loss": (0, 1e-5), "masks": (2, 1)})[1] > 1
     for checks in ({"loss": (math.nan, 1), "masks": (0, 1)}, {"masks": (0, 1), "loss": (math.nan, 1)}):
         assert math.isnan(speed.all_of(checks)[1])
-
-
-def test_k_center_is_faster_than_a_product_a_pick():
-    rows = speed.k_center(rounds=3).set_index("against")
-    assert rows.error["one product a pick"] == 0
-    assert rows.ratio["one product a pick"] > 1.2
-    assert rows.status["google/active-learning"].startswith("not run")
-
-
-def test_google_needs_a_checkout(tmp_path):
-    with pytest.raises(ValueError, match="give a checkout"):
-        speed.google_select(tmp_path)
