@@ -199,7 +199,7 @@ def _score(root, dies=None):
     Path(f"{root}.{rank}.json").write_text(json.dumps(found))
 
 
-KILLS = ["before a chunk", "within a chunk", "within a record", "between sums"]
+KILLS = ["within a chunk", "within a record", "between sums"]
 
 
 def _die_at(moment):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy import image_set, planned
 
-from longtail import methods, paths, runs, train, views
+from longtail import methods, paths, runs, selection, train, views
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -22,6 +22,13 @@ def test_pixels_of_views_are_those_of_the_cpu(fused):
     here = views.augment(images, index, views.POLICIES["imagenet"], 1, 2, 0)
     there = views.augment(images.cuda(), index.cuda(), views.POLICIES["imagenet"], 1, 2, 0, fused=fused)
     assert (here - there.cpu()).abs().max() <= 1e-5
+
+
+def test_picks_of_k_center_are_those_of_the_cpu():
+    rows = torch.randn(6000, 64, generator=torch.Generator().manual_seed(0)).relu() + 0.01
+    pool, seed = rows[1000:], rows[:1000]
+    here, there = (selection.k_center(pool.to(device), seed.to(device), 2000) for device in ("cpu", "cuda"))
+    assert torch.equal(here, there.cpu()) and selection.certificate(pool.cuda(), seed.cuda(), there) == 0
 
 
 @pytest.mark.parametrize("method", list(methods.METHODS))
