@@ -1,4 +1,6 @@
-"""Every loss as a per-image tensor; reductions belong to the caller."""
+"""Every loss as a per-image tensor; reductions belong to the caller, or to the method where they are part of it (``LossSpec``)."""
+
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
@@ -19,3 +21,100 @@ def nt_xent(first, second, temperature):
     positive = (unit[..., :n, :] * unit[..., n:, :]).sum(-1) / temperature
     denominator = logits.logsumexp(-1)
     return (denominator[..., :n] + denominator[..., n:]) / 2 - positive
+
+
+# ---- with labels: one softmax loss for every re-weighted, scaled, shifted or margin-enlarging method
+
+REDUCTIONS = ("mean", "weighted_mean")
+
+
+@dataclass(frozen=True, eq=False)
+class LossSpec:
+    """A method of long-tail learning as four vectors over the classes (or scalars): α_y · CE(β·z + ι − μ_y·[target], y).
+
+    ``reduction``: mean, Σ α l / n, or weighted_mean, Σ α l / Σ α. They differ whenever a batch holds the classes unevenly, so the
+    choice belongs to the method (class-balanced loss: mean; LDAM, VS and DDC: weighted_mean).
+    """
+
+    alpha: object = 1.0     # weight of an image of the class
+    beta: object = 1.0      # scale of the class's logit
+    iota: object = 0.0      # shift of the class's logit
+    mu: object = 0.0        # margin that the class's logit must keep where it is the target
+    reduction: str = "mean"
+
+    def __post_init__(self):
+        if self.reduction not in REDUCTIONS:
+            raise ValueError(f"no reduction {self.reduction!r}; there are {', '.join(REDUCTIONS)}")
+
+
+def adjusted_cross_entropy(logits, labels, spec):
+    """The loss of a batch as ``spec`` weights, scales, shifts and reduces it: logits (n, K), labels int64 (n,) -> scalar."""
+    loss, weight = adjusted_losses(logits, labels, spec)
+    return loss.sum() / (weight.sum() if spec.reduction == "weighted_mean" else len(loss))
+
+
+def adjusted_losses(logits, labels, spec):
+    """The weighted loss of each image and its weight: logits (n, K), labels int64 (n,) -> (n,), (n,)."""
+    logits = _checked(logits, labels)
+    alpha, beta, iota, mu = (_per_class(name, getattr(spec, name), logits) for name in ("alpha", "beta", "iota", "mu"))
+    target = functional.one_hot(labels, logits.shape[1])
+    weight = alpha.expand(logits.shape[1])[labels]
+    return weight * functional.cross_entropy(beta * logits + iota - mu * target, labels, reduction="none"), weight
+
+
+def _checked(logits, labels):
+    """The logits, in single precision at least; refuses labels that name no class."""
+    if logits.ndim != 2 or len(logits) != len(labels):
+        raise ValueError(f"logits have shape {tuple(logits.shape)} for {len(labels)} labels; give one row of logits an image")
+    if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[1]:   # no host read on a GPU
+        raise ValueError(f"labels reach from {labels.min()} to {labels.max()}, the logits have classes 0 to {logits.shape[1] - 1}; "
+                         f"leave out images without a label")
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _per_class(name, value, logits):
+    """A scalar or a vector over the classes, as a tensor like the logits."""
+    if isinstance(value, int | float):
+        return logits.new_full((), value)       # made on the device: no copy that a GPU would wait for
+    value = torch.as_tensor(value, dtype=logits.dtype, device=logits.device)
+    if value.ndim > 1 or value.ndim == 1 and len(value) != logits.shape[1]:
+        raise ValueError(f"{name} has shape {tuple(value.shape)} for {logits.shape[1]} classes; give one number, or one for each class")
+    return value
+
+
+def staged(first, second, start):
+    """``first`` before epoch ``start``, counted from 0, and ``second`` from it on: returns epoch -> one of the two.
+
+    Deferred re-weighting, TLA, ADRW and DDC are this with two specs, deferred re-sampling with two sets of class weights.
+    """
+    if start < 0:
+        raise ValueError(f"the second stage starts at epoch {start}; give 0 or more")
+    return lambda epoch: first if epoch < start else second
+
+
+def sigmoid_focal(logits, labels, alpha=1.0, gamma=0.0):
+    """One binary loss a class, (1 − p_t)^γ of it, summed, times the weight α of the true class: (n, K), (n,) -> (n,).
+
+    γ = 0 is the plain sigmoid loss. The class-balanced reference has this form, and takes the mean (Cui et al. 2019).
+    """
+    logits = _checked(logits, labels)
+    signed = logits * (2 * functional.one_hot(labels, logits.shape[1]) - 1)     # log p_t = logsigmoid of this
+    terms = -functional.logsigmoid(signed) * torch.exp(gamma * functional.logsigmoid(-signed))
+    return _per_class("alpha", alpha, logits).expand(logits.shape[1])[labels] * terms.sum(1)
+
+
+def softmax_focal(logits, labels, alpha=1.0, gamma=1.0):
+    """α_y · (1 − p_y)^γ · cross-entropy: (n, K), (n,) -> (n,). The form of LDAM's code, with the weight outside the power."""
+    logits = _checked(logits, labels)
+    others = logits.masked_fill(functional.one_hot(labels, logits.shape[1]).bool(), -torch.inf).logsumexp(1)
+    doubt = torch.exp(gamma * (others - logits.logsumexp(1)))       # by the logarithm of 1 − p: its gradient is finite at p = 1
+    weight = _per_class("alpha", alpha, logits).expand(logits.shape[1])[labels]
+    return weight * doubt * functional.cross_entropy(logits, labels, reduction="none")
+
+
+def ldam_hinge(logits, labels, margins):
+    """max(0, largest other logit − target's + its class's margin): (n, K), (n,) -> (n,). LDAM-HG; equal margins are HG."""
+    logits = _checked(logits, labels)
+    target = logits.gather(1, labels[:, None])[:, 0]
+    others = logits.masked_fill(functional.one_hot(labels, logits.shape[1]).bool(), -torch.inf).amax(1)
+    return (others - target + _per_class("margins", margins, logits).expand(logits.shape[1])[labels]).clamp(min=0)

@@ -53,20 +53,37 @@ class Plain(nn.Module):
 class Residual(nn.Module):
     """A chain of convolutions with batch norm, added to its input; a 1×1 convolution fits the input where shapes change."""
 
-    def __init__(self, shapes, branches):
+    def __init__(self, shapes, branches, projected=True):
         super().__init__()
         (inputs, *_), self.outputs, stride = shapes[0], shapes[-1][1], max(shape[3] for shape in shapes)
         self.convs = nn.ModuleList(Conv(*shape) for shape in shapes)
         self.norms = nn.ModuleList(BatchNorm(shape[1], branches) for shape in shapes)
         self.shortcut = None
-        if stride != 1 or inputs != self.outputs:
+        if projected and (stride != 1 or inputs != self.outputs):
             self.shortcut, self.shortcut_norm = Conv(inputs, self.outputs, 1, stride), BatchNorm(self.outputs, branches)
 
+    def kept(self, x, branch):
+        """The input in the shape of the output."""
+        return x if self.shortcut is None else self.shortcut_norm(self.shortcut(x, branch), branch)
+
     def forward(self, x, branch):
-        kept = x if self.shortcut is None else self.shortcut_norm(self.shortcut(x, branch), branch)
+        kept = self.kept(x, branch)
         for conv, norm in zip(self.convs[:-1], self.norms[:-1], strict=True):
             x = functional.relu(norm(conv(x, branch), branch))
         return functional.relu(self.norms[-1](self.convs[-1](x, branch), branch) + kept)
+
+
+class Padded(Residual):
+    """Two 3×3 convolutions; where shapes change the input gives every second pixel and zeros (He et al. 2015, option A)."""
+
+    def __init__(self, inputs, width, stride, branches):
+        super().__init__([(inputs, width, 3, stride), (width, width, 3, 1)], branches, projected=False)
+        self.stride, self.missing = stride, width - inputs
+
+    def kept(self, x, branch):
+        """Missing channels are zeros, half of them in front."""
+        before = self.missing // 2
+        return functional.pad(x[:, :, ::self.stride, ::self.stride], (0, 0, 0, 0, before, self.missing - before))
 
 
 def basic(inputs, width, stride, branches):
@@ -109,6 +126,7 @@ WIDTHS = (64, 128, 256, 512)
 ARCHITECTURES = {
     "convnet": (CIFAR_STEM, Plain, (0, 1, 1), (16, 32, 64)),                       # 16-pixel images, the demo
     "resnet10_small": (SMALL_STEM, basic, (1, 1, 1, 1), (16, 32, 64, 128)),        # 32-pixel images on a CPU
+    "resnet32": (CIFAR_STEM, Padded, (5, 5, 5), (16, 32, 64)),                     # that of the supervised tables
     "resnet18_cifar": (CIFAR_STEM, basic, (2, 2, 2, 2), WIDTHS),
     "resnet18": (IMAGENET_STEM, basic, (2, 2, 2, 2), WIDTHS),
     "resnet50": (IMAGENET_STEM, bottleneck, (3, 4, 6, 3), WIDTHS),

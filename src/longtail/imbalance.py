@@ -1,0 +1,168 @@
+"""What class sizes decide when there are labels: weights, margins, priors, and every method that is made of them."""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from longtail import runs
+from longtail.losses import LossSpec, adjusted_cross_entropy, ldam_hinge, sigmoid_focal, softmax_focal, staged
+
+# ---- from the training images of each class
+
+def class_sizes(counts):
+    """The training images of each class as float64 (K,); refuses a class without any."""
+    sizes = torch.as_tensor(counts, dtype=torch.float64)
+    empty = (sizes <= 0).nonzero()
+    if len(empty):
+        raise ValueError(f"class {empty[0].item()} has no training image; leave the class out, or ask log_prior for smoothed counts")
+    return sizes
+
+
+def log_prior(counts, smoothing=0.0):
+    """log π of each class (K,); ``smoothing`` is added to every count, so that a class without images gets a prior."""
+    sizes = class_sizes(torch.as_tensor(counts, dtype=torch.float64) + smoothing)
+    return (sizes / sizes.sum()).log()
+
+
+def effective_number(counts, b):
+    """(1 − b^n) / (1 − b): how many images a class counts for when they overlap; 1 for b = 0, n as b → 1 (Cui et al. 2019)."""
+    if not 0 <= b < 1:
+        raise ValueError(f"b is {b}; the effective number of images needs 0 <= b < 1")
+    return -torch.expm1(class_sizes(counts) * torch.tensor(b, dtype=torch.float64).log()) / (1 - b)
+
+
+def rescaled(weights):
+    """Weights that sum to the number of classes."""
+    return weights / weights.sum() * len(weights)
+
+
+def class_balanced_weights(counts, b):
+    """One over the effective number, summing to K."""
+    return rescaled(1 / effective_number(counts, b))
+
+
+def inverse_weights(counts, nu):
+    """π^−ν, summing to K: ADRW's weights, and inverse frequencies at ν = 1."""
+    return rescaled((-nu * log_prior(counts)).exp())
+
+
+def class_margins(counts, max_m):
+    """LDAM's margins ∝ n^(−1/4), the rarest class's is ``max_m`` (Cao et al. 2019)."""
+    sizes = class_sizes(counts)
+    return max_m * (sizes / sizes.min()) ** -0.25
+
+
+# ---- the settings of the general loss
+
+def ce():
+    """Plain cross-entropy."""
+    return LossSpec()
+
+
+def class_balanced(counts, b, reduction="mean"):
+    """Cross-entropy weighted by the effective number of images."""
+    return LossSpec(alpha=class_balanced_weights(counts, b), reduction=reduction)
+
+
+def ldam(counts, max_m, s):
+    """Label-distribution-aware margins on cosines, scaled by s."""
+    return LossSpec(beta=s, mu=s * class_margins(counts, max_m))
+
+
+def logit_adjusted(counts, tau):
+    """Logits shifted by τ log π while training (Menon et al. 2021)."""
+    return LossSpec(iota=tau * log_prior(counts))
+
+
+def vs(counts, gamma, tau):
+    """Vector scaling: shifted as above and scaled by (n / largest)^γ (Kini et al. 2021); τ = 0 is CDT, γ = 0 logit adjustment."""
+    sizes = class_sizes(counts)
+    return LossSpec(beta=(sizes / sizes.max()) ** gamma, iota=tau * log_prior(counts))
+
+
+def reweighted(spec, weights):
+    """The same loss with class weights, as the deferred methods reduce it."""
+    return replace(spec, alpha=weights, reduction="weighted_mean")
+
+
+# ---- the methods
+
+@dataclass(frozen=True)
+class Plan:
+    """A method ready to train: the loss of an epoch, the class weights of its draw, and its output layer."""
+
+    loss: Callable                          # epoch -> (logits, labels) -> scalar
+    draw: Callable = lambda epoch: None     # epoch -> weight of each class when images are drawn with replacement; None: each once
+    cosine: bool = False                    # logits are cosines of features and class vectors
+    bias: float = 0.0                       # of the output layer at first, then free of weight decay; 0: as usual
+
+
+def softmax(first, second=None, start=0):
+    """Stages of the general loss: epoch -> loss."""
+    return staged(*(partial(adjusted_cross_entropy, spec=spec) for spec in (first, second or first)), start)
+
+
+def averaged(loss, *arguments):
+    """A per-image loss as the mean over the batch, at every epoch."""
+    return lambda epoch: lambda logits, labels: loss(logits, labels, *arguments).mean()
+
+
+def sigmoid(sizes, b, gamma):
+    """The class-balanced reference's sigmoid losses; every class starts out improbable."""
+    return Plan(averaged(sigmoid_focal, class_balanced_weights(sizes, b), gamma), bias=-math.log(len(sizes) - 1))
+
+
+METHODS = {     # name: (class sizes, first epoch of a second stage, the method's parameters as published) -> Plan
+    "ce": lambda sizes, start: Plan(softmax(ce())),
+    "focal": lambda sizes, start, gamma=1.0: Plan(averaged(softmax_focal, 1.0, gamma)),
+    "sigmoid": lambda sizes, start: sigmoid(sizes, 0.0, 0.0),
+    "sigmoid_focal": lambda sizes, start, gamma=1.0: sigmoid(sizes, 0.0, gamma),
+    "cb": lambda sizes, start, b=0.9999: Plan(softmax(class_balanced(sizes, b))),
+    "cb_weighted_mean": lambda sizes, start, b=0.9999: Plan(softmax(class_balanced(sizes, b, "weighted_mean"))),
+    "cb_sigmoid": lambda sizes, start, b=0.9999: sigmoid(sizes, b, 0.0),
+    "cb_focal": lambda sizes, start, b=0.9999, gamma=1.0: sigmoid(sizes, b, gamma),
+    "resampling": lambda sizes, start, b=0.9999: Plan(softmax(ce()), lambda epoch: class_balanced_weights(sizes, b)),
+    "ce_drw": lambda sizes, start, b=0.9999: Plan(softmax(ce(), reweighted(ce(), class_balanced_weights(sizes, b)), start)),
+    "ldam": lambda sizes, start, max_m=0.5, s=30.0: Plan(softmax(ldam(sizes, max_m, s)), cosine=True),
+    "ldam_drw": lambda sizes, start, max_m=0.5, s=30.0, b=0.9999: Plan(softmax(
+        first := ldam(sizes, max_m, s), reweighted(first, class_balanced_weights(sizes, b)), start), cosine=True),
+    "uniform_drw": lambda sizes, start, margin=0.5, s=30.0, b=0.9999: Plan(softmax(
+        first := LossSpec(beta=s, mu=s * margin), reweighted(first, class_balanced_weights(sizes, b)), start), cosine=True),
+    "ldam_hinge_drs": lambda sizes, start, max_m=0.5, b=0.9999: Plan(
+        averaged(ldam_hinge, class_margins(sizes, max_m)), staged(None, class_balanced_weights(sizes, b), start), cosine=True),
+    "la": lambda sizes, start, tau=1.0: Plan(softmax(logit_adjusted(sizes, tau))),
+    "cdt": lambda sizes, start, gamma=0.3: Plan(softmax(vs(sizes, gamma, 0.0))),
+    "vs": lambda sizes, start, gamma=0.3, tau=1.0: Plan(softmax(vs(sizes, gamma, tau))),
+    "tla": lambda sizes, start, gamma=0.05, tau=1.0: Plan(softmax(vs(sizes, gamma, tau), logit_adjusted(sizes, tau), start)),
+    "adrw": lambda sizes, start, nu=0.15: Plan(softmax(ce(), reweighted(ce(), inverse_weights(sizes, nu)), start)),
+    "ddc": lambda sizes, start, gamma=0.05, tau=1.0, nu=0.15: Plan(softmax(
+        vs(sizes, gamma, tau), reweighted(logit_adjusted(sizes, tau), inverse_weights(sizes, nu)), start)),
+}
+
+
+def parse(arm):
+    """Name and all parameters of a method written as "vs" or "vs gamma=0.15 tau=1", the published values where none is given."""
+    name, *given = arm.split()
+    if name not in METHODS:
+        raise ValueError(f"no method {name!r}; there are {', '.join(METHODS)}")
+    known = inspect.signature(METHODS[name]).parameters
+    usual = {key: parameter.default for key, parameter in known.items() if parameter.default is not inspect.Parameter.empty}
+    changed = dict(word.split("=", 1) for word in given if "=" in word)
+    if len(changed) < len(given) or changed.keys() - usual.keys() - {"start"}:
+        raise ValueError(f"{arm!r} cannot be read; {name} takes {', '.join(f'{key}=…' for key in [*usual, 'start'])}")
+    return name, usual | {key: int(value) if key == "start" else float(value) for key, value in changed.items()}
+
+
+def plan_of(method, parameters, counts, schedule):
+    """The ``Plan`` of a parsed method; the second stage starts at the first drop of the rate unless its parameters say otherwise."""
+    start = parameters.get("start", schedule.drops[0] if schedule.drops else schedule.epochs)
+    return METHODS[method](class_sizes(counts).to(runs.device()), **parameters | {"start": start})
+
+
+def posthoc_logit_adjust(logits, counts, tau=1.0):
+    """Logits to decide by, z − τ log π, for a network trained without any correction: one that has it would be corrected twice."""
+    return logits - tau * log_prior(counts).to(logits)

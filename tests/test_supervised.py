@@ -1,0 +1,223 @@
+"""Lists, schedules and networks as published; the loop resumes, never sees the test set, and is scored on its raw logits."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from longtail import data, evaluate, imbalance, models, paths, runs, sources, supervised
+
+SCHEDULE = supervised.Schedule(epochs=4, batch_size=16, learning_rate=0.1, weight_decay=2e-4, warmup_epochs=1, drops=(3,), drop=0.1)
+SETTINGS = {"dataset": "digits", "largest": 20, "architecture": "perceptron", "size": 8, "policy": "digits_classifier",
+            "schedule": SCHEDULE, "precision": "float32"}
+
+
+def golden(name):
+    return json.loads((Path(__file__).parent / "golden" / f"sup_{name}.json").read_text())["cases"]
+
+
+@pytest.fixture(scope="module")
+def source():
+    return sources.load("digits", 8)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(runs, "machine", dict)      # asks git, slowly
+    return runs.Results("test")
+
+
+def planned(source, arm="ce", tail="exponential 10", split=1, seed=1, **changes):
+    return supervised.plan(source, arm, tail, split, seed, SETTINGS | changes)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def trained(source, folder, arm="ce", **changes):
+    run, images = planned(source, arm, **changes)
+    return supervised.train_network(run, images, 10, folder)
+
+
+# ---- lists
+
+@pytest.mark.parametrize("case", golden("class_counts"), ids=lambda case: case["name"])
+def test_class_sizes_are_the_reference(case):
+    inputs, classes = case["inputs"], {"cifar10": 10, "cifar100": 100}[case["inputs"]["dataset"]]
+    kind = {"exp": "exponential", "step": "step"}[inputs["imbalance"]]
+    counts = data.long_tail_counts(inputs["n_train"] // classes, classes, 1 / inputs["ratio"], kind)
+    assert counts == case["expected"]["counts"] and sum(counts) == case["expected"]["total"]
+
+
+@pytest.mark.parametrize("case", golden("subset_selection"), ids=lambda case: case["name"])
+def test_chosen_images_are_the_reference(case):
+    chosen = supervised.subset_indices(case["inputs"]["targets"], case["expected"]["counts"], case["inputs"]["seed"])
+    assert chosen.tolist() == case["expected"]["indices"]
+
+
+def test_split_0_ranks_classes_by_index_and_others_permute_them(source):
+    counts = [np.bincount(supervised.long_tail(source, "exponential", 10.0, 20, split).labels).tolist() for split in (0, 1, 2)]
+    assert counts[0] == data.long_tail_counts(20, 10, 0.1, "exponential")
+    assert sorted(counts[1]) == sorted(counts[2]) == sorted(counts[0]) and counts[1] != counts[2]
+
+
+def test_more_images_than_a_class_has_are_refused(source):
+    with pytest.raises(ValueError, match="class 0 has 138 training images and the long tail needs 900; lower the largest class"):
+        planned(source, split=0, largest=900)
+
+
+# ---- network, schedule, draw
+
+@pytest.mark.parametrize("classes, arm, parameters", [(10, "ce", 464_154), (100, "ce", 470_004), (10, "ldam", 464_144)])
+def test_resnet32_has_the_published_parameters(source, classes, arm, parameters):
+    run, _ = planned(source, arm, architecture="resnet32", size=32)
+    network = supervised.Network(run, classes, imbalance.plan_of(run.method, run.parameters, [5] * classes, SCHEDULE))
+    assert sum(weight.numel() for weight in network.parameters()) == parameters
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, classes)
+
+
+def test_shortcut_takes_every_second_pixel_and_pads_channels():
+    kept = models.Padded(2, 6, 2, branches=1).kept(torch.arange(32.0).view(1, 2, 4, 4), 0)
+    assert kept.shape == (1, 6, 2, 2) and kept[0, 2].tolist() == [[0, 2], [8, 10]] and kept[0, 3].tolist() == [[16, 18], [24, 26]]
+    assert kept[0, [0, 1, 4, 5]].abs().sum() == 0
+
+
+@pytest.mark.parametrize("case", [case for case in golden("schedules") if case["inputs"]["kind"] == "lr"], ids=lambda case: case["name"])
+def test_rates_are_the_reference(case):
+    schedule = replace(supervised.PUBLISHED, learning_rate=case["inputs"]["base_lr"])
+    assert schedule.epochs == case["inputs"]["epochs"]
+    assert [supervised.stepped_rate(schedule, epoch) for epoch in range(schedule.epochs)] == pytest.approx(case["expected"], rel=1e-9)
+
+
+@pytest.mark.parametrize("case", golden("cb_resampling"), ids=lambda case: case["name"])
+def test_resampling_draws_with_the_reference_probabilities(case):
+    counts, want = case["inputs"]["counts"], case["expected"]
+    weights = imbalance.plan_of("resampling", {"b": case["inputs"]["beta"]}, counts, SCHEDULE).draw(0).cpu()
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    each = weights[labels] / weights[labels].sum()
+    firsts = np.cumsum([0, *counts[:-1]])
+    assert each[firsts].tolist() == pytest.approx(want["per_sample_probability_by_class"], rel=1e-9)
+    epochs = [labels[supervised.order_of(labels, weights, 1, epoch)] for epoch in range(60)]
+    drawn = torch.stack([torch.bincount(epoch, minlength=len(counts)) for epoch in epochs])
+    assert (drawn.sum(1) == want["epoch_length"]).all()
+    share, deviation = drawn.sum(0) / drawn.sum(), (0.25 / drawn.sum()) ** 0.5
+    assert (share - torch.tensor(want["class_probability"])).abs().max() < 5 * deviation
+
+
+def test_plain_epochs_show_every_image_once_in_another_order():
+    labels = torch.zeros(50, dtype=torch.int64)
+    first, second = (supervised.order_of(labels, None, 3, epoch) for epoch in (0, 1))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(50)) and first.tolist() != second.tolist()
+    assert supervised.order_of(labels, None, 3, 0).tolist() == first.tolist() != supervised.order_of(labels, None, 4, 0).tolist()
+
+
+def test_an_image_drawn_twice_is_seen_in_two_views(source, tmp_path, monkeypatch):
+    seen = []
+
+    def fit(network, optimizer, inputs, labels, *rest):
+        seen.append(inputs(torch.zeros(40, dtype=torch.int64), 0))
+        return iter(())
+    monkeypatch.setattr(supervised, "fit", fit)
+    trained(source, tmp_path)
+    trained(source, tmp_path, policy="")
+    assert len(seen[0].unique(dim=0)) > 5 and len(seen[1].unique(dim=0)) == 1
+
+
+def test_cosines_do_not_know_lengths():
+    layer, features = supervised.Cosine(6, 4), torch.randn(5, 6)
+    torch.testing.assert_close(layer(features), layer(7 * features))
+    assert layer(features).abs().max() <= 1 and layer(layer.weight).argmax(1).tolist() == [0, 1, 2, 3]
+
+
+def test_the_bias_of_sigmoid_losses_starts_improbable_and_does_not_decay(source):
+    run, _ = planned(source, "sigmoid_focal")
+    network, optimizer, _ = supervised.restored(run, 10, imbalance.plan_of(run.method, run.parameters, [5] * 10, SCHEDULE), Path("none"))
+    assert network.layer.bias.tolist() == pytest.approx([-np.log(9)] * 10)
+    decays = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
+    assert decays.pop(id(network.layer.bias)) == 0 and set(decays.values()) == {2e-4} and len(decays) == 5
+
+
+# ---- the loop
+
+def test_resumed_equals_uninterrupted(source, tmp_path, monkeypatch):
+    whole = trained(source, tmp_path / "a", "ddc").state_dict()
+    run, images = planned(source, "ddc")
+    (tmp_path / "b").mkdir()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):    # dies after the last epoch
+        patched.setattr(supervised.train, "log_csv", interrupt)
+        supervised.train_network(run, images, 10, tmp_path / "b", checkpoint_seconds=0)
+    assert len(supervised.train.load(tmp_path / "b" / "last.pt")["log"]) == SCHEDULE.epochs - 1
+    resumed = supervised.train_network(run, images, 10, tmp_path / "b").state_dict()
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert (tmp_path / "b" / "log.csv").read_text().count("\n") == SCHEDULE.epochs + 1
+
+
+def test_test_labels_do_not_reach_training(source, results):
+    run, images = planned(source)
+    rows = [supervised.measure(run, images, replace(source.test, labels=labels), 10, results.root / str(k), "thirds", False)
+            for k, labels in enumerate((source.test.labels, source.test.labels.roll(1)))]
+    first, second = ((results.root / str(k) / "log.csv").read_text().split("\n") for k in (0, 1))
+    assert [line.rsplit(",", 1)[0] for line in first] == [line.rsplit(",", 1)[0] for line in second]
+    assert not rows[0].accuracy.equals(rows[1].accuracy)
+
+
+def test_decisions_are_by_raw_logits(source, results):
+    """Scales, shifts and margins belong to training: the largest plain logit is what is scored."""
+    run, images = planned(source, "vs gamma=0.3", tail="exponential 20")
+    rows = supervised.train_and_score(run, images, source.test, 10, results)
+    network = trained(source, results.root / "again", "vs gamma=0.3", tail="exponential 20")
+    logits = evaluate.in_chunks(network, source.test.images)
+    right = (logits.argmax(1) == source.test.labels).double().mean().item()
+    assert rows.set_index("group").accuracy["all"] == pytest.approx(100 * right)
+    spec = imbalance.vs(np.bincount(images.labels), 0.3, 1.0)
+    assert (spec.beta * logits + spec.iota).argmax(1).ne(logits.argmax(1)).any()
+
+
+def test_plain_cross_entropy_is_also_decided_after_adjustment(source, results):
+    rows = supervised.train_and_score(*planned(source), source.test, 10, results)
+    assert rows.method.unique().tolist() == ["ce", "posthoc_la"] and not rows.drop(columns="images").duplicated().all()
+    assert supervised.train_and_score(*planned(source, "la"), source.test, 10, results).method.unique().tolist() == ["la"]
+
+
+def test_scores_by_hand_on_an_uneven_test_set():
+    logits, labels = torch.eye(3)[[0, 0, 0, 0, 1, 0]], torch.tensor([0, 0, 0, 0, 1, 2])
+    rows = {group: (accuracy, images) for group, accuracy, images in supervised.score_rows(logits, labels, ["many", "medium", "few"])}
+    assert rows["many"] == (100, 4) and rows["few"] == (0, 1) and rows["class 1"] == (100, 1)
+    assert rows["balanced"] == (pytest.approx(200 / 3), 6) and rows["all"] == (pytest.approx(500 / 6), 6)
+
+
+def test_measured_once_and_read_with_its_settings(source, results, monkeypatch):
+    jobs = [planned(source, arm) for arm in ("ce", "ldam_drw max_m=0.3")]
+    supervised.train_all(jobs, source, results, processes=1)
+    monkeypatch.setattr(supervised, "measure", None)
+    supervised.train_all(jobs, source, results, processes=1)
+    found = supervised.scores(results)
+    assert set(found.run) == {run.name for run, _ in jobs} and set(found.method) == {"ce", "posthoc_la", "ldam_drw"}
+    assert set(found.arm) == {"ce", "ldam_drw b=0.9999 max_m=0.3 s=30"}
+    row = found[found.group == "all"].iloc[0]
+    assert (row.dataset, row.kind, row.ratio, row.epochs, row.drops, row.jpeg) == ("digits", "exponential", 10, 4, "3", False)
+    assert not list(results.root.rglob("last.pt")) and len(supervised.scores(runs.Results("other"))) == 0
+
+
+@pytest.mark.parametrize("change", [
+    {"arm": "ce start=2"}, {"arm": "ldam"}, {"tail": "step 10"}, {"tail": "exponential 5"}, {"split": 2}, {"seed": 2}, {"policy": ""},
+    {"schedule": replace(SCHEDULE, drop=0.01)}, {"precision": "bfloat16"}, {"largest": 21}])
+def test_every_choice_changes_the_name(source, change):
+    run, other = planned(source)[0], planned(source, **change)[0]
+    assert run.name != other.name and run.name == planned(source)[0].name
+    assert run.name == f"ce-digits_exponential10-split1-seed1-{run.digest}"
+
+
+def test_an_infinite_loss_stops_the_run(source, tmp_path):
+    with pytest.raises(FloatingPointError, match="loss is (nan|inf) in epoch [1-4]; lower supervised_rate"):
+        trained(source, tmp_path, schedule=replace(SCHEDULE, learning_rate=1e30))
+
+
+def test_bfloat16_networks_give_single_precision(source, tmp_path):
+    network = trained(source, tmp_path, precision="bfloat16")
+    assert network(source.test.images[:3] / 255).dtype == torch.float32
