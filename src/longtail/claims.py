@@ -14,8 +14,8 @@ from scipy import stats
 from longtail import runs, tables
 
 NOTE = ("effect: mean paired difference over splits and seeds (for numbers: ours − paper's), low and high: its 95 % t interval, n: pairs. "
-        "Direction: holds if the whole interval lies on the claimed side. Same: holds if it lies within ± tolerance. Number: holds if "
-        "the effect lies within ± tolerance. One pair has no interval, so a direction or a sameness stays not run.")
+        "Direction: holds if the whole interval lies on the claimed side. Same: if it lies within ± tolerance. No gain: if it ends below "
+        "the tolerance. Number: if the effect lies within ± tolerance. One pair has no interval, so anything but a number stays not run.")
 WORDS = {"linear": "linear separability", "fewshot_linear": "few-shot with a frozen encoder", "fewshot_finetune": "fine-tuned few-shot",
          "linear_longtail": "classifier trained on the long-tailed list", "all": "overall accuracy", "many": "accuracy on many",
          "medium": "accuracy on medium", "few": "accuracy on few", "balance": "balance (smaller is fairer)"}
@@ -41,7 +41,7 @@ class Claim:
     where: str
     left: dict = field(hash=False)      # column -> value: the rows of ``evidence`` on the left
     right: dict | float = field(hash=False)     # those on the right, or a constant
-    test: str               # above, below, same or number
+    test: str               # above, below, same, no gain or number
     tolerance: float = 0.0  # in the unit of the rows: points of accuracy, or φ
     value: float = 0.0      # the difference that the paper prints, for numbers
     datasets: tuple = ()    # the paper's own data for this claim; empty: all of the paper's
@@ -286,20 +286,19 @@ def judge(claim, rows):
     note says so; a number is judged from one run on. The note of *differs* tells a reversed effect from one too small for this n.
     """
     found = differences(claim, rows)
-    n = len(found)
-    if not n:
+    if not (n := len(found)):
         return {"effect": np.nan, "low": np.nan, "high": np.nan, "n": 0, "verdict": "not run", "note": ""}
     effect = found.mean() - claim.value
     half = stats.t.ppf(0.975, n - 1) * found.std() / n**0.5 if n > 1 else np.inf
     low, high = effect - half, effect + half
-    holds, right_sign = {"above": (low > 0, effect > 0), "below": (high < 0, effect < 0),
-                         "same": (max(-low, high) <= claim.tolerance, abs(effect) <= claim.tolerance),
-                         "number": (abs(effect) <= claim.tolerance, False)}[claim.test]
+    holds, sign = {"above": (low > 0, effect > 0), "below": (high < 0, effect < 0), "number": (abs(effect) <= claim.tolerance, False),
+                   "same": (max(-low, high) <= claim.tolerance, abs(effect) <= claim.tolerance),
+                   "no gain": (high <= claim.tolerance, effect <= claim.tolerance)}[claim.test]
     verdict, note = "holds" if holds else "differs", ""
     if n == 1 and claim.test != "number":
         verdict, note = "not run", "one pair has no interval; run another seed or split"
     elif not holds and claim.test != "number":
-        note = "as claimed on average, interval too wide" if right_sign else "not as claimed on average"
+        note = "as claimed on average, interval too wide" if sign else "not as claimed on average"
     return {"effect": effect, "low": low, "high": high, "n": n, "verdict": verdict, "note": note}
 
 
@@ -314,12 +313,12 @@ def check(results, selection="best_validation"):
         full = tables.published(rows, paper).astype(bool)
         theirs, own = _placed(rows[full], POOLS, BUDGETS), rows[~full]
         claims = [claim for claim in CLAIMS if claim.paper == paper]
-        lines += [_line(claim, "paper's data", data, theirs[theirs.dataset == data])
+        lines += [verdict_line(claim, "paper's data", data, theirs[theirs.dataset == data])
                   for claim in claims for data in claim.datasets or datasets]
         for data, here in own.groupby("dataset"):
             name = f"{data} (cut)" if data in datasets else data
             here = _placed(here, *_own_places(here))
-            judged = [_line(claim, "own data", name, here) for claim in claims if claim.test != "number"]
+            judged = [verdict_line(claim, "own data", name, here) for claim in claims if claim.test != "number"]
             lines += judged if any(line["n"] for line in judged) else []
     return pd.DataFrame(lines)
 
@@ -336,7 +335,8 @@ def _own_places(rows):
     return {name: "mixed" if "mix" in str(name) else "related" for name in set(rows.sampling_set.dropna())}, levels
 
 
-def _line(claim, scope, data, rows):
+def verdict_line(claim, scope, data, rows):
+    """One row of ``check``."""
     verdict = judge(claim, rows)
     numbers = {key: round(verdict[key], 3) if np.isfinite(verdict[key]) else np.nan for key in ("effect", "low", "high")}
     return {"id": f"{claim.id}@{data.replace(' ', '-')}", "claim": claim.claim, "paper": claim.paper, "where": claim.where, "scope": scope,

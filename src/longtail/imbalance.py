@@ -157,6 +157,11 @@ def parse(arm):
     return name, usual | {key: int(value) if key == "start" else float(value) for key, value in changed.items()}
 
 
+def written(method, parameters):
+    """A parsed method as one text, with all its parameters."""
+    return " ".join([method, *(f"{key}={value:g}" for key, value in sorted(parameters.items()))])
+
+
 def plan_of(method, parameters, counts, schedule):
     """The ``Plan`` of a parsed method; the second stage starts at the first drop of the rate unless its parameters say otherwise."""
     start = parameters.get("start", schedule.drops[0] if schedule.drops else schedule.epochs)

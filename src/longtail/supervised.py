@@ -1,7 +1,7 @@
 """Training on the labels of a long-tailed list: the list, the run, the network, the one loop, the scores."""
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import pandas as pd
@@ -305,9 +305,9 @@ def scores(results):
     for record in sorted(results.root.glob("supervised/*/scores.json")):
         settings = runs.recorded(record)["settings"]
         if settings["recipe"] == runs.RECIPE:
-            schedule, parameters = settings.pop("schedule"), settings.pop("parameters")
-            arm = " ".join([settings["method"], *(f"{key}={value:g}" for key, value in sorted(parameters.items()))])
+            schedule, arm = settings.pop("schedule"), imbalance.written(settings["method"], settings.pop("parameters"))
             rows = runs.read_rows(record.with_suffix(".csv"))
             known = {"run": record.parent.name, "arm": arm, **settings, **schedule, "drops": " ".join(map(str, schedule["drops"]))}
             frames.append(rows.assign(**{key: value for key, value in known.items() if key not in rows}))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["run", "arm", "method", "group", "accuracy", "images"])
+    names = ["run", "arm", *(one.name for kind in (Run, Schedule) for one in fields(kind)), "group", "accuracy"]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=names)

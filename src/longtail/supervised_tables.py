@@ -1,0 +1,150 @@
+"""The tables of the papers on learning with labels, ours beside theirs, and what those papers claim, judged on our runs.
+
+CB: class-balanced loss (Cui et al. 2019). LDAM (Cao et al. 2019). DDC (Wang et al. 2023) as its repository prints it, and the methods that
+it builds on, logit adjustment (Menon et al. 2021) and vector scaling (Kini et al. 2021).
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from longtail import claims, imbalance, supervised, tables
+
+PAPERS = ("CB", "LDAM", "DDC")
+HEAD = {"cifar10": 5000, "cifar100": 500}       # images of the largest class
+PUBLISHED = {"architecture": "resnet32", "size": 32, "policy": "cifar_classifier", "split": 0,
+             **asdict(supervised.PUBLISHED), "drops": "160 180"}       # precision is free
+TAIL = ["dataset", "kind", "ratio"]
+NOTE = ("Top-1 error on the balanced test set, percent, last epoch; ±: population standard deviation over seeds or splits. full: published "
+        "settings; JPEG copy: the same on images decoded from JPEG; cut: the paper's data at other settings; own data: other images. A "
+        "difference is shown for full rows only.")
+
+
+def reported():
+    """The printed rows: paper, row, arm (``?``: of ours, but with settings that were not printed), dataset, kind, ratio, error as text."""
+    rows = pd.read_csv(Path(__file__).with_name("reported_supervised.csv"), dtype=str, keep_default_na=False)
+    rows["method"] = rows.arm.str.split(" ").str[0]
+    rows["arm"] = [imbalance.written(*imbalance.parse(arm)) if arm and "?" not in arm else arm for arm in rows.arm]
+    return rows.astype({"ratio": float})
+
+
+def measured(results):
+    """Accuracies of all supervised runs, one row a run, method and group, with ``status``: what their settings allow to compare."""
+    scores = supervised.scores(results)
+    same = pd.DataFrame({key: scores[key] == value for key, value in PUBLISHED.items()}).all(axis=1)
+    same &= scores.largest == scores.dataset.map(HEAD)
+    status = scores.dataset.isin(list(HEAD)).map({True: "cut", False: "own data"}).astype(object)
+    status[same] = scores.jpeg[same].map({True: "JPEG copy", False: "full"})
+    return scores.assign(status=status)
+
+
+def compare(results, paper):
+    """A paper's table beside ours: one line a printed row and every kind of settings that we ran it at; then our runs on other data.
+
+    Columns: dataset, kind, ratio, method, paper, ours, difference, status, settings.
+    """
+    printed, ours, lines = reported().query("paper == @paper"), measured(results).query("group == 'all'"), []
+    for _, row in printed.iterrows():
+        match = ours[(ours[TAIL] == row[TAIL]).all(axis=1) & (ours.method == row.method)]
+        match = match if "?" in row.arm else match[match.arm == row.arm]
+        lines += [_line(row, row.error, group) for group in _alike(match)] or [_line(row, row.error, match)]
+    known = [method for method in printed.method.unique() if method]
+    rest = ours[~ours.dataset.isin(printed.dataset) & ours.method.isin(known)]
+    lines += [_line(group.iloc[0], "other data", group) for group in _alike(rest)]
+    return pd.DataFrame(lines)
+
+
+def _alike(runs_of):
+    """Groups of runs that differ in seed and split only."""
+    keys = [*TAIL, "arm", "method", "status", "architecture", "epochs", "largest", "size", "learning_rate", "policy"]
+    return [group for _, group in runs_of.groupby(keys, sort=False)]
+
+
+def _line(row, printed, ours):
+    """One line of a table."""
+    errors = 100 - ours.accuracy
+    status = ours.status.iloc[0] if len(ours) else "not run"
+    how = "{architecture}, {epochs} epochs, largest class {largest}".format(**ours.iloc[0]) if len(ours) else ""
+    return {**row[TAIL], "method": row.get("row", row.arm), "paper": printed, "ours": tables.spread(errors, 2),
+            "difference": f"{errors.mean() - float(printed):+.2f}" if status == "full" else "", "status": status, "settings": how}
+
+
+def gains(scores, baseline="ce"):
+    """Gain of every method over a baseline, paired by list, split and seed, in points: rows tail, arm, method, group, split, seed, gain."""
+    keys = ["dataset", "tail", "largest", "architecture", "epochs", "split", "seed", "group"]
+    scores = scores.assign(tail=[f"{kind} {ratio:g}" for kind, ratio in zip(scores.kind, scores.ratio, strict=True)])
+    plain = scores[scores.method == baseline].set_index(keys).accuracy.rename("plain")
+    paired = scores[scores.method != baseline].join(plain, on=keys)
+    return paired.assign(gain=paired.accuracy - paired.plain)
+
+
+# ---- claims
+
+def _claim(stem, paper, sentence, where, left, right, test="above", measure="all", tolerance=0.0):
+    side = {"rows": "supervised", "measure": measure}
+    return claims.Claim(stem, paper, sentence, where, side | {"method": left}, side | {"method": right}, test, tolerance)
+
+
+CLAIMS = [      # about every tail, on the data that a paper prints and on our own
+    _claim("cb-vs-ce", "CB", "Weights by the effective number lower the error", "CB, CIFAR tables", "cb", "ce"),
+    _claim("ldam-vs-ce", "LDAM", "Margins that grow with rarity lower the error", "LDAM, table 2", "ldam", "ce"),
+    _claim("ldam_drw-vs-ldam", "LDAM", "Deferred re-weighting adds to the margins", "LDAM, table 2", "ldam_drw", "ldam"),
+    _claim("ldam_drw-vs-ce", "LDAM", "Both together beat cross-entropy", "LDAM, table 2", "ldam_drw", "ce"),
+    _claim("ldam_drw-vs-reweighting", "LDAM", "Both together beat weights from the first epoch on", "LDAM, table 2", "ldam_drw",
+           "cb_weighted_mean"),
+    _claim("ldam_drw-vs-resampling", "LDAM", "Both together beat re-sampling", "LDAM, table 2", "ldam_drw", "resampling"),
+    _claim("focal-vs-ce", "LDAM", "The focal loss is no remedy: it changes less than a point", "LDAM, table 2", "focal", "ce", "same",
+           tolerance=1.0),
+    _claim("la-vs-ce", "DDC", "Logit adjustment beats cross-entropy", "DDC, tables; Menon et al. 2021", "la", "ce"),
+    _claim("posthoc-vs-ce", "DDC", "Adjusting the logits of a finished network helps too", "Menon et al. 2021, table 3", "posthoc_la",
+           "ce"),
+    _claim("la-vs-posthoc", "DDC", "In the loss or afterwards is about the same", "Menon et al. 2021, table 3", "la", "posthoc_la", "same",
+           tolerance=1.0),
+    _claim("vs-vs-ldam_drw", "DDC", "Vector scaling beats LDAM with deferred re-weighting", "DDC, tables", "vs", "ldam_drw"),
+    _claim("ddc-vs-vs", "DDC", "Truncated scaling with aligned weights beats vector scaling", "DDC, tables", "ddc", "vs"),
+    *(_claim(f"{method}-few", paper, f"{method} lifts rare classes above cross-entropy", f"{paper}, introduction", method, "ce",
+             measure="few") for paper, method in (("CB", "cb"), ("LDAM", "ldam_drw"), ("DDC", "la"), ("DDC", "vs"), ("DDC", "ddc"))),
+]
+BALANCED = [    # about ratio 1
+    _claim(f"{method}-balanced", "CB", f"Without imbalance {method} gains nothing", "CB, CIFAR tables, ratio 1", method, "ce", "no gain",
+           tolerance=1.0) for method in ("cb", "focal", "resampling", "ldam_drw", "la", "vs", "ddc")]
+
+
+def evidence(results):
+    """All scores with the columns that ``claims.judge`` pairs by, and the error as one more measure."""
+    scores = measured(results).rename(columns={"group": "measure", "accuracy": "value"}).assign(rows="supervised", schedule="epochs")
+    errors = scores[scores.measure == "all"]
+    return pd.concat([scores, errors.assign(measure="error", value=100 - errors.value)], ignore_index=True)
+
+
+def check(results):
+    """Judge every claim on each printed tail at the published settings, then on each tail of our other runs; rows as ``claims.check``."""
+    rows, lines = evidence(results), []
+    for paper in PAPERS:
+        printed = reported().query("paper == @paper")
+        for (dataset, kind, ratio), cells in printed.groupby(TAIL, sort=False):
+            here = _on(rows[rows.status == "full"], dataset, kind, ratio)
+            asked = _asked(paper, ratio) + [_number(cell) for _, cell in cells.iterrows() if cell.arm and "?" not in cell.arm]
+            lines += [claims.verdict_line(claim, "paper's data", f"{dataset} {kind} {ratio:g}", here) for claim in asked]
+        for (dataset, kind, ratio, status), here in rows[rows.status != "full"].groupby([*TAIL, "status"]):
+            name = f"{dataset} {kind} {ratio:g}" + (f" ({status})" if status != "own data" else "")
+            judged = [claims.verdict_line(claim, "own data", name, _on(here, dataset, kind, ratio)) for claim in _asked(paper, ratio)]
+            lines += [line for line in judged if line["n"]]
+    return pd.DataFrame(lines).assign(notebook="07_supervised")
+
+
+def _asked(paper, ratio):
+    """The claims of a paper that are about such a tail."""
+    return [claim for claim in (CLAIMS if ratio > 1 else BALANCED) if claim.paper == paper]
+
+
+def _on(rows, dataset, kind, ratio):
+    return rows[(rows.dataset == dataset) & (rows.kind == kind) & (rows.ratio == ratio)]
+
+
+def _number(cell):
+    """The error of one printed cell; the authors' own re-runs differ by up to 1.2 points, so two are allowed."""
+    side = {"rows": "supervised", "measure": "error", "arm": cell.arm, "method": cell.method}
+    return claims.Claim(f"number-{cell.paper}-{cell.row.replace(' ', '-')}", cell.paper, f"{cell.row}: the error is {cell.error}",
+                        f"{cell.paper}, table", side, 0.0, "number", 2.0, float(cell.error))

@@ -1,0 +1,157 @@
+"""The printed tables beside fabricated runs: what is set against the papers, what never is, and every verdict."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from longtail import imbalance, paths, runs, supervised, tables
+from longtail import supervised_tables as papers
+
+RUN = supervised.Run(dataset="cifar10", kind="exponential", ratio=100.0, largest=5000, split=0, seed=1, method="ce", parameters={},
+                     architecture="resnet32", size=32, policy="cifar_classifier", schedule=supervised.PUBLISHED, precision="bfloat16",
+                     jpeg=False, images="0" * 16)
+DIGITS = {"dataset": "digits", "largest": 100, "architecture": "perceptron", "size": 8, "policy": "", "ratio": 50.0,
+          "schedule": replace(supervised.PUBLISHED, epochs=60)}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(runs, "machine", dict)
+    return runs.Results("test")
+
+
+def finish(results, arm, accuracy, few=50.0, posthoc=None, **changes):
+    """Write a finished run with its accuracy over all test images and on rare classes."""
+    method, parameters = imbalance.parse(arm)
+    run = replace(RUN, **{"method": method, "parameters": parameters} | changes)
+    values = {method: accuracy} | ({"posthoc_la": posthoc} if posthoc else {})
+    rows = [(name, group, value, 100) for name, value in values.items() for group, value in (("all", value), ("few", few), ("many", 90.0))]
+    frame = pd.DataFrame(rows, columns=["method", "group", "accuracy", "images"])
+    runs.remember(supervised.folder_of(run, results), "scores", json.loads(json.dumps(asdict(run))), lambda: frame)
+
+
+def cell(results, paper, method, ratio=100, kind="exponential", dataset="cifar10"):
+    """The lines of one printed cell."""
+    table = papers.compare(results, paper)
+    return table[(table.dataset == dataset) & (table.kind == kind) & (table.ratio == ratio) & (table.method == method)]
+
+
+def verdicts(results):
+    return papers.check(results).set_index("id")
+
+
+# ---- tables
+
+def test_printed_cells_are_complete_and_name_methods_that_exist():
+    printed = papers.reported()
+    assert printed.groupby("paper").size().to_dict() == {"CB": 72, "LDAM": 72, "DDC": 32}
+    assert set(printed.method) - {""} <= set(imbalance.METHODS) and set(printed[printed.arm == ""].row) == {"HG-DRS"}
+    known = printed.set_index(["paper", "row", "dataset", "kind", "ratio"]).error
+    assert known["CB", "Softmax", "cifar10", "exponential", 100] == known["LDAM", "ERM", "cifar10", "exponential", 100] == "29.64"
+    assert known["LDAM", "LDAM-DRW", "cifar100", "step", 10] == "40.54" and known["DDC", "DDC", "cifar10", "exponential", 100] == "19.19"
+
+
+def test_only_the_published_settings_are_subtracted(results):
+    finish(results, "ce", 71.0)
+    finish(results, "ce", 70.0, seed=2)
+    finish(results, "ce", 60.0, jpeg=True)
+    finish(results, "ce", 50.0, architecture="resnet10_small")
+    finish(results, "ce", 40.0, largest=1000)
+    lines = cell(results, "CB", "Softmax").set_index("status")
+    assert lines.loc["full", ["paper", "ours", "difference"]].tolist() == ["29.64", "29.50 ± 0.50 (n=2)", "-0.14"]
+    assert lines.loc["JPEG copy", "ours"] == "40.00 (n=1)" and sorted(lines.loc["cut", "ours"]) == ["50.00 (n=1)", "60.00 (n=1)"]
+    assert set(lines.difference.drop("full")) == {""}
+    assert cell(results, "CB", "Softmax", ratio=50).status.tolist() == ["not run"]
+
+
+def test_a_row_is_found_by_all_its_parameters_unless_none_were_printed(results):
+    finish(results, "sigmoid_focal gamma=2", 70.0)
+    assert cell(results, "CB", "Focal (gamma=2.0)").status.tolist() == ["full"]
+    assert cell(results, "CB", "Focal (gamma=1.0)").status.tolist() == ["not run"]
+    finish(results, "vs gamma=0.2 tau=1.2", 80.0)
+    assert cell(results, "DDC", "VS").ours.tolist() == ["20.00 (n=1)"]
+
+
+def test_other_data_stand_apart(results):
+    finish(results, "ce", 80.0, **DIGITS)
+    finish(results, "cdt", 80.0, **DIGITS)          # no table has it
+    table = papers.compare(results, "LDAM")
+    [own] = table[table.status == "own data"][["dataset", "method", "paper", "ours", "difference"]].to_numpy().tolist()
+    assert own == ["digits", "ce", "other data", "20.00 (n=1)", ""]
+    assert (table.status == "not run").sum() == 72
+
+
+@pytest.mark.parametrize("paper", papers.PAPERS)
+def test_tables_exist_without_runs_and_in_three_formats(results, paper, tmp_path):
+    table = papers.compare(results, paper)
+    assert set(table.status) == {"not run"}
+    tables.write(table, paper, tmp_path, papers.NOTE)
+    assert len(pd.read_csv(tmp_path / f"{paper}.csv")) == len(table) and b"\\toprule" in (tmp_path / f"{paper}.tex").read_bytes()
+
+
+def test_gains_are_paired_by_list_split_and_seed(results):
+    for seed, (plain, other) in enumerate([(70.0, 75.0), (60.0, 61.0)], 1):
+        finish(results, "ce", plain, seed=seed)
+        finish(results, "la", other, seed=seed)
+    finish(results, "la", 99.0, seed=3)
+    gains = papers.gains(supervised.scores(results)).query("group == 'all'").sort_values("seed").gain
+    assert gains[:2].tolist() == [5.0, 1.0] and np.isnan(gains.iloc[2])
+
+
+# ---- claims
+
+def test_nothing_run_gives_no_verdict(results):
+    checked = papers.check(results)
+    assert set(checked.verdict) == {"not run"} and set(checked.scope) == {"paper's data"} and checked.id.is_unique
+    assert set(checked.test) == {"direction", "same", "no gain", "number"} and (checked.n == 0).all() and checked["where"].all()
+
+
+def test_directions_sameness_and_numbers_on_the_papers_data(results):
+    for seed, shift in ((1, 0.0), (2, 0.1), (3, 0.2)):
+        finish(results, "ce", 70.4 + shift, few=40.0, posthoc=77.3 + shift, seed=seed)
+        finish(results, "la", 77.4 + shift, few=60.0 + shift, seed=seed)
+        finish(results, "ldam_drw", 60.0 + shift, few=30.0 + 9 * shift, seed=seed)
+        finish(results, "focal", 70.1 + shift, seed=seed)
+    found = verdicts(results)
+    wanted = {"la-vs-ce": "holds", "posthoc-vs-ce": "holds", "la-vs-posthoc": "holds", "la-few": "holds", "ldam_drw-vs-ce": "differs",
+              "ldam_drw-few": "differs", "focal-vs-ce": "holds", "number-CB-Softmax": "holds", "number-LDAM-LDAM-DRW": "differs",
+              "ldam-vs-ce": "not run"}
+    for stem, verdict in wanted.items():
+        assert found.verdict[f"{stem}@cifar10-exponential-100"] == verdict, stem
+    assert found.effect["number-CB-Softmax@cifar10-exponential-100"] == pytest.approx(100 - 70.5 - 29.64)
+    assert set(found.notebook) == {"07_supervised"}
+
+
+def test_a_claim_about_few_reads_few(results):
+    for seed, few in ((1, 10.0), (2, 20.0), (3, 15.0)):
+        finish(results, "ce", 80.0, few=few, seed=seed)
+        finish(results, "cb", 70.0, few=few + 5 + seed / 100, seed=seed)
+    found = verdicts(results)
+    assert found.verdict["cb-few@cifar10-exponential-100"] == "holds" and found.verdict["cb-vs-ce@cifar10-exponential-100"] == "differs"
+    assert found.effect["cb-few@cifar10-exponential-100"] == pytest.approx(5.02)
+
+
+@pytest.mark.parametrize("gain, verdict", [(-4.0, "holds"), (0.5, "holds"), (2.0, "differs")])
+def test_without_imbalance_a_loss_is_fine_and_a_gain_is_not(results, gain, verdict):
+    for seed in (1, 2, 3):
+        finish(results, "ce", 80.0 + seed, seed=seed, ratio=1.0)
+        finish(results, "ldam_drw", 80.0 + seed + gain + seed / 100, seed=seed, ratio=1.0)
+    assert verdicts(results).verdict["ldam_drw-balanced@cifar10-exponential-1"] == verdict
+
+
+def test_other_runs_are_judged_apart_and_by_tail(results):
+    for seed in (1, 2):
+        for ratio, gain in ((50.0, 5.0), (10.0, -5.0)):
+            finish(results, "ce", 70.0 + seed, seed=seed, **DIGITS | {"ratio": ratio})
+            finish(results, "la", 70.0 + seed + gain + seed / 100, seed=seed, **DIGITS | {"ratio": ratio})
+        finish(results, "ce", 70.0, seed=seed, jpeg=True)
+        finish(results, "la", 75.0 + seed / 100, seed=seed, jpeg=True)
+    found = verdicts(results)
+    own = found[found.scope == "own data"]
+    assert own.verdict["la-vs-ce@digits-exponential-50"] == "holds" and own.verdict["la-vs-ce@digits-exponential-10"] == "differs"
+    assert own.verdict["la-vs-ce@cifar10-exponential-100-(JPEG-copy)"] == "holds" and "number" not in set(own.test)
+    assert found.verdict["la-vs-ce@cifar10-exponential-100"] == "not run"
