@@ -10,7 +10,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from longtail import classical, data, imbalance, paths, runs, supervised, train
 
-SCHEDULE = supervised.Schedule(epochs=10, batch_size=64, learning_rate=0.1, weight_decay=2e-4, warmup_epochs=0, drops=(8,), drop=0.1)
+SCHEDULE = supervised.Schedule(epochs=10, batch_size=64, learning_rate=0.1, drops=(8,), drop=0.1, warmup_epochs=0)
 
 
 def golden(name):

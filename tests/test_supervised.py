@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from longtail import data, evaluate, imbalance, models, paths, runs, sources, supervised
+from longtail import data, datasets, evaluate, imbalance, models, paths, runs, supervised
 
-SCHEDULE = supervised.Schedule(epochs=4, batch_size=16, learning_rate=0.1, weight_decay=2e-4, warmup_epochs=1, drops=(3,), drop=0.1)
+SCHEDULE = supervised.Schedule(epochs=4, batch_size=16, learning_rate=0.1, drops=(3,), drop=0.1, warmup_epochs=1)
 SETTINGS = {"dataset": "digits", "largest": 20, "architecture": "perceptron", "size": 8, "policy": "digits_classifier",
             "schedule": SCHEDULE, "precision": "float32"}
 
@@ -21,7 +21,7 @@ def golden(name):
 
 @pytest.fixture(scope="module")
 def source():
-    return sources.load("digits", 8)
+    return datasets.load("digits", 8)
 
 
 @pytest.fixture
@@ -32,7 +32,9 @@ def results(tmp_path, monkeypatch):
 
 
 def planned(source, arm="ce", tail="exponential 10", split=1, seed=1, **changes):
-    return supervised.plan(source, arm, tail, split, seed, SETTINGS | changes)
+    settings = SETTINGS | changes
+    images = supervised.long_tail(source, tail, settings["largest"], split)
+    return supervised.plan(images, arm, tail, split, seed, settings), images
 
 
 def interrupt(*_):
@@ -61,7 +63,7 @@ def test_chosen_images_are_the_reference(case):
 
 
 def test_split_0_ranks_classes_by_index_and_others_permute_them(source):
-    counts = [np.bincount(supervised.long_tail(source, "exponential", 10.0, 20, split).labels).tolist() for split in (0, 1, 2)]
+    counts = [np.bincount(supervised.long_tail(source, "exponential 10", 20, split).labels).tolist() for split in (0, 1, 2)]
     assert counts[0] == data.long_tail_counts(20, 10, 0.1, "exponential")
     assert sorted(counts[1]) == sorted(counts[2]) == sorted(counts[0]) and counts[1] != counts[2]
 
@@ -69,6 +71,12 @@ def test_split_0_ranks_classes_by_index_and_others_permute_them(source):
 def test_more_images_than_a_class_has_are_refused(source):
     with pytest.raises(ValueError, match="class 0 has 138 training images and the long tail needs 900; lower the largest class"):
         planned(source, split=0, largest=900)
+
+
+@pytest.mark.parametrize("tail", ["exponential", "100", "step ten"])
+def test_a_tail_without_its_ratio_is_refused(source, tail):
+    with pytest.raises(ValueError, match="write its kind and the ratio"):
+        planned(source, tail=tail)
 
 
 # ---- network, schedule, draw
@@ -107,6 +115,22 @@ def test_resampling_draws_with_the_reference_probabilities(case):
     assert (drawn.sum(1) == want["epoch_length"]).all()
     share, deviation = drawn.sum(0) / drawn.sum(), (0.25 / drawn.sum()) ** 0.5
     assert (share - torch.tensor(want["class_probability"])).abs().max() < 5 * deviation
+
+
+def test_the_loop_trains_on_what_was_drawn():
+    labels, seen = torch.arange(2).repeat_interleave(torch.tensor([380, 20])), []
+
+    def inputs(order, epoch):
+        seen.append(labels[order])
+        return torch.nn.functional.one_hot(labels[order]).float()
+    for arm, share in (("ce", 0.05), ("resampling", 0.5)):
+        plan, layer = imbalance.plan_of(*imbalance.parse(arm), [380, 20], SCHEDULE), torch.nn.Linear(2, 2)
+        optimizer = supervised.optimizer_of(layer, layer, plan, SCHEDULE)
+        losses = list(supervised.fit(layer, optimizer, inputs, labels, plan, SCHEDULE, seed=1))
+        assert len(losses) == len(seen) == SCHEDULE.epochs and losses[-1] < losses[0]
+        assert torch.cat(seen).double().mean().item() == pytest.approx(share, abs=0.06)
+        assert layer(torch.eye(2)).argmax(1).tolist() == [0, 1]
+        seen.clear()
 
 
 def test_plain_epochs_show_every_image_once_in_another_order():
@@ -168,9 +192,9 @@ def test_test_labels_do_not_reach_training(source, results):
 
 def test_decisions_are_by_raw_logits(source, results):
     """Scales, shifts and margins belong to training: the largest plain logit is what is scored."""
-    run, images = planned(source, "vs gamma=0.3", tail="exponential 20")
+    run, images = planned(source, "vs gamma:0.3", tail="exponential 20")
     rows = supervised.train_and_score(run, images, source.test, 10, results)
-    network = trained(source, results.root / "again", "vs gamma=0.3", tail="exponential 20")
+    network = trained(source, results.root / "again", "vs gamma:0.3", tail="exponential 20")
     logits = evaluate.in_chunks(network, source.test.images)
     right = (logits.argmax(1) == source.test.labels).double().mean().item()
     assert rows.set_index("group").accuracy["all"] == pytest.approx(100 * right)
@@ -192,20 +216,20 @@ def test_scores_by_hand_on_an_uneven_test_set():
 
 
 def test_measured_once_and_read_with_its_settings(source, results, monkeypatch):
-    jobs = [planned(source, arm) for arm in ("ce", "ldam_drw max_m=0.3")]
+    jobs = [planned(source, arm) for arm in ("ce", "ldam_drw max_m:0.3")]
     supervised.train_all(jobs, source, results, processes=1)
     monkeypatch.setattr(supervised, "measure", None)
     supervised.train_all(jobs, source, results, processes=1)
     found = supervised.scores(results)
     assert set(found.run) == {run.name for run, _ in jobs} and set(found.method) == {"ce", "posthoc_la", "ldam_drw"}
-    assert set(found.arm) == {"ce", "ldam_drw b=0.9999 max_m=0.3 s=30"}
+    assert set(found.arm) == {"ce", "ldam_drw b:0.9999 max_m:0.3 s:30"}
     row = found[found.group == "all"].iloc[0]
-    assert (row.dataset, row.kind, row.ratio, row.epochs, row.drops, row.jpeg) == ("digits", "exponential", 10, 4, "3", False)
+    assert (row.dataset, row.imbalance, row.ratio, row.epochs, row.drops, row.jpeg) == ("digits", "exponential 10", 10, 4, "3", False)
     assert not list(results.root.rglob("last.pt")) and len(supervised.scores(runs.Results("other"))) == 0
 
 
 @pytest.mark.parametrize("change", [
-    {"arm": "ce start=2"}, {"arm": "ldam"}, {"tail": "step 10"}, {"tail": "exponential 5"}, {"split": 2}, {"seed": 2}, {"policy": ""},
+    {"arm": "ce start:2"}, {"arm": "ldam"}, {"tail": "step 10"}, {"tail": "exponential 5"}, {"split": 2}, {"seed": 2}, {"policy": ""},
     {"schedule": replace(SCHEDULE, drop=0.01)}, {"precision": "bfloat16"}, {"largest": 21}])
 def test_every_choice_changes_the_name(source, change):
     run, other = planned(source)[0], planned(source, **change)[0]

@@ -69,10 +69,10 @@ def test_only_the_published_settings_are_subtracted(results):
 
 
 def test_a_row_is_found_by_all_its_parameters_unless_none_were_printed(results):
-    finish(results, "sigmoid_focal gamma=2", 70.0)
+    finish(results, "sigmoid_focal gamma:2", 70.0)
     assert cell(results, "CB", "Focal (gamma=2.0)").status.tolist() == ["full"]
     assert cell(results, "CB", "Focal (gamma=1.0)").status.tolist() == ["not run"]
-    finish(results, "vs gamma=0.2 tau=1.2", 80.0)
+    finish(results, "vs gamma:0.2 tau:1.2", 80.0)
     assert cell(results, "DDC", "VS").ours.tolist() == ["20.00 (n=1)"]
 
 

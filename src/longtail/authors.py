@@ -10,7 +10,6 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from longtail import models, runs, sources
 
@@ -96,23 +95,6 @@ def called_as_ours(net):
         net.set_prune_flag(branch == 1)
         return net(x)
     return forward
-
-
-class Padded(models.Residual):
-    """Two 3×3 convolutions; where shapes change the input gives every second pixel, and zeros as new channels (He et al. 2015, A)."""
-
-    def __init__(self, inputs, width, stride, branches):
-        super().__init__([(inputs, width, 3, stride), (width, width, 3, 1)], branches)
-        self.shortcut = self.shortcut_norm = None
-        self.zeros = (width - inputs) // 2
-
-    def forward(self, x, branch):
-        kept = functional.pad(x[:, :, ::2, ::2], [0] * 4 + [self.zeros] * 2) if self.zeros else x
-        x = functional.relu(self.norms[0](self.convs[0](x, branch), branch))
-        return functional.relu(self.norms[1](self.convs[1](x, branch), branch) + kept)
-
-
-models.ARCHITECTURES["resnet32"] = (models.CIFAR_STEM, Padded, (5, 5, 5), (16, 32, 64))     # their small net, for comparison alone
 
 
 def renamed(state, architecture):

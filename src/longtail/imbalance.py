@@ -122,7 +122,7 @@ METHODS = {     # name: (class sizes, first epoch of a second stage, the method'
     "sigmoid": lambda sizes, start: sigmoid(sizes, 0.0, 0.0),
     "sigmoid_focal": lambda sizes, start, gamma=1.0: sigmoid(sizes, 0.0, gamma),
     "cb": lambda sizes, start, b=0.9999: Plan(softmax(class_balanced(sizes, b))),
-    "cb_weighted_mean": lambda sizes, start, b=0.9999: Plan(softmax(class_balanced(sizes, b, "weighted_mean"))),
+    "cb_weighted": lambda sizes, start, b=0.9999: Plan(softmax(class_balanced(sizes, b, "weighted_mean"))),
     "cb_sigmoid": lambda sizes, start, b=0.9999: sigmoid(sizes, b, 0.0),
     "cb_focal": lambda sizes, start, b=0.9999, gamma=1.0: sigmoid(sizes, b, gamma),
     "resampling": lambda sizes, start, b=0.9999: Plan(softmax(ce()), lambda epoch: class_balanced_weights(sizes, b)),
@@ -139,27 +139,27 @@ METHODS = {     # name: (class sizes, first epoch of a second stage, the method'
     "vs": lambda sizes, start, gamma=0.3, tau=1.0: Plan(softmax(vs(sizes, gamma, tau))),
     "tla": lambda sizes, start, gamma=0.05, tau=1.0: Plan(softmax(vs(sizes, gamma, tau), logit_adjusted(sizes, tau), start)),
     "adrw": lambda sizes, start, nu=0.15: Plan(softmax(ce(), reweighted(ce(), inverse_weights(sizes, nu)), start)),
-    "ddc": lambda sizes, start, gamma=0.05, tau=1.0, nu=0.15: Plan(softmax(
-        vs(sizes, gamma, tau), reweighted(logit_adjusted(sizes, tau), inverse_weights(sizes, nu)), start)),
+    "ddc": lambda sizes, start, gamma=0.05, tau=1.0, late_tau=1.0, nu=0.15: Plan(softmax(
+        vs(sizes, gamma, tau), reweighted(logit_adjusted(sizes, late_tau), inverse_weights(sizes, nu)), start)),
 }
 
 
 def parse(arm):
-    """Name and all parameters of a method written as "vs" or "vs gamma=0.15 tau=1", the published values where none is given."""
+    """Name and all parameters of a method written as "vs" or "vs gamma:0.15 tau:1", the published values where none is given."""
     name, *given = arm.split()
     if name not in METHODS:
         raise ValueError(f"no method {name!r}; there are {', '.join(METHODS)}")
     known = inspect.signature(METHODS[name]).parameters
     usual = {key: parameter.default for key, parameter in known.items() if parameter.default is not inspect.Parameter.empty}
-    changed = dict(word.split("=", 1) for word in given if "=" in word)
+    changed = dict(word.split(":", 1) for word in given if ":" in word)
     if len(changed) < len(given) or changed.keys() - usual.keys() - {"start"}:
-        raise ValueError(f"{arm!r} cannot be read; {name} takes {', '.join(f'{key}=…' for key in [*usual, 'start'])}")
+        raise ValueError(f"{arm!r} cannot be read; {name} takes {', '.join(f'{key}:…' for key in [*usual, 'start'])}")
     return name, usual | {key: int(value) if key == "start" else float(value) for key, value in changed.items()}
 
 
 def written(method, parameters):
     """A parsed method as one text, with all its parameters."""
-    return " ".join([method, *(f"{key}={value:g}" for key, value in sorted(parameters.items()))])
+    return " ".join([method, *(f"{key}:{value:g}" for key, value in sorted(parameters.items()))])
 
 
 def plan_of(method, parameters, counts, schedule):

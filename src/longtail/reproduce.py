@@ -127,8 +127,8 @@ def parameters_of(notebooks):
 
 
 def finished(profile):
-    """How many runs of the profile are done."""
-    return len(list((paths.RESULTS / profile).glob("runs/*/done.json")))
+    """How many runs of the profile are done, with labels and without."""
+    return sum(len(list((paths.RESULTS / profile).glob(mark))) for mark in ("runs/*/done.json", "supervised/*/scores.json"))
 
 
 def state(profile):

@@ -30,12 +30,21 @@ def subset_indices(labels, sizes, seed):
     return np.concatenate(kept)
 
 
-def long_tail(source, kind, ratio, largest, split):
-    """Training images of one list of a ``Source``, as an ``ImageSet``.
+def kind_and_ratio(tail):
+    """A tail written as "exponential 100" or "step 10": which kind, and largest over smallest class."""
+    kind, _, ratio = tail.partition(" ")
+    try:
+        return kind, float(ratio)
+    except ValueError:
+        raise ValueError(f"no tail {tail!r}; write its kind and the ratio of largest to smallest class, such as exponential 100") from None
 
-    ``kind`` exponential or step, ``ratio`` = largest / smallest class. Split 0 is the published list, where class 0 is the largest;
-    other splits permute the classes.
+
+def long_tail(source, tail, largest, split):
+    """Training images of one list of a data set, a ``datasets.Source``, as an ``ImageSet``.
+
+    Split 0 is the published list, where class 0 is the largest; other splits permute the classes.
     """
+    kind, ratio = kind_and_ratio(tail)
     counts = data.long_tail_counts(largest, len(source.classes), 1 / ratio, kind)
     ranks = np.random.default_rng(split).permutation(len(counts)) if split else range(len(counts))
     return source.images.subset(subset_indices(source.images.labels, [counts[rank] for rank in ranks], split))
@@ -50,13 +59,13 @@ class Schedule:
     epochs: int
     batch_size: int
     learning_rate: float
-    weight_decay: float
-    warmup_epochs: int
     drops: tuple
     drop: float
+    warmup_epochs: int = 5          # these two are the same in all the papers' CIFAR runs
+    weight_decay: float = 2e-4
 
 
-PUBLISHED = Schedule(200, 128, 0.1, 2e-4, 5, (160, 180), 0.01)      # LDAM, VS and DDC, CIFAR
+PUBLISHED = Schedule(200, 128, 0.1, drops=(160, 180), drop=0.01)        # LDAM, VS and DDC, CIFAR
 
 
 @dataclass(frozen=True)
@@ -87,16 +96,12 @@ class Run:
         return f"{self.method}-{self.dataset}_{self.kind}{self.ratio:g}-split{self.split}-seed{self.seed}-{self.digest}"
 
 
-def plan(source, arm, tail, split, seed, settings):
-    """The run of one method on one list, with that list: ``(Run, ImageSet)``.
-
-    ``arm``: see ``imbalance.parse``; ``tail``: kind and ratio, e.g. "exponential 100"; ``settings``: the other fields of ``Run``.
-    """
-    kind, _, ratio = tail.partition(" ")
+def plan(images, arm, tail, split, seed, settings):
+    """The run of one method (see ``imbalance.parse``) on a list that ``long_tail`` made; ``settings``: the other fields of ``Run``."""
+    kind, ratio = kind_and_ratio(tail)
     method, parameters = imbalance.parse(arm)
-    images = long_tail(source, kind, float(ratio), settings["largest"], split)
-    return Run(**settings, kind=kind, ratio=float(ratio), split=split, seed=seed, method=method, parameters=parameters,
-               jpeg=images.names[0].endswith((".jpg", ".jpeg", ".JPEG")), images=images.digest), images
+    return Run(**settings, kind=kind, ratio=ratio, split=split, seed=seed, method=method, parameters=parameters,
+               jpeg=images.names[0].endswith((".jpg", ".jpeg", ".JPEG")), images=images.digest)
 
 
 # ---- networks
@@ -305,9 +310,10 @@ def scores(results):
     for record in sorted(results.root.glob("supervised/*/scores.json")):
         settings = runs.recorded(record)["settings"]
         if settings["recipe"] == runs.RECIPE:
-            schedule, arm = settings.pop("schedule"), imbalance.written(settings["method"], settings.pop("parameters"))
+            settings |= settings.pop("schedule")
+            known = {"run": record.parent.name, "arm": imbalance.written(settings["method"], settings.pop("parameters")),
+                     "imbalance": f"{settings['kind']} {settings['ratio']:g}", **settings, "drops": " ".join(map(str, settings["drops"]))}
             rows = runs.read_rows(record.with_suffix(".csv"))
-            known = {"run": record.parent.name, "arm": arm, **settings, **schedule, "drops": " ".join(map(str, schedule["drops"]))}
             frames.append(rows.assign(**{key: value for key, value in known.items() if key not in rows}))
-    names = ["run", "arm", *(one.name for kind in (Run, Schedule) for one in fields(kind)), "group", "accuracy"]
+    names = ["run", "arm", "imbalance", *(one.name for kind in (Run, Schedule) for one in fields(kind)), "group", "accuracy"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=names)
