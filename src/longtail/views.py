@@ -40,12 +40,13 @@ POLICIES = {
 }
 
 
-def augment(images, index, policy, seed, epoch, view, rounded=False, fused=False):
+def augment(images, index, policy, seed, epoch, view, rounded=False, fused=False, boost=None):
     """Random views of ``images[index]``.
 
     ``images`` uint8 (n, 3, s, s), ``index`` int64 (b,); ``epoch`` is an integer, or an int64 scalar on the images' device.
     Returns float32 (b, 3, s, s) in [0, 1]. ``rounded`` keeps bytes after every operation as Pillow does, for comparison with it;
-    the default does not round. ``fused`` compiles the operations on pixels (torch.compile): the same views to 1e-5.
+    the default does not round. ``fused`` compiles the operations on pixels (torch.compile): the same views to 1e-5. ``boost`` is
+    what a method does to views beyond their policy: (levels, index, epoch, view) -> levels.
     """
     side = images.shape[-1]
     result = torch.empty(len(index), 3, side, side, device=images.device)
@@ -56,7 +57,8 @@ def augment(images, index, policy, seed, epoch, view, rounded=False, fused=False
         for start in range(0, len(index), size):
             some = slice(start, start + size)
             mine = {name: values[some] for name, values in drawn.items()}
-            torch.mul(change(images[index[some]], mine, policy, rounded), 1 / 255, out=result[some])
+            levels = change(images[index[some]], mine, policy, rounded)
+            torch.mul(boost(levels, index[some], epoch, view) if boost else levels, 1 / 255, out=result[some])
     return result
 
 
