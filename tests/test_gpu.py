@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from toy import image_set, planned
+from toy import FAMILY, image_set, planned
 
-from longtail import methods, paths, runs, selection, train, views
+from longtail import paths, runs, selection, train, views
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -31,7 +31,7 @@ def test_picks_of_k_center_are_those_of_the_cpu():
     assert torch.equal(here, there.cpu()) and selection.certificate(pool.cuda(), seed.cuda(), there) == 0
 
 
-@pytest.mark.parametrize("method", list(methods.METHODS))
+@pytest.mark.parametrize("method", FAMILY)
 def test_recorded_updates_are_those_made_one_by_one(tmp_path, monkeypatch, method):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)

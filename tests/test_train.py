@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from toy import IMAGES, RUN, image_set, planned
+from toy import FAMILY, IMAGES, RUN, image_set, planned
 
 from longtail import evaluate, losses, methods, models, paths, runs, sources, train
 
@@ -163,22 +163,26 @@ def test_masks_change_once_an_epoch(results, monkeypatch):
 
 # ---- the same numbers
 
-@pytest.mark.parametrize("method, layers", [("simclr", 2), ("sdclr", 3)])
-@pytest.mark.parametrize("seconds, resumed", [(0, 2), (1e9, 0)], ids=["from a checkpoint", "from the start"])
-def test_a_stopped_run_ends_as_if_it_had_not_been(results, monkeypatch, method, layers, seconds, resumed):
-    run = planned(method=method, head_layers=layers)
+@pytest.mark.parametrize("method, seconds, resumed", [
+    *(pytest.param(method, 0, 2, id=f"{method} from a checkpoint") for method in FAMILY),
+    *(pytest.param(method, 1e9, 0, id=f"{method} from the start") for method in ("simclr", "sdclr", "sdclr+bcl+gh+colt"))])
+def test_a_stopped_run_ends_as_if_it_had_not_been(results, monkeypatch, method, seconds, resumed):
+    run, kind = planned(method=method), methods.find(method)
     with monkeypatch.context() as patch:
-        stop_at(patch, methods.METHODS[method], 8)                          # in the middle of the third epoch
+        stop_at(patch, kind, 8)                                             # in the middle of the third epoch
         with pytest.raises(KeyboardInterrupt):
             train.pretrain(run, IMAGES, results, progress=False, checkpoint_seconds=seconds)
     assert not results.is_done(run) and (results.folder(run) / "last.pt").exists() == (seconds == 0)
-    epochs, kind, whole = [], methods.METHODS[method], methods.METHODS[method].before_epoch
+    epochs, whole = [], kind.before_epoch
     monkeypatch.setattr(kind, "before_epoch", lambda self, encoder, epoch: epochs.append(epoch) or whole(self, encoder, epoch))
     continued = outcome(run, IMAGES, results)
     assert epochs == [*range(resumed, 4)]
     assert results.is_done(run) and not (results.folder(run) / "last.pt").exists()
     elsewhere = runs.Results("uninterrupted")
     assert_same(continued, outcome(run, IMAGES, elsewhere))
+    noted = [folder / "notes.csv" for folder in (results.folder(run), elsewhere.folder(run))]
+    assert noted[0].exists() == bool({"bcl", "gh", "colt", "rwsam", "rwsam_oracle"} & set(method.split("+")))
+    assert not noted[0].exists() or noted[0].read_bytes() == noted[1].read_bytes()
 
 
 def test_a_seed_decides_everything(results):
@@ -188,14 +192,16 @@ def test_a_seed_decides_everything(results):
     assert differ(first, outcome(planned(seed=2), IMAGES, results))
 
 
-def test_labels_never_matter(results):
+@pytest.mark.parametrize("method", ["simclr", "sdclr+bcl+gh+colt", "simsiam+rwsam"])
+def test_labels_never_matter(results, method):
     shuffled = replace(IMAGES, labels=IMAGES.labels.flip(0))
     unknown = replace(IMAGES, labels=torch.full((20,), sources.UNKNOWN))
     assert IMAGES.digest == shuffled.digest == unknown.digest
-    first = outcome(planned(), IMAGES, results)
+    run = planned(method=method)
+    first = outcome(run, IMAGES, results)
     for k, other in enumerate((shuffled, unknown)):
-        assert planned(other).name == planned().name
-        assert_same(first, outcome(planned(other), other, runs.Results(f"other{k}")))
+        assert planned(other, method=method).name == run.name
+        assert_same(first, outcome(run, other, runs.Results(f"other{k}")))
 
 
 def test_two_processes_give_the_numbers_of_one(results):

@@ -26,10 +26,20 @@ def image_set(count, side=16, seed=0):
 
 
 IMAGES = image_set(20)          # three batches an epoch: 8, 8, 4
+_PICKING = {"reserve": 8, "budget": 6}     # 12 seed images make two batches an epoch; with 6 of a pool of 8 there are three
+FAMILY = {      # every method, and several joined, at settings for four epochs of so few images
+    "simclr": {}, "sdclr": {}, "simsiam": {}, "supervised": {"head_layers": 1}, "focal": {},
+    "bcl": {"options": "draws=1 floor=10"}, "sdclr+bcl": {"head_layers": 3, "options": "draws=2 floor=5"},
+    "two_stage": {"options": "warm=2"}, "gh": {"options": "classes=6 ramp=2 refresh=1 warm=2"},
+    "colt": {**_PICKING, "options": "begin=1 clusters=3 nearest=4 repick=2"}, "rwsam": {"options": "rho=0.5"},
+    "simsiam+rwsam": {"options": "rho=0.5"}, "simsiam+rwsam_oracle": {"options": "rho=0.5"},
+    "sdclr+bcl+gh+colt": {**_PICKING, "head_layers": 3,
+                          "options": "begin=1 classes=6 clusters=3 draws=2 floor=5 nearest=4 ramp=2 refresh=1 repick=2 warm=2"}}
 
 
 def planned(images=IMAGES, **changes):
-    return replace(RUN, images=images.digest, **changes)
+    """A run of RUN's settings on these images, its method's settings from FAMILY, with changes."""
+    return replace(RUN, images=images.digest, **{**FAMILY.get(changes.get("method"), {}), **changes})
 
 
 def killed(work, moment):

@@ -122,7 +122,7 @@ def train_frozen(encoder, run, labelled, protocol, policy, classes, seed, heads)
 
 def train_whole(encoder, run, labelled, protocol, policy, classes, seed, heads):
     """Fine-tune trunk, first head layer and one classifier (MAK's few-shot, spec 4.3); yields (epoch, classifier)."""
-    layer = classifiers(encoder.trunk.features, classes, [own for own, _ in heads])
+    layer = classifiers(encoder.head.linears[0].out_features, classes, [own for own, _ in heads])
     optimizer = torch.optim.SGD([*encoder.parameters(), *layer.parameters()], protocol.rate, train.MOMENTUM)
     pixels, labels = labelled.images.to(runs.device()), labelled.labels.to(runs.device())
     total, step = protocol.epochs * -(-len(labels) // protocol.batch), 0

@@ -15,10 +15,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # ImageNet's, for ev
 class BatchNorm(nn.Module):
     """One complete batch norm (affine and running statistics) for each branch (SDCLR, dual BN)."""
 
-    def __init__(self, channels, branches, flat=False):
+    def __init__(self, channels, branches, flat=False, affine=True):
         super().__init__()
         kind = nn.BatchNorm1d if flat else nn.BatchNorm2d
-        self.sets = nn.ModuleList(kind(channels) for _ in range(branches))
+        self.sets = nn.ModuleList(kind(channels, affine=affine) for _ in range(branches))
 
     def forward(self, x, branch):
         norm = self.sets[branch]
@@ -185,10 +185,23 @@ class Head(nn.Module):
     def forward(self, x, branch=0, layers=None):
         """Project; ``layers`` stops after that many (with their ReLU), for fine-tuning from the first."""
         for k in range(layers or len(self.linears)):
-            x = self.norms[k](self.linears[k](x), branch)
+            x = self.linears[k](x)
+            if k < len(self.norms):
+                x = self.norms[k](x, branch)
             if k + 1 < len(self.linears):
                 x = functional.relu(x)
         return x
+
+
+class SiameseHead(Head):
+    """SimSiam's projector, or predictor: every Linear has a bias; at the end a BN that scales nothing, or none (family spec 1)."""
+
+    def __init__(self, inputs, hidden, outputs, layers, branches, predicts):
+        super().__init__(inputs, layers, branches, outputs)
+        widths = [inputs] + [hidden] * (layers - 1) + [outputs]
+        self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, widths[1:], strict=False))
+        self.norms = nn.ModuleList(BatchNorm(width, branches, flat=True, affine=k < layers - 1)
+                                   for k, width in enumerate(widths[1:layers] if predicts else widths[1:]))
 
 
 class Encoder(nn.Module):
@@ -208,6 +221,16 @@ class Encoder(nn.Module):
         convs = [module for module in self.trunk.modules() if isinstance(module, Conv)]
         for conv, mask in zip(convs, magnitude_masks([conv.weight for conv in convs], fraction), strict=True):
             conv.mask.copy_(mask)
+
+
+class SiameseEncoder(Encoder):
+    """A trunk with SimSiam's projector, four times as wide as its features, and predictor, a bottleneck of their width."""
+
+    def __init__(self, architecture, head_layers, branches):
+        super().__init__(architecture, head_layers, branches)
+        features, width = self.trunk.features, 4 * self.trunk.features      # 512 and 2,048 on CIFAR
+        self.head = SiameseHead(features, width, width, head_layers, branches, predicts=False)
+        self.predictor = SiameseHead(width, features, width, 2, branches, predicts=True)
 
 
 def magnitude_masks(weights, fraction):

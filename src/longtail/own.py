@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from longtail import gallery, given, methods, models, runs, sampling, sources, train, views
+from longtail import gallery, given, models, runs, sampling, sources, train, views
 from longtail.settings import Refused, checked, refuse_unknown
 
 NEAREST = 5         # seed images kept for every image
@@ -63,7 +63,7 @@ LIMITS = {  # least and most
     "learning_rate": (0, 100), "weight_decay": (0, 1), "prune_fraction": (0, 1), "temperature": (0.001, 100), "views": (2, 1000),
     "ecle_batch": (2, 10**6), "ecle_repeats": (1, 1000), "alpha": (0, 1), "ratio": (1, 10**9), "prototypes": (1, 10**6),
     "shown": (1, 10**6), "seed": (0, 2**31)}
-CHOICES = {"samplers": set(sampling.SAMPLERS), "method": set(methods.METHODS), "precision": {"float32", "bfloat16"},
+CHOICES = {"samplers": set(sampling.SAMPLERS), "method": {"simclr", "sdclr"}, "precision": {"float32", "bfloat16"},
            "policy": {name for name in views.POLICIES if not name.endswith("_classifier")}}
 
 

@@ -96,5 +96,7 @@ def batch_norm(norm, x):
         norm.running_mean.lerp_(mean, norm.momentum)
         norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
         norm.num_batches_tracked += 1
+    if not norm.affine:
+        return (centred * (variance + norm.eps).rsqrt().view(shape)).to(x.dtype)
     scale = norm.weight * (variance + norm.eps).rsqrt()
     return (centred * scale.view(shape) + norm.bias.view(shape)).to(x.dtype)

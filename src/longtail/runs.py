@@ -26,7 +26,7 @@ class Run:
     subset: str             # long_tail or balanced; given when the encoder was
     split: int              # which class permutation ranks the classes by size
     seed: int               # weights, order of the images, views
-    method: str             # simclr or sdclr
+    method: str             # one of methods.METHODS, or several joined by +, such as sdclr+bcl
     head_layers: int
     architecture: str
     size: int               # side of the square views, pixels
@@ -41,14 +41,21 @@ class Run:
     precision: str          # float32 or bfloat16 (autocast)
     images: str             # digest of the training images and their order; of the weights of an encoder that was given
     added: str = "none"     # how the images beyond the seed were picked
-    budget: int = 0         # how many were
+    budget: int = 0         # how many were, or how many of its pool the method picks at a time
     schedule: str = "epochs"    # epochs, or updates: cut to as many updates as the seed alone gets
     recipe: int = RECIPE
+    options: str = ""       # the method's own settings, all of them, as "name=value …"; empty for one that has none
+    reserve: int = 0        # how many of the images, the last ones, the method only picks from
 
     @property
     def digest(self):
-        """First 8 hex digits of SHA-256 over the sorted JSON of all fields."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        """First 8 hex digits of SHA-256 over the sorted JSON of all fields; the two last only count where they say something."""
+        deciding = {key: value for key, value in asdict(self).items() if value or key not in ("options", "reserve")}
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
+
+    def seeds(self, images):
+        """How many of so many images are the seed: those that were neither picked nor are a pool."""
+        return images - (self.reserve or self.budget)
 
     @property
     def name(self):
@@ -58,6 +65,8 @@ class Run:
 
 
 FIELDS = [field.name for field in fields(Run)]
+OF_AN_ARM = {"head_layers", "architecture", "policy", "epochs", "batch_size", "learning_rate", "weight_decay", "warmup_epochs",
+             "temperature", "prune_fraction", "precision", "budget"}      # fields that an arm may set for itself
 KEYS = ["run", "dataset", "subset", "split", "seed", "method", "head_layers", "epochs", "added", "budget", "schedule"]
 
 
@@ -67,6 +76,23 @@ def pairs(splits, seeds):
         raise ValueError(f"{len(splits)} splits and {len(seeds)} seeds: give as many of both, or one of either")
     count = max(len(splits), len(seeds))
     return list(zip(splits * (count // len(splits)), seeds * (count // len(seeds)), strict=True))
+
+
+def read_arm(arm):
+    """What an arm says, as two dicts: fields of ``Run``, and whatever else it sets by name (options of its method).
+
+    An arm is "method list [layers [temperature]] [name=value …]", e.g. "simclr long_tail", "simclr balanced 3", "bcl long_tail
+    weight_decay=5e-4 draws=1": a method, the study's long_tail or balanced list, then what differs from the settings of all arms.
+    """
+    words = [word for word in arm.split() if "=" not in word]
+    named = dict(word.split("=", 1) for word in arm.split() if "=" in word)
+    if not 2 <= len(words) <= 4 or words[1] not in ("long_tail", "balanced"):
+        raise ValueError(f"no arm {arm!r}: name a method, long_tail or balanced, then perhaps the layers of its head, a temperature, "
+                         f"and further settings as name=value")
+    known = {key: named.pop(key) for key in OF_AN_ARM & named.keys()}
+    given = dict(zip(("method", "subset", "head_layers", "temperature"), words, strict=False)) | known
+    kinds = {field.name: field.type for field in fields(Run)}
+    return {key: kinds[key](value) for key, value in given.items()}, named
 
 
 def sha256(content):
@@ -224,3 +250,8 @@ class Results:
         """Accuracies of all protocols: keys, protocol, selection, group, accuracy (percent), images."""
         frame = self.read("scores-*", **match)
         return frame if len(frame) else pd.DataFrame(columns=[*KEYS, "protocol", "selection", "group", "accuracy", "images"])
+
+    def notes(self, **match):
+        """What methods noted between epochs: keys, name, epoch (how many were over), place in what was noted, value."""
+        frame = self.read("notes", **match)
+        return frame if len(frame) else pd.DataFrame(columns=[*KEYS, "name", "epoch", "place", "value"])

@@ -2,13 +2,13 @@
 
 import copy
 import io
+import itertools
 import json
-import math
 import os
 import resource
 import time
 from concurrent import futures
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 
 import numpy as np
@@ -16,47 +16,68 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from longtail import methods, models, processes, runs, views
+from longtail import methods, processes, runs, simclr, views
+from longtail.formulas import FINAL_RATE as FINAL_RATE
+from longtail.formulas import warmup_cosine as warmup_cosine
 
-MOMENTUM, FINAL_RATE = 0.9, 1e-6        # SDCLR and MAK, all data sets (spec 2.4)
-
-
-def warmup_cosine(step, total_steps, warmup_steps, base_lr, final_lr):
-    """Learning rate of optimiser step 1, 2, …: linear warm-up, then cosine to ``final_lr`` at the last step (spec 2.4)."""
-    if step < warmup_steps:
-        return base_lr * step / warmup_steps
-    progress = (step - warmup_steps) / (total_steps - warmup_steps)
-    return final_lr + (base_lr - final_lr) * (1 + math.cos(math.pi * progress)) / 2
+MOMENTUM = 0.9      # SDCLR and MAK, all data sets (spec 2.4)
 
 
 def plan(study, arm, split, seed, settings):
     """The run of one arm and the images it trains on: ``(Run, ImageSet)``.
 
-    An arm is "method list [layers [temperature]]", e.g. "simclr long_tail" or "simclr balanced 3": the study's long_tail or balanced
-    list, the published depth of the projection head unless given, and the settings' temperature unless given. ``settings`` holds the
-    other fields of ``Run``.
+    ``settings`` holds the fields of ``Run`` that all arms share; ``runs.read_arm`` says what an arm is. The depth of the head is the
+    published one unless given. A method that picks images as it trains gets the study's pool, behind the seed.
     """
-    method, subset, *rest = [*arm.split(), ""]
-    if subset not in ("long_tail", "balanced") or len(rest) > 3:
-        raise ValueError(f"no arm {arm!r}: name a method, long_tail or balanced, then perhaps the layers of its head and a temperature")
-    images = study.seed if subset == "long_tail" else study.balanced
-    own = {"head_layers": int(rest[0] or methods.find(method).head_layers)} | ({"temperature": float(rest[1])} if len(rest) > 2 else {})
-    return runs.Run(**settings | own, method=method, subset=subset, split=split, seed=seed, images=images.digest), images
+    own, options = runs.read_arm(arm)
+    kind = methods.find(own["method"])
+    images = study.seed if own["subset"] == "long_tail" else study.balanced
+    if kind.picks:
+        images, own = images + study.pool.subset(range(len(study.pool))), own | {"reserve": len(study.pool)}
+    chosen = simclr.write_options(simclr.read_options(kind, options))
+    given = settings | {"head_layers": kind.head_layers, "options": chosen} | own
+    return runs.Run(**given, split=split, seed=seed, images=images.digest), images
 
 
-def updates(run, images):
-    """(updates an epoch, updates in all, of which warm-up) of a run on so many images.
+@dataclass(frozen=True)
+class Course:
+    """The updates of a run."""
+
+    updates: tuple      # in each epoch
+    warmup: int         # of the first ones, while the rate rises
+
+    @property
+    def epochs(self):
+        return len(self.updates)
+
+    @property
+    def total(self):
+        return sum(self.updates)
+
+    def steps(self, epoch):
+        """The numbers of an epoch's updates, which count from 1; epochs count from 0."""
+        before = sum(self.updates[:epoch])
+        return range(before + 1, before + self.updates[epoch] + 1)
+
+
+def course(run, images, extra=lambda epoch: 0):
+    """The ``Course`` of a run on so many images, to which a method adds ``extra(epoch)`` of its pool.
 
     A last batch of a single image is dropped. ``schedule="updates"`` gives a run with added images as many as the seed alone gets.
     """
     def steps(n):
         return n // run.batch_size + (n % run.batch_size > 1)
-    planned = steps(images - run.budget if run.schedule == "updates" else images)
+    used = images - run.reserve
     if run.epochs <= run.warmup_epochs:
         raise ValueError(f"{run.name}: {run.warmup_epochs} warm-up epochs leave nothing of {run.epochs}; lower warmup_epochs")
-    if not steps(images):
-        raise ValueError(f"{run.name}: {images} images make no batch of at least two")
-    return steps(images), run.epochs * planned, run.warmup_epochs * planned
+    if not steps(used):
+        raise ValueError(f"{run.name}: {used} images make no batch of at least two")
+    updates = [steps(used + extra(epoch)) for epoch in range(run.epochs)]
+    planned = steps(run.seeds(images)) if run.schedule == "updates" else steps(used)
+    left = run.epochs * planned if run.schedule == "updates" else sum(updates)
+    ends = itertools.accumulate(updates)
+    updates = [n - max(0, end - left) for n, end in zip(updates, ends, strict=True) if end - n < left]      # cut where the plan ends
+    return Course(tuple(updates), run.warmup_epochs * planned)
 
 
 def initialise(run):
@@ -64,7 +85,7 @@ def initialise(run):
     method = methods.find(run.method)(run)
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
-        encoder = models.Encoder(run.architecture, run.head_layers, method.branches)
+        encoder = method.network(run.architecture, run.head_layers, method.branches)
     encoder = encoder.to(runs.device(), memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(encoder.parameters(), run.learning_rate, MOMENTUM, weight_decay=run.weight_decay, fused=True)
     return encoder, method, optimizer
@@ -75,38 +96,50 @@ def pretrain(run, images, results, progress=True, wait=True, checkpoint_seconds=
 
     Writes ``log.csv`` by epoch, ``encoder.pt`` and at last ``done.json`` into the run's folder. Raises ``FloatingPointError`` when
     a loss is not finite and ``ValueError`` for a damaged checkpoint. A run that another process holds is waited for, or left to it.
+    The run that a method learns from is made first.
     """
+    reference = None if results.is_done(run) else methods.find(run.method).reference(run)
+    if reference:
+        pretrain(reference, images, results, progress, True, checkpoint_seconds)
     with runs.claim(results.folder(run), wait) as held:
         if held and not results.is_done(run):
-            train(run, images, results.folder(run), progress, checkpoint_seconds)
+            train(run, images, results.folder(run), progress, checkpoint_seconds, reference and encoder_of(reference, results))
 
 
-def train(run, images, folder, progress, checkpoint_seconds):
-    """The loop itself, for the process that holds the run."""
+def train(run, images, folder, progress, checkpoint_seconds, teacher=None):
+    """The loop itself, for the process that holds the run; ``teacher`` is the encoder of the run that the method learns from."""
     if run.images != images.digest:
         raise ValueError(f"{run.name} was planned for images {run.images}, these are {images.digest}")
-    pixels = images.images.to(runs.device())
+    images = replace(images, images=images.images.to(runs.device()))
     encoder, method, optimizer = initialise(run)
-    a_epoch, total, warmup = updates(run, len(images))
-    epochs = math.ceil(total / a_epoch)
+    method.start(images, teacher)
+    plan = course(run, len(images), method.extra)
     runs.write(folder / "run.json", json.dumps(asdict(run), indent=1))
-    log = restore(folder / "last.pt", encoder, optimizer, run)
-    step, saved = Step(run, encoder, method, optimizer, pixels), time.perf_counter()
+    log = restore(folder / "last.pt", encoder, optimizer, method)
+    step, saved = Step(run, encoder, method, optimizer, images.images), time.perf_counter()
     hidden = not progress or processes.world()[0] > 0
-    for epoch in tqdm(range(len(log), epochs), run.name, epochs, initial=len(log), mininterval=2, disable=hidden, leave=False):
-        began = time.perf_counter()
+    for epoch in tqdm(range(len(log), plan.epochs), run.name, plan.epochs, initial=len(log), mininterval=2, disable=hidden, leave=False):
+        began, numbers = time.perf_counter(), plan.steps(epoch)
         method.before_epoch(encoder, epoch)
-        rates = [warmup_cosine(step, total, warmup, run.learning_rate, FINAL_RATE)
-                 for step in range(epoch * a_epoch + 1, min((epoch + 1) * a_epoch, total) + 1)]
+        rates = method.rates(epoch, plan)
         losses = train_epoch(step, epoch, rates)
-        check_finite(losses, epoch * a_epoch, run)
-        log.append({"epoch": epoch + 1, "step": epoch * a_epoch + len(rates), "loss": losses.mean().item(),
+        check_finite(losses, numbers[0] - 1, run)
+        log.append({"epoch": epoch + 1, "step": numbers[-1], "loss": losses.mean().item(),
                     "learning_rate": rates[-1], "seconds": round(time.perf_counter() - began, 3)})
         runs.write(folder / "log.csv", log_csv(log))
-        if processes.agreed(time.perf_counter() - saved > checkpoint_seconds) and epoch + 1 < epochs:
-            save(folder / "last.pt", {"encoder": encoder.state_dict(), "optimizer": optimizer.state_dict(), "log": log})
+        if processes.agreed(time.perf_counter() - saved > checkpoint_seconds) and epoch + 1 < plan.epochs:
+            save(folder / "last.pt", {"encoder": encoder.state_dict(), "optimizer": optimizer.state_dict(), "log": log,
+                                      "method": method.state, "notes": method.notes})
             saved = time.perf_counter()
+    if method.notes:
+        runs.remember(folder, "notes", {}, lambda: notes(method))
     finish(run, folder, encoder, log, len(images))
+
+
+def notes(method):
+    """What a method noted between epochs, as rows: name, epoch (how many were over), place in the noted tensor, value."""
+    return pd.concat([pd.DataFrame({"name": name, "epoch": epoch, "place": range(len(values)), "value": values.cpu().numpy()})
+                      for name, noted in method.notes.items() for epoch, values in noted.items()]).round(5)
 
 
 def log_csv(log):
@@ -127,7 +160,7 @@ class Step:
         self.epoch = torch.zeros((), dtype=torch.int64, device=pixels.device)
         self.compiles = pixels.is_cuda and not os.environ.get("LONGTAIL_EAGER")
         self.replays = self.compiles and processes.world()[1] == 1
-        self.recorded = {}      # images -> (graph, the index it reads, the loss it writes)
+        self.recorded = {}      # (images, phase) -> (graph, the index it reads, the loss it writes)
         self.set_rate(torch.zeros((), device=pixels.device) if self.replays else run.learning_rate)
 
     def __call__(self, index, rate):
@@ -135,9 +168,10 @@ class Step:
         if not self.replays:
             self.set_rate(rate)
             return self.update(index)
-        if len(index) not in self.recorded:
-            self.recorded[len(index)] = self.record(index)
-        graph, read, loss = self.recorded[len(index)]
+        kind = len(index), self.method.phase()
+        if kind not in self.recorded:
+            self.recorded[kind] = self.record(index)
+        graph, read, loss = self.recorded[kind]
         read.copy_(index)
         self.rate.fill_(rate)
         graph.replay()
@@ -152,17 +186,17 @@ class Step:
     def update(self, index):
         """The update itself; nothing here depends on a value that the host would have to read."""
         mine = processes.share(index)
-        first, second = (views.augment(self.pixels, mine, self.policy, self.run.seed, self.epoch, view, fused=self.compiles)
-                         .to(memory_format=torch.channels_last) for view in (0, 1))
+        first, second = (views.augment(self.pixels, mine, self.policy, self.run.seed, self.epoch, view, fused=self.compiles,
+                                       boost=self.method.boost).to(memory_format=torch.channels_last) for view in (0, 1))
         loss = self.method.backward(self.encoder, first, second, index).mean()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
     def record(self, index):
-        """A graph of the update; the updates that warm it up leave no trace in weights, statistics and momentum."""
+        """A graph of the update; the updates that warm it up leave no trace in weights, statistics, momentum and the method's memory."""
         read, state = index.clone(), self.optimizer.state
-        weights = copy.deepcopy(self.encoder.state_dict())
+        weights, memory = copy.deepcopy(self.encoder.state_dict()), copy.deepcopy(self.method.state)
         momenta = {parameter: kept["momentum_buffer"].clone() for parameter, kept in state.items()}
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
@@ -176,14 +210,17 @@ class Step:
         self.encoder.load_state_dict(weights)
         for parameter, kept in state.items():       # a fresh optimiser's momentum is zero
             kept["momentum_buffer"].copy_(momenta.get(parameter, torch.zeros_like(parameter)))
+        for name, values in memory.items():
+            self.method.state[name].copy_(values)
         return graph, read, loss
 
 
 def train_epoch(step, epoch, rates):
     """One epoch of updates at the given rates; returns the mean loss of each, on the device."""
-    order = torch.from_numpy(np.random.default_rng([step.run.seed, epoch]).permutation(len(step.pixels))).to(step.pixels.device)
+    used = step.method.used()
+    order = torch.from_numpy(np.random.default_rng([step.run.seed, epoch]).permutation(len(used))).to(used.device)
     step.epoch.fill_(epoch)
-    batches = zip(order.split(step.run.batch_size), rates, strict=False)        # a cut epoch has fewer rates than batches
+    batches = zip(used[order].split(step.run.batch_size), rates, strict=False)      # a cut epoch has fewer rates than batches
     return torch.stack([step(index, rate) for index, rate in batches])      # the rate moves before the update: 0 is never used (spec 2.4)
 
 
@@ -213,13 +250,15 @@ def load(path):
         raise ValueError(f"{path} is damaged ({reason}); delete it to train from the start of the run") from error
 
 
-def restore(path, encoder, optimizer, run):
-    """Put encoder and optimiser where the checkpoint left them; returns its log, empty without one."""
+def restore(path, encoder, optimizer, method):
+    """Put encoder, optimiser and the method's memory where the checkpoint left them; returns its log, empty without one."""
     if not path.exists():
         return []
     state = load(path)
     encoder.load_state_dict(state["encoder"])
     optimizer.load_state_dict(state["optimizer"])
+    method.state |= state.get("method", {})         # the checkpoints of methods without memory once had no such entry
+    method.notes |= state.get("notes", {})
     return state["log"]
 
 
@@ -230,7 +269,7 @@ def finish(run, folder, encoder, log, images):
               else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     runs.write(folder / "done.json", json.dumps({
         "seconds": round(sum(row["seconds"] for row in log), 1), "peak_memory_mib": round(memory / 2**20),
-        "seed_images": images - run.budget, **runs.machine(),
+        "seed_images": run.seeds(images), **runs.machine(),
         "encoder_sha256": runs.sha256((folder / "encoder.pt").read_bytes()),
         "log_sha256": runs.sha256(log_csv(log).encode())}, indent=1))
     if processes.world()[0] == 0:
@@ -244,7 +283,8 @@ def encoder_of(run, results):
         raise FileNotFoundError(f"{path} is missing: weights are not shipped; delete {path.parent} to train the run again")
     if runs.sha256(path.read_bytes()) != json.loads((path.parent / "done.json").read_text())["encoder_sha256"]:
         raise ValueError(f"{path} is not the file that training wrote; delete {path.parent} to train the run again")
-    encoder = models.Encoder(run.architecture, run.head_layers, methods.find(run.method).branches)
+    method = methods.find(run.method)
+    encoder = method.network(run.architecture, run.head_layers, method.branches)
     encoder.load_state_dict(load(path))
     return encoder.to(runs.device(), memory_format=torch.channels_last).eval()
 
