@@ -192,6 +192,32 @@ def test_steadiness_needs_more_than_ten_views(results):
     assert verdict(claims.check(results), "phi-few-steady@digits").verdict == "not run"
 
 
+def test_the_family_is_judged_by_gain_and_by_tail(results):
+    encoders(results, [(1, 1, 4), (1, 1, 6), (1, 1, 5)])
+    for split in (1, 2, 3):
+        finish(results, {"method": "bcl", "split": split, "options": "draws=1 floor=10"},
+               scores_of_linear=accuracies(81 + split, 71, 63 + 0.1 * split))
+        finish(results, {"method": "colt", "split": split, "budget": 40, "reserve": 90}, scores_of_linear=accuracies(80, 70, 61))
+        finish(results, {"added": "random", "budget": 40, "split": split}, picked=[{"pool": "letters"}],
+               scores_of_linear=accuracies(80, 70, 60 + 0.1 * split))
+    checked = claims.check(results)
+    for name in ("bcl-vs-simclr-linear-few", "bcl-vs-simclr-linear-tail", "bcl-vs-simclr-linear-balance", "colt-vs-random-linear-few"):
+        assert verdict(checked, f"{name}@digits").verdict == "holds", name
+    assert verdict(checked, "bcl-vs-simclr-linear-tail@digits").effect == pytest.approx(2.2)
+    assert verdict(checked, "colt-vs-mak-linear-few@digits").verdict == "not run"
+    assert "GH" not in set(checked[checked.scope == "own data"].paper)          # nothing of it was run
+
+
+def test_what_the_tail_costs_is_the_balanced_list_less_the_long_tailed_one(results):
+    for split, noise in ((1, 0.0), (2, 0.2), (3, 0.1)):
+        for method, lost in (("simsiam", 2 + noise), ("supervised", 9)):
+            for subset, many in (("long_tail", 80), ("balanced", 80 + lost)):
+                finish(results, {"method": method, "split": split, "subset": subset, "images": subset},
+                       scores_of_linear=accuracies(many, many, many))
+    found = verdict(claims.check(results), "gap-simsiam-linear@digits")
+    assert (found.verdict, found.n, found.effect) == ("holds", 3, pytest.approx(-6.9)) and found.paper == "rwSAM"
+
+
 def test_counts_and_files(results, tmp_path):
     encoders(results, [(1, 1, 4), (1, 1, 6), (1, 1, 5)])
     checked = claims.check(results)

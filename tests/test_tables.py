@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longtail import paths, runs, tables
+from longtail import methods, paths, runs, simclr, tables, views
 
 FULL = runs.Run(dataset="cifar10", subset="long_tail", split=1, seed=10, method="simclr", head_layers=2,
                 architecture="resnet18_cifar", size=32, policy="cifar", epochs=2000, batch_size=512,
@@ -100,7 +100,8 @@ def test_every_table_exists_without_runs_and_in_three_formats(results, name, tmp
     tables.write(table, name, tmp_path)
     first = {suffix: (tmp_path / f"{name}.{suffix}").read_bytes() for suffix in ("csv", "md", "tex")}
     assert len(pd.read_csv(tmp_path / f"{name}.csv")) == len(table)
-    assert b"\\toprule" in first["tex"] and "±".encode() not in first["tex"] and b"| balance" in first["md"]
+    assert b"\\toprule" in first["tex"] and "±".encode() not in first["tex"]
+    assert all(f"| {measure}" in first["md"].decode() for measure in table.measure)
     tables.write(table, name, tmp_path)
     assert first == {suffix: (tmp_path / f"{name}.{suffix}").read_bytes() for suffix in first}
 
@@ -126,7 +127,7 @@ WEIGHTS = {"cifar10": [0.4, 0.3, 0.3], "cifar100": [0.34, 0.33, 0.33], "imagenet
 def test_reported_numbers_agree_with_each_other():
     """All is the class-weighted mean of the groups, and no mean of Stds is below the Std of the mean groups: one row's are, in print."""
     printed = tables.reported()
-    assert len(printed) == 58 and printed.paper.value_counts().to_dict() == {"MAK": 46, "SDCLR": 12}
+    assert printed.paper.value_counts().to_dict() == {"MAK": 46, "SDCLR": 12, "BCL": 12, "COLT": 4, "rwSAM": 1}
     odd = []
     for _, row in printed[printed.many.notna()].iterrows():
         half = 0.5 * 10.0 ** -len(row["all"].split(".")[1])                  # rounding of one printed number
@@ -143,3 +144,39 @@ def test_every_printed_row_is_in_exactly_one_table():
     shown = sum(len(printed.query("paper == @paper and table.str.startswith(@table) and protocol == @protocol"))
                 for paper, table, protocol in tables.TABLES.values())
     assert shown == len(printed)
+
+
+def test_published_options_are_those_that_the_methods_declare():
+    for (_, _, method), settings in tables.PUBLISHED.items():
+        kind = methods.find(method)
+        given = {"draws": "2", "floor": "5"} if method == "sdclr+bcl" else {}
+        assert settings.get("options", "") == simclr.write_options(simclr.read_options(kind, given)), method
+        assert settings["policy"] in views.POLICIES
+
+
+def test_options_and_budget_tell_the_published_settings_of_the_family(results):
+    bcl = {"dataset": "cifar100", "method": "bcl", "weight_decay": 5e-4, "options": "draws=1 floor=10"}
+    colt = {"dataset": "cifar100", "method": "colt", "budget": 10000, "reserve": 300000,
+            "options": "begin=100 clusters=10 domain=0.2 nearest=10 repick=25"}
+    for change in (bcl, bcl | {"options": "draws=2 floor=10"}, colt, colt | {"budget": 5000}):
+        finish(results, "linear", [80, 70, 60, 71], change=change)
+    ours = tables.outcomes(results).set_index(["method", "options", "budget"])
+    assert [name for name, full in tables.published(ours.reset_index(), "BCL").items() if full] \
+        == [ours.index.get_loc(("bcl", "draws=1 floor=10", 0))]
+    assert tables.published(ours.reset_index(), "COLT").sum() == 1
+    finish(results, "linear", [50, 45, 40, 47.15], change={"dataset": "cifar100", "budget": 0})
+    shown = lines(tables.compare(results, "colt_linear"), measure="all", row="simclr, 2-layer head")
+    assert shown.difference.tolist() == ["", "-0.50"] and shown.paper.tolist() == ["75.34", "47.65"]
+
+
+def test_gains_pair_a_method_with_what_it_builds_on(results):
+    for split, few in ((1, 60), (2, 62)):
+        finish(results, "linear", [80, 70, 60, 71], change={"split": split})
+        finish(results, "linear", [79, 70, few + 3, 72], change={"split": split, "method": "bcl"})
+        finish(results, "linear", [70, 60, 50, 61], change={"split": split, "method": "sdclr+bcl", "head_layers": 3})
+    finish(results, "linear", [80, 70, 60, 71], change={"split": 3})                      # nothing to pair with
+    gains = tables.gains(results).set_index("method")
+    assert list(gains.index) == ["bcl"] and gains.n["bcl"] == 2 and gains["builds on"]["bcl"] == "simclr"
+    assert (gains.few["bcl"], gains.many["bcl"], gains["all"]["bcl"]) == ("+4.0 ± 1.0", "-1.0 ± 0.0", "+1.0 ± 0.0")
+    finish(results, "linear", [60, 60, 60, 60], change={"split": 1, "method": "sdclr", "head_layers": 3})
+    assert tables.gains(results).set_index("method").few["sdclr+bcl"] == "-10.0 ± 0.0"

@@ -25,16 +25,17 @@ STYLE = {
 def _look(**names):
     """Colour, marker and dash of every name, as keywords for seaborn's ``hue`` and ``style``; colours by index into `colorblind`."""
     colours = sns.color_palette("colorblind")
-    dashes = [(), (4, 1.5), (1, 1), (5, 1, 1, 1), (3, 1), (6, 2), (2, 1, 1, 1)]
+    dashes = [(), (4, 1.5), (1, 1), (5, 1, 1, 1), (3, 1), (6, 2), (2, 1, 1, 1), (1, 2), (8, 2, 1, 2), (4, 1, 4, 2)]
     return {"palette": {name: colours[index] for name, (index, _) in names.items()},
             "markers": {name: marker for name, (_, marker) in names.items()},
             "dashes": dict(zip(names, dashes, strict=False))}
 
 
 # sns.lineplot(rows, x=…, y=…, hue="method", style="method", **figures.METHOD); a bar plot takes palette=figures.METHOD["palette"]
-METHOD = _look(simclr=(0, "o"), sdclr=(3, "s"))
+METHOD = _look(simclr=(0, "o"), sdclr=(3, "s"), simsiam=(1, "^"), bcl=(2, "D"), gh=(4, "v"), colt=(8, "P"), two_stage=(7, "X"),
+               focal=(5, "<"), supervised=(9, "d"), rwsam=(6, "p"))
 SAMPLER = _look(none=(7, "o"), random=(0, "s"), k_center=(1, "^"), tailness=(8, "D"), proximity=(4, "v"),
-                tailness_proximity=(2, "P"), mak=(3, "X"))
+                tailness_proximity=(2, "P"), mak=(3, "X"), colt=(9, "p"))
 LOSS = _look(ce=(7, "o"), focal=(7, "X"), cb=(1, "s"), cb_weighted=(1, "D"), resampling=(8, "P"), ce_drw=(5, "v"), ldam=(2, "^"),
              ldam_drw=(2, "v"), posthoc_la=(9, "o"), la=(0, "o"), cdt=(4, "s"), vs=(4, "D"), ddc=(3, "X"))     # families share a colour
 GROUP = _look(many=(0, "o"), medium=(2, "s"), few=(3, "^"), all=(7, "D"), outsider=(1, "X"))
@@ -43,11 +44,12 @@ GROUP = _look(many=(0, "o"), medium=(2, "s"), few=(3, "^"), all=(7, "D"), outsid
 def look(kind, names, style=False):
     """Keywords for seaborn that give each of ``names`` its fixed look in METHOD, SAMPLER or GROUP, others the colours left over.
 
-    ``names`` is any column; the order is the fixed one. With ``style`` markers come as a mapping, as line plots want them.
+    A joined name such as sdclr+bcl has the colour of its last part. ``names`` is any column; the order is the fixed one. With ``style``
+    markers come as a mapping, as line plots want them.
     """
     order = [name for name in kind["palette"] if name in set(names)] + sorted(set(names) - set(kind["palette"]))
-    spare = zip(sorted(set(names) - set(kind["palette"])), sns.color_palette("colorblind")[4:] * 9, "DvP*<>hd" * 9, strict=False)
-    more = {name: (colour, marker) for name, colour, marker in spare}
+    spare = zip(sorted(set(names) - set(kind["palette"])), sns.color_palette("colorblind")[4:] * 9, ">*hH8" * 9, strict=False)
+    more = {name: (kind["palette"].get(name.rpartition("+")[2], colour), marker) for name, colour, marker in spare}
     markers = {name: kind["markers"].get(name) or more[name][1] for name in order}
     return {"hue_order": order, "palette": {name: kind["palette"].get(name) or more[name][0] for name in order},
             "markers": markers if style else list(markers.values())}

@@ -224,8 +224,7 @@ def run_notebooks(plan):
     """Run the selected notebooks that are not fresh, each in a kernel of its own; the first failure ends it."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     record = plan.folder / "record.json"
-    known = json.loads(record.read_text()) if record.exists() else {}
-    succeeded = []
+    known, succeeded = json.loads(record.read_text()) if record.exists() else {}, []
     try:
         for notebook, values in plan.jobs:
             executed, entry = plan.folder / f"{notebook.name}.ipynb", known.pop(notebook.name, {})
@@ -251,11 +250,12 @@ def run_notebooks(plan):
 
 def wanted(values, replicates):
     """The runs a notebook makes, each as fields that tell it from most others: the arms of 02, the retrained rows of 05."""
-    arms = [dict(zip(("method", "subset", "head_layers"), [*arm.split()[:2], *map(int, arm.split()[2:3])], strict=False))
-            | {"added": "none", "epochs": values["epochs"]} for arm in values.get("arms", [])]
-    picked = [{"added": row.split()[0], "schedule": schedule, "budget": int((re.findall(r"budget (\d+)", row) or [values["budget"]])[0])}
-              for row, schedule in itertools.product(values.get("retrain", []), values.get("schedules", []))]
-    return [{**run, "split": split, "seed": seed} for run in arms + picked for split, seed in replicates]
+    from longtail.runs import read_arm
+    arms = [({"added": "none", "epochs": values["epochs"], **read_arm(arm)[0]}, pairs)
+            for key, pairs in (("arms", replicates), ("once", replicates[:1])) for arm in values.get(key, [])]
+    picked = [({"added": row.split()[0], "schedule": schedule, "budget": int((re.findall(r"budget (\d+)", row) or [values["budget"]])[0])},
+               replicates) for row, schedule in itertools.product(values.get("retrain", []), values.get("schedules", []))]
+    return [{**run, "split": split, "seed": seed} for run, pairs in arms + picked for split, seed in pairs]
 
 
 def dry_run(plan):

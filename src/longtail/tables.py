@@ -1,4 +1,4 @@
-"""The tables of both papers with our numbers beside theirs: mean ± spread over runs, as CSV, Markdown and LaTeX."""
+"""The tables of the papers with our numbers beside theirs: mean ± spread over runs, as CSV, Markdown and LaTeX."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +18,33 @@ _CIFAR = {"architecture": "resnet18_cifar", "size": 32, "epochs": 2000, "batch_s
           "temperature": 0.2, "policy": "cifar", "warmup_epochs": 10}
 _IMAGENET = _CIFAR | {"architecture": "resnet50", "size": 224, "epochs": 500, "batch_size": 256, "policy": "imagenet"}
 _SEEDS = {"cifar10": 11_165, "cifar100": 9_754, "imagenet100": 12_205}      # images of the published long-tailed lists
+# the family's options as runs keep them, and what else differs from SDCLR's settings (family spec; GH and rwSAM have lists of their own)
+_RWSAM = "adaptive=True alpha=1.0 clip=10.0 freeze=False rho=7.0"
+_GH = "classes=100 harmony=1.0 least=0 middle=0.6 ramp=10 refresh=20 warm=500"
+_COLT = "begin=100 clusters=10 domain=0.2 nearest=10 repick=25"
+_SIMSIAM = _CIFAR | {"policy": "simsiam", "epochs": 1600, "learning_rate": 0.06, "weight_decay": 5e-4, "warmup_epochs": 0,
+                     "seed_images": 12_406}
+_HARMONY = _CIFAR | {"epochs": 1000, "weight_decay": 5e-4, "seed_images": 10_847}
 PUBLISHED = {
     ("SDCLR", "cifar10", "simclr"): _CIFAR, ("SDCLR", "cifar10", "sdclr"): _CIFAR | {"prune_fraction": 0.9},
     ("SDCLR", "cifar100", "simclr"): _CIFAR, ("SDCLR", "cifar100", "sdclr"): _CIFAR | {"prune_fraction": 0.9},
     ("SDCLR", "imagenet100", "simclr"): _IMAGENET,
     ("SDCLR", "imagenet100", "sdclr"): _IMAGENET | {"temperature": 0.3, "prune_fraction": 0.3},
     ("MAK", "imagenet100", "simclr"): _IMAGENET | {"epochs": 1000},
+    ("rwSAM", "cifar10", "simsiam"): _SIMSIAM, ("rwSAM", "cifar10", "simsiam+rwsam"): _SIMSIAM | {"options": _RWSAM},
+    ("BCL", "cifar100", "simclr"): _CIFAR | {"weight_decay": 5e-4}, ("BCL", "cifar100", "sdclr"): _CIFAR | {"prune_fraction": 0.9},
+    ("BCL", "cifar100", "bcl"): _CIFAR | {"weight_decay": 5e-4, "options": "draws=1 floor=10"},
+    ("BCL", "cifar100", "sdclr+bcl"): _CIFAR | {"prune_fraction": 0.9, "options": "draws=2 floor=5"},
+    ("GH", "cifar100", "simclr"): _HARMONY, ("GH", "cifar100", "sdclr"): _HARMONY | {"prune_fraction": 0.9},
+    ("GH", "cifar100", "bcl"): _HARMONY | {"options": "draws=1 floor=10"},
+    ("GH", "cifar100", "two_stage"): _HARMONY | {"options": "middle=0.6 warm=500"},
+    ("GH", "cifar100", "gh"): _HARMONY | {"options": _GH},
+    ("GH", "cifar100", "sdclr+gh"): _HARMONY | {"options": _GH, "prune_fraction": 0.9},
+    ("GH", "cifar100", "bcl+gh"): _HARMONY | {"options": _GH.replace("harmony", "draws=1 floor=10 harmony")},
+    **{("COLT", data, method): _CIFAR | more for data in ("cifar10", "cifar100") for method, more in {
+        "simclr": {}, "sdclr": {"prune_fraction": 0.9}, "bcl": {"options": "draws=1 floor=10"},
+        "colt": {"budget": 10_000, "options": _COLT}, "sdclr+colt": {"budget": 10_000, "options": _COLT, "prune_fraction": 0.9},
+        "bcl+colt": {"budget": 10_000, "options": _COLT.replace("nearest", "draws=1 floor=10 nearest")}}.items()},
 }
 TABLES = {      # name of the file: paper, its table, protocol
     "sdclr_linear": ("SDCLR", "slides, linear separability", "linear"),
@@ -33,6 +54,9 @@ TABLES = {      # name of the file: paper, its table, protocol
     "mak_overhead_linear": ("MAK", "Section 3.4", "linear"),
     "mak_overhead_fewshot_finetune": ("MAK", "Section 3.4", "fewshot_finetune"),
     "mak_imbalanced_downstream": ("MAK", "Section 3.4", "linear_longtail"),
+    "rwsam_linear": ("rwSAM", "leaderboard", "linear_50000"),
+    **{f"bcl_{protocol}": ("BCL", "README", protocol) for protocol in ("adam_full", "adam_100shot", "adam_50shot")},
+    "colt_linear": ("COLT", "Tables 1 and 2, at second hand", "linear"),
 }
 NOTE = ("Percent. balance: population standard deviation over many, medium and few inside one run, then averaged over runs (the papers' "
         "column Std). ±: population standard deviation over splits or seeds. A difference is shown only at the published settings.")
@@ -40,7 +64,7 @@ SETTING = ["dataset", "sampling_set", "budget", "method", "head_layers", "added"
 
 
 def reported():
-    """Both papers' rows as printed: the keys of ``outcomes``, then each measure and its ``_err`` as text; absent numbers are NaN.
+    """The papers' rows as printed: the keys of ``outcomes``, then each measure and its ``_err`` as text; absent numbers are NaN.
 
     The papers' column Std is called balance here. Prototypes, alpha and ratio are 0 where nothing was picked by them.
     """
@@ -106,7 +130,7 @@ def compare(results, name, selection="best_validation"):
     measures = [measure for measure in MEASURES if printed[measure].notna().any()]
     ours = _candidates(outcomes(results, selection), printed, protocol, sensitivity=table == "Table 3")
     full, quarter = published(ours, paper), published(ours, paper, 1 / 4)
-    lines, used, digits = [], [], 2 if paper == "SDCLR" else 1     # as many digits as the paper prints
+    lines, used, digits = [], [], 2 if paper in ("SDCLR", "COLT") else 1     # as many digits as the paper prints
     for _, row in printed.iterrows():
         settings = PUBLISHED[paper, row.dataset, row.method]
         epochs = settings["epochs"] + OVERHEAD * (row.schedule == "overhead")
@@ -120,7 +144,7 @@ def compare(results, name, selection="best_validation"):
         kinds = {"full": full[group.index].all(), "quarter": quarter[group.index].all(), "cut": row.dataset in set(printed.dataset)}
         status = next((kind for kind, fits in kinds.items() if fits), "own data")
         lines += _lines(row, None, group, status, measures, digits)
-    return pd.DataFrame(lines).drop(columns=["equal updates"] if paper == "SDCLR" else [])
+    return pd.DataFrame(lines).drop(columns=[] if paper == "MAK" else ["equal updates"])
 
 
 def _printed_table(name):
@@ -186,6 +210,25 @@ def spread(values, digits=1):
     values = np.asarray(values, float)
     deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{deviation} (n={len(values)})" if len(values) else "not run"
+
+
+def gains(results, selection="best_validation"):
+    """What each method changes in the one that it builds on, with an equal head: points gained, mean ± sd over n pairs of split and seed.
+
+    "sdclr+bcl" builds on "sdclr", a single name on "simclr". Rows: data, protocol, method, builds on, n, and each of MEASURES.
+    """
+    ours = outcomes(results, selection).query("subset == 'long_tail' and added == 'none'")
+    paired = ["dataset", "architecture", "size", "policy", "epochs", "batch_size", "learning_rate", "precision", "head_layers", "protocol",
+              "split", "seed"]
+    rows = []
+    for (dataset, epochs, protocol, method), group in ours.groupby(["dataset", "epochs", "protocol", "method"], sort=False):
+        base = method.rpartition("+")[0] or "simclr"
+        pairs = group.merge(ours[ours.method == base], on=paired, suffixes=("", "_base"))
+        if len(pairs) and method != base:
+            differences = {measure: pairs[measure] - pairs[f"{measure}_base"] for measure in MEASURES}
+            rows.append({"data": f"{dataset}, {epochs} epochs", "protocol": protocol, "method": method, "builds on": base, "n": len(pairs),
+                         **{measure: f"{gain.mean():+.1f} ± {gain.std(ddof=0):.1f}" for measure, gain in differences.items()}})
+    return pd.DataFrame(rows, columns=["data", "protocol", "method", "builds on", "n", *MEASURES])
 
 
 def show(table):
