@@ -204,7 +204,6 @@ def optimizer_of(model, layer, plan, schedule):
                            train.MOMENTUM, weight_decay=schedule.weight_decay, fused=True)
 
 
-
 def restored(run, classes, method, checkpoint):
     """Network, optimiser and log of a run: fresh ones, decided by the run alone, or as the checkpoint left them."""
     with torch.random.fork_rng():
@@ -314,6 +313,7 @@ def scores(results):
             known = {"run": record.parent.name, "arm": imbalance.written(settings["method"], settings.pop("parameters")),
                      "imbalance": f"{settings['kind']} {settings['ratio']:g}", **settings, "drops": " ".join(map(str, settings["drops"]))}
             rows = runs.read_rows(record.with_suffix(".csv"))
-            frames.append(rows.assign(**{key: value for key, value in known.items() if key not in rows}))
+            own = {key: value for key, value in known.items() if key not in rows}       # a row's own value stands where both have one
+            frames.append(pd.concat([rows, pd.DataFrame([own] * len(rows))], axis=1))
     names = ["run", "arm", "imbalance", *(one.name for kind in (Run, Schedule) for one in fields(kind)), "group", "accuracy"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=names)

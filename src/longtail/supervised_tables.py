@@ -53,7 +53,7 @@ def compare(results, paper):
     for row in printed.to_dict("records"):
         here = on.get((row["dataset"], row["kind"], row["ratio"]), ours[:0])
         match = here[here.method == row["method"]] if "?" in row["arm"] else here[(here.arm == row["arm"]) & (here.method == row["method"])]
-        lines += [_line(row, row["row"], row["error"], group) for group in _alike(match)] or [_line(row, row["row"], row["error"], match)]
+        lines += [_line(row, row["row"], row["error"], group) for group in (_alike(match) if len(match) else [match])]
     known = [method for method in printed.method.unique() if method]
     rest = ours[~ours.dataset.isin(printed.dataset) & ours.method.isin(known)]
     lines += [_line(group.iloc[0], group.arm.iloc[0], "other data", group) for group in _alike(rest)]
