@@ -15,6 +15,7 @@ NOTE = ("effect: mean paired difference over splits and seeds (for numbers: ours
         "Direction: holds if the whole interval lies on the claimed side. Same: if it lies within ± tolerance. No gain: if it ends below "
         "the tolerance. Number: if the effect lies within ± tolerance. One pair has no interval, so anything but a number stays not run.")
 _PAIR = ["architecture", "size", "policy", "batch_size", "learning_rate", "precision", "split", "seed"]     # equal on both sides
+_GAP = ["architecture", "size", "split", "seed"]     # of what the tail costs: each side has its own views and optimiser on both lists
 _COLUMNS = ["rows", "protocol", "sampling_set", "views", "M", "pool", "level", "measure", "value", "run", "seed_images", *runs.FIELDS,
             *tables.PICKING]
 
@@ -72,14 +73,15 @@ def _marked(phi):
 def differences(claim, rows):
     """Left minus right for every pair of equal architecture, views, optimiser, split and seed, as a series.
 
-    A constant on the right is subtracted as it is. Runs of several lengths: only the longest pairs count, and lengths must agree
-    unless a side is the overhead control, whose point is to differ.
+    A constant on the right is subtracted as it is; gaps pair whatever views and optimiser a method has. Runs of several lengths: only
+    the longest pairs count, and lengths must agree unless a side is the overhead control, whose point is to differ.
     """
     sides = [_matching(rows, side) for side in (claim.left, claim.right) if isinstance(side, dict)]
     if any(side.empty for side in sides):
         return pd.Series(dtype=float)
     late = any(side.schedule.eq("overhead").any() for side in sides)
-    keys = _PAIR if late else [*_PAIR, "epochs"]
+    equal = _GAP if claim.left["rows"] == "gap" else _PAIR
+    keys = equal if late else [*equal, "epochs"]
     left, *right = [side.groupby(keys).value.mean() for side in sides]
     paired = (left.sub(right[0]) if right else left - claim.right).dropna()
     if late or not len(paired):
