@@ -227,7 +227,8 @@ def gains(results, selection="best_validation"):
         if len(pairs) and method != base:
             differences = {measure: pairs[measure] - pairs[f"{measure}_base"] for measure in MEASURES}
             rows.append({"data": f"{dataset}, {epochs} epochs", "protocol": protocol, "method": method, "builds on": base, "n": len(pairs),
-                         **{measure: f"{gain.mean():+.1f} ± {gain.std(ddof=0):.1f}" for measure, gain in differences.items()}})
+                         **{measure: f"{gain.mean():+.1f}" + (f" ± {gain.std(ddof=0):.1f}" if len(pairs) > 1 else "")
+                            for measure, gain in differences.items()}})
     return pd.DataFrame(rows, columns=["data", "protocol", "method", "builds on", "n", *MEASURES])
 
 
