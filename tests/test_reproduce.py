@@ -96,6 +96,14 @@ def test_failed_or_killed_notebook_is_kept_as_failed(book, capfd, cell, error):
     assert capfd.readouterr().err.splitlines()[0].startswith(f"02_bad failed: {error}")
 
 
+def test_figures_are_in_the_executed_copy_whatever_back_end_is_set(book, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    folder = book("01_draws", "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nfirst = plt.gcf()", "assert plt.gcf() is not first")
+    assert main([], folder) == 0
+    executed = (paths.RESULTS / "demo/notebooks/01_draws.ipynb").read_text()
+    assert '"image/png"' in executed
+
+
 def test_mended_notebook_replaces_its_failure_and_the_rest_is_fresh(book, capsys):
     book("01_good")
     folder = book("02_mended", "rate / 0")

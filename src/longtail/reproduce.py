@@ -223,6 +223,7 @@ def run_plain(plan):
 def run_notebooks(plan):
     """Run the selected notebooks that are not fresh, each in a kernel of its own; the first failure ends it."""
     plan.folder.mkdir(parents=True, exist_ok=True)
+    os.environ.pop("MPLBACKEND", None)      # kernels inherit it; another back end than theirs would keep the figures out of the pages
     record = plan.folder / "record.json"
     known, succeeded = json.loads(record.read_text()) if record.exists() else {}, []
     try:

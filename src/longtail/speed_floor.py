@@ -83,6 +83,6 @@ def recorded_against_eager(run, images, updates, rounds):
 
 
 def rates(planned, images, updates, rounds):
-    """``training_rate`` of the first run of each method and depth of head in a plan."""
-    first = {(run.method, run.head_layers): run for run in reversed(planned)}
+    """``training_rate`` of the methods in a plan that need nothing but images, SimCLR and SDCLR: the first run of each depth of head."""
+    first = {(run.method, run.head_layers): run for run in reversed(planned) if run.method in ("simclr", "sdclr")}
     return pd.DataFrame([training_rate(run, images, updates, rounds) for _, run in sorted(first.items())])
