@@ -41,6 +41,7 @@ def pytest_collection_finish(session):
     if any("demo" in item.fixturenames for item in session.items) and not session.config.option.collectonly:
         root = Path(tempfile.mkdtemp())
         session.config.demo = root, ThreadPoolExecutor(1).submit(reproduce, output=root)
+        os.nice(10)         # of this thread alone: the demo takes longest, the tests use what it leaves of the processor
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longtail import claims, paths, runs, tables
+from longtail import claims, paths, runs, statements, tables
 
 DIGITS = runs.Run(dataset="digits", subset="long_tail", split=1, seed=1, method="simclr", head_layers=2, architecture="convnet", size=16,
                   policy="digits", epochs=60, batch_size=128, learning_rate=0.5, weight_decay=1e-4, warmup_epochs=6, temperature=0.2,
@@ -150,6 +150,19 @@ def test_sampling_ablation_sensitivity_overhead_and_downstream(results):
     for name in ("mak-vs-random-20k-linear-all", "mak-vs-random-mix-linear-all", "mak-vs-random-fewshot_finetune-all",
                  "prototypes-50-same-linear-all", "tailness-alone-linear-all"):
         assert found[f"{name}@digits"] == "not run", name
+
+
+def test_what_was_tried_changes_one_thing_at_a_time(results):
+    same = {"schedule": "updates"}
+    retrained(results, "none", 80, 70, 60)
+    for added, gain, alpha, change in (("random", 1, 0.3, {}), ("random", 0, 0.3, same), ("mak", 3, 0.3, {}), ("mak", 0, 0.3, same),
+                                       ("mak", 2, 0.5, {"images": "1"})):
+        retrained(results, added, 80 + gain, 70 + gain, 60 + gain, change=change, alpha=alpha)
+    tried = claims.check(results, asked=statements.TRIED).set_index("id")
+    gains = {"none-linear-epochs-0.3": 3, "none-linear-updates-0.3": 0, "random-linear-epochs-0.3": 2, "random-linear-epochs-0.5": 1,
+             "random-linear-updates-0.3": 0}
+    assert {name: tried.effect[f"tried-mak-vs-{name}@digits"] for name in gains} == pytest.approx(gains)
+    assert tried.n.sum() == 2 * len(gains) and not tried.index.isin([claim.id for claim in statements.CLAIMS]).any()
 
 
 def test_pools_and_budgets_of_the_paper_are_told_apart(results):

@@ -121,8 +121,8 @@ def judge(claim, rows):
     return {"effect": effect, "low": low, "high": high, "n": n, "verdict": verdict, "note": note}
 
 
-def check(results, selection="best_validation"):
-    """Judge every claim on the paper's own data, and those about directions also on whatever other data the profile has.
+def check(results, selection="best_validation", asked=CLAIMS):
+    """Judge every claim that is ``asked`` on the paper's own data, and those about directions also on whatever other data the profile has.
 
     One row per claim and data set: id, claim, paper, where, scope (paper's data, own data), data, test, effect, low, high, n,
     tolerance, verdict, note, notebook. Runs on a paper's data at other settings count as own data, named with their epochs.
@@ -131,7 +131,7 @@ def check(results, selection="best_validation"):
     for paper, datasets in DATA.items():
         full = tables.published(rows, paper).astype(bool)
         theirs, own = _placed(rows[full], POOLS, BUDGETS), rows[~full]
-        claims = [claim for claim in CLAIMS if claim.paper == paper]
+        claims = [claim for claim in asked if claim.paper == paper]
         lines += [verdict_line(claim, "paper's data", data, theirs[theirs.dataset == data])
                   for claim in claims for data in claim.datasets or datasets]
         for data, here in own.groupby("dataset"):

@@ -231,4 +231,24 @@ def _family():
                     f"{WORDS[protocol]}", "rwSAM, abstract", lost | {"method": method}, lost | {"method": "supervised"}, "below")
 
 
+def _tried():
+    """What could explain an effect other than a paper's: the comparison again with one thing changed, which stands in ``where``."""
+    for protocol, schedule in product(BOTH, ("epochs", "updates")):
+        cell = {"protocol": protocol, "measure": "all", "schedule": schedule}
+        for rival, alpha in (("none", 0.3), ("random", 0.3), ("random", 0.5)):
+            right = _picked(rival) | cell | ({"schedule": "epochs"} if rival == "none" else {})
+            yield Claim(f"tried-mak-vs-{rival}-{protocol}-{schedule}-{alpha:g}", "MAK", f"MAK over {SAMPLERS[rival]}: {WORDS[protocol]}",
+                        f"equal {schedule}, alpha {alpha:g}", _picked("mak", alpha=alpha) | cell, right, "above")
+    for group, (protocol, where) in product(("few", "many"), {"test": "balanced test images contrasted with each other",
+                                                              "train": "long-tailed images contrasted with each other"}.items()):
+        yield Claim(f"tried-phi-{group}-{protocol}", "MAK", f"φ of {group} less 1, at M = 10", where, {
+            "rows": "phi", "protocol": protocol, "method": "simclr", "head_layers": 2, "M": "10", "measure": group}, 1.0, "above")
+    for measure, layers in product(("all", "few"), (2, 3)):
+        cell = {"protocol": "linear", "measure": measure}
+        yield Claim(f"tried-sdclr-{measure}-{layers}", "SDCLR", f"SDCLR over SimCLR: {WORDS[measure]}, {WORDS['linear']}",
+                    f"SimCLR's head with {layers} layers, SDCLR's with 3", _encoder("sdclr", 3) | cell, _encoder(head_layers=layers) | cell,
+                    "above")
+
+
+TRIED = [*_tried()]
 CLAIMS = [*_sdclr(), *_sampling(), *_ablation(), *_sensitivity(), *_phi(), *_controls(), *_picks(), *_family(), *_numbers()]
