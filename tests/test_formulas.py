@@ -127,7 +127,8 @@ def test_scores_lie_in_the_unit_interval_and_forget_scale_and_shift():
     score = methods.memorization_scores(history)
     assert score.min() >= 0 and score.max() <= 1 and (score.min() == 0 or score.max() == 1)
     torch.testing.assert_close(methods.memorization_scores(3 * history + 5), score)
-    assert (methods.memorization_scores(torch.full((4,), 2.0)) == 0.5).all()
+    for equal in (torch.full((4,), 2.0), torch.full((7,), 0.1), torch.full((7,), 0.1, dtype=torch.float64)):
+        assert (methods.memorization_scores(equal) == 0.5).all()
     gap = torch.cat([history, torch.tensor([torch.nan])])
     torch.testing.assert_close(methods.memorization_scores(gap)[:50], score)
     assert methods.memorization_scores(gap)[50].isnan()

@@ -359,3 +359,14 @@ def test_runs_from_before_the_family_keep_their_names():
         run = runs.Run(**json.loads(file.read_text()))
         assert run.name == file.parent.name
     assert planned(method="bcl", options="draws=2 floor=5").name != planned(method="bcl").name
+
+
+def test_memory_is_of_the_first_pass_of_an_uphill_step():
+    encoder, method, _ = train.initialise(planned(method="bcl+rwsam", options="draws=1 floor=10 rho=5.0"))
+    method.start(IMAGES, encoder)
+    method.before_epoch(encoder, 0)
+    index = torch.arange(8)
+    first, second = (IMAGES.images[index].float().add(noise).clamp(0, 255) / 255 for noise in (5, 25))
+    loss = method.backward(encoder, first, second, index)
+    torch.testing.assert_close(method.state["loss"][index], loss)
+    assert method.state["loss"][8:].isnan().all() and method.attends

@@ -78,7 +78,8 @@ def memorization_scores(history):
     """How poorly each image is remembered, in [0, 1], from its averaged loss (n,); NaN where it has none, 0.5 if all are equal."""
     centred = history - history.nanmean()
     largest = centred.abs().nan_to_num().amax()
-    return (torch.where(largest > 0, centred / largest, 0 * centred) + 1) / 2
+    differ = history.nan_to_num(-torch.inf).amax() > history.nan_to_num(torch.inf).amin()      # the mean of equal losses is rounded
+    return (torch.where(differ, centred / largest, 0 * centred) + 1) / 2
 
 
 # ---- GH

@@ -262,7 +262,9 @@ class RwSAM(SimCLR):
             uphill = sam_perturbation(weights, [parameter.grad for parameter in weights], self.own["rho"], self.own["adaptive"])
             torch._foreach_add_(weights, uphill)
         encoder.zero_grad(set_to_none=True)
+        self.attends = False
         super().backward(encoder, first, second, index)
+        self.attends = True
         with torch.no_grad():
             for tensor, value in zip(changing, kept, strict=True):
                 tensor.copy_(value)

@@ -22,6 +22,7 @@ class SimCLR:
         self.run, self.own = run, read_options(type(self), dict(pair.split("=") for pair in run.options.split()))
         self.state = {}         # tensors on the device that a checkpoint keeps; changed in place inside an epoch, since a graph reads them
         self.notes = {}         # name -> epoch -> tensor, for the pictures
+        self.attends = True     # whether what it sees is remembered; not in a second pass over the same batch
 
     @classmethod
     def reference(cls, run):
@@ -36,6 +37,8 @@ class SimCLR:
 
     def remember(self, name, index, values, beta):
         """Average a quantity of the batch's images into what is kept of them; images of a pool leave no trace."""
+        if not self.attends:
+            return
         past = self.state[name][index]
         known = (index < self.count).view(-1, *[1] * (past.ndim - 1))
         self.state[name].index_copy_(0, index, torch.where(known, averaged(past, values.detach().to(past.dtype), beta), past))
