@@ -11,7 +11,7 @@ GRID = 2**23        # unit rows are rounded to integers of this scale: their pro
 TILE = 1024         # rows multiplied at once; bounds memory and never the picks
 PANEL = 4096        # centers that a tile meets at once
 FIRST = 512         # centers that every row meets; only rows badly covered by these meet more
-CACHED = 128        # rows converted at once, few enough to stay in a processor's cache
+CACHED = 128        # rows converted to float64 at once, few enough to stay in a processor's cache
 BLOCK = 1024        # rows that greedy runs among before it asks others; decides the time and never the picks
 AT_ONCE = 2**27     # bytes of float32 rows that are put on the grid once; where there are more, rows are whenever they are read
 
@@ -88,7 +88,8 @@ def _raised(bound, rows, centers):
             bound = torch.maximum(bound, (rows.double() @ some.double().T).amax(1))
         else:
             row, column = pairs
-            bound = bound.scatter_reduce(0, row, (rows[row].double() * some[column].double()).sum(1), "amax")
+            for row, column in zip(row.split(CACHED), column.split(CACHED), strict=True):
+                bound = bound.scatter_reduce(0, row, (rows[row].double() * some[column].double()).sum(1), "amax")
     return bound
 
 
@@ -170,16 +171,18 @@ class _Front:
 
     def renew(self, count):
         """Let rows meet the centers they have not met until the ``count`` lowest bounds are exact."""
-        while True:
-            front = lowest(self.bounds, count)
-            behind = front[(self.met[front] < self.count) & self.bounds[front].isfinite()]
-            if not len(behind):
-                return
+        while len(self._behind(count)):
+            behind = self._behind(count + TILE)         # a few more, soon needed too: products of few rows are slow
             for start in self.met[behind].unique().tolist():
-                stop = min(start + PANEL, self.count)
+                stop = min((start // PANEL + 1) * PANEL, self.count)        # so that rows of several rounds meet again
                 for rows in behind[self.met[behind] == start].split(TILE):
                     self.bounds[rows] = _raised(self.bounds[rows], self.grid[rows], self.centers[start:stop])
                     self.met[rows] = stop
+
+    def _behind(self, count):
+        """Those of the ``count`` rows with the lowest bounds that have centers to meet."""
+        front = lowest(self.bounds, count)
+        return front[(self.met[front] < self.count) & self.bounds[front].isfinite()]
 
 
 def _block(bounds, block, base, group):

@@ -75,14 +75,14 @@ def pool_k_center(rounds, images=100_000, seeds=3000, budget=1500, width=256, th
                          threads, calls)
 
 
-def floor(pool, seed, budget, share=16):
-    """The contender "its matrix products", a ``share``-th of the float32 products that greedy cannot do without, and its calls in all.
+def floor(pool, seed, budget):
+    """The contender "its matrix products", the float32 products that greedy cannot do without, and how many calls of it they are.
 
     Every candidate meets every seed row, every pick every row not yet picked. Ours over it is the inverse of the ratio.
     """
     whole = len(pool) * (len(seed) + budget) - budget**2 / 2
     centers = torch.cat([seed, pool[:budget]]).split(selection.TILE)
-    tiles = list(itertools.product(pool.split(selection.TILE), centers))[::share]
+    tiles = list(itertools.product(pool.split(selection.TILE), centers))
 
     def products():
         for left, right in tiles:
