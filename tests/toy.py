@@ -1,4 +1,4 @@
-"""A run small enough to be made again and again, here and in processes of its own: ``toy.py folder images epochs kills method…``."""
+"""A run small enough to be made again and again, here and in processes of its own: ``toy.py folder kills 'method images epochs'…``."""
 
 import os
 import random
@@ -63,11 +63,12 @@ def half_a_checkpoint(path, content):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(folder, count, epochs, kills, *methods):
-    """Pre-train a toy run of each method, killed ``kills`` times before it may end."""
+def main(folder, kills, *jobs):
+    """Pre-train toy runs, each job a method, how many images and how many epochs, killed ``kills`` times before they may end."""
     torch.set_num_threads(1)
-    paths.RESULTS, images = Path(folder), image_set(int(count))
-    for method in methods:
+    paths.RESULTS = Path(folder)
+    for method, count, epochs in map(str.split, jobs):
+        images = image_set(int(count))
         run = planned(images, method=method, epochs=int(epochs), warmup_epochs=0, learning_rate=1e-3)
         draw = random.Random(method)
         moments = ["checkpoint" if k % 4 == 3 else draw.uniform(0.05, 0.4) for k in range(int(kills))]

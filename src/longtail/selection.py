@@ -87,8 +87,7 @@ def _raised(bound, rows, centers):
         if pairs is None:
             bound = torch.maximum(bound, (rows.double() @ some.double().T).amax(1))
         else:
-            row, column = pairs
-            for row, column in zip(row.split(CACHED), column.split(CACHED), strict=True):
+            for row, column in zip(*(places.split(CACHED) for places in pairs), strict=True):
                 bound = bound.scatter_reduce(0, row, (rows[row].double() * some[column].double()).sum(1), "amax")
     return bound
 

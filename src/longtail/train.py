@@ -297,7 +297,9 @@ def side_by_side(function, jobs, count, progress=None):
     """
     if count == 1 or len(jobs) < 2 or processes.world()[1] > 1:
         return [function(*job) for job in jobs]
-    with futures.ProcessPoolExecutor(count, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    context = get_context("forkserver")         # imports once, for all processes that a notebook starts, what takes seconds
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
+    with futures.ProcessPoolExecutor(count, context, torch.set_num_threads, (1,)) as pool:
         waiting, failed = [pool.submit(function, *job) for job in jobs], []
         while not failed and (state := futures.wait(waiting, 1, futures.FIRST_EXCEPTION)).not_done:
             failed = [job for job in state.done if job.exception()]

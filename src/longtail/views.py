@@ -66,6 +66,7 @@ def augment(images, index, policy, seed, epoch, view, rounded=False, fused=False
 @functools.cache
 def _compiled():
     """``apply`` as few kernels, built anew for every size of a chunk."""
+    torch.compiler.assume_constant_result(table)        # here, not where it is defined: the compiler takes seconds to import
     return torch.compile(apply, dynamic=False)
 
 
@@ -164,7 +165,6 @@ def resampling(start, length, side, kernel):
     return weights(start, length, side, kernel)
 
 
-@torch.compiler.assume_constant_result
 def table(side, kernel, device):
     """What ``tables`` holds, as a constant to a compiler."""
     return tables(side, kernel, device)
