@@ -103,6 +103,16 @@ def test_only_equal_splits_seeds_and_lengths_are_paired(results):
     assert (few.n, few.effect) == (2, 5)
 
 
+def test_runs_of_other_settings_are_neither_paired_nor_averaged(results):
+    encoders(results, [(0, 0, 5), (0, 0, 5)])
+    for split in (1, 2):
+        finish(results, {"split": split, "weight_decay": 5e-4}, scores_of_linear=accuracies(80, 70, 30))        # no SDCLR at that decay
+    assert verdict(claims.check(results), "sdclr-gain-linear-few@digits").effect == 5
+    finish(results, SDCLR | {"prune_fraction": 0.3}, scores_of_linear=accuracies(1, 1, 1))
+    few = verdict(claims.check(results), "sdclr-gain-linear-few@digits")
+    assert few.verdict == "not run" and "several prune_fraction" in few.note
+
+
 def test_the_papers_data_and_its_numbers_need_the_published_settings(results):
     encoders(results, [(0, 0, 5.5), (0, 0, 5.6)], CIFAR | {"epochs": 200})
     checked = claims.check(results)

@@ -174,11 +174,13 @@ def test_every_architecture_projects(architecture, size):
         assert encoder.trunk(torch.rand(2, 3, size, size)).shape == (2, encoder.trunk.features)
 
 
-def test_input_is_normalised_inside(encoder):
-    grey = torch.tensor(models.MEAN).view(1, 3, 1, 1).expand(2, 3, 16, 16)
-    seen = []
-    encoder.trunk.conv.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    encoder(torch.cat([grey, grey + torch.tensor(models.STD).view(1, 3, 1, 1)]))
+@pytest.mark.parametrize("architecture, mean, std", [
+    ("convnet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ("resnet32", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))])
+def test_input_is_normalised_inside(architecture, mean, std):
+    trunk, seen = models.trunk(architecture, branches=1), []
+    grey = torch.tensor(mean).view(1, 3, 1, 1).expand(2, 3, 16, 16)
+    trunk.conv.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    trunk(torch.cat([grey, grey + torch.tensor(std).view(1, 3, 1, 1)]))
     torch.testing.assert_close(seen[0][:2], torch.zeros(2, 3, 16, 16))
     torch.testing.assert_close(seen[0][2:], torch.ones(2, 3, 16, 16))
 

@@ -102,6 +102,20 @@ def test_gains_are_paired_by_list_split_and_seed(results):
     assert gains[:2].tolist() == [5.0, 1.0] and np.isnan(gains.iloc[2])
 
 
+@pytest.mark.parametrize("change", [
+    {"schedule": replace(supervised.PUBLISHED, drops=(150, 180))}, {"schedule": replace(supervised.PUBLISHED, batch_size=64)},
+    {"schedule": replace(supervised.PUBLISHED, weight_decay=5e-4)}, {"precision": "float32"}, {"jpeg": True}, {"largest": 1000},
+    {"policy": ""}, {"architecture": "resnet10_small"}, {"schedule": replace(supervised.PUBLISHED, learning_rate=0.05)}], ids=str)
+def test_runs_of_other_settings_are_neither_averaged_nor_paired(results, change):
+    for how, plain, other in (({}, 70.0, 75.0), (change, 50.0, 51.0)):
+        finish(results, "ce", plain, **how)
+        finish(results, "la", other, **how)
+    assert sorted(cell(results, "DDC", "CE").ours) == ["30.00 (n=1)", "50.00 (n=1)"]
+    assert cell(results, "DDC", "CE").settings.nunique() == 2
+    gains = papers.gains(supervised.scores(results)).query("group == 'all'").gain
+    assert sorted(gains) == [1.0, 5.0]
+
+
 # ---- claims
 
 def test_nothing_run_gives_no_verdict(results):

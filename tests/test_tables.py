@@ -176,7 +176,27 @@ def test_gains_pair_a_method_with_what_it_builds_on(results):
         finish(results, "linear", [70, 60, 50, 61], change={"split": split, "method": "sdclr+bcl", "head_layers": 3})
     finish(results, "linear", [80, 70, 60, 71], change={"split": 3})                      # nothing to pair with
     gains = tables.gains(results).set_index("method")
-    assert list(gains.index) == ["bcl"] and gains.n["bcl"] == 2 and gains["builds on"]["bcl"] == "simclr"
+    assert list(gains.index) == ["bcl"] and gains.n["bcl"] == 2 and gains.against["bcl"] == "simclr"
     assert (gains.few["bcl"], gains.many["bcl"], gains["all"]["bcl"]) == ("+4.0 ± 1.0", "-1.0 ± 0.0", "+1.0 ± 0.0")
     finish(results, "linear", [60, 60, 60, 60], change={"split": 1, "method": "sdclr", "head_layers": 3})
     assert tables.gains(results).set_index("method").few["sdclr+bcl"] == "-10.0"       # one pair has no spread
+
+
+def test_runs_of_other_settings_are_rows_of_their_own(results):
+    strong = {"method": "bcl", "weight_decay": 5e-4, "options": "draws=2 floor=5"}
+    for change, few in (({}, 60), ({"weight_decay": 5e-4}, 50), (strong | {"options": "draws=1 floor=10"}, 53), (strong, 57)):
+        finish(results, "linear", [80, 70, few, few + 10], change={"epochs": 50, **change})
+    ours = tables.outcomes(results)
+    assert sorted(tables.encoders(ours)) == ["bcl, options draws=1 floor=10", "bcl, options draws=2 floor=5", "simclr, weight_decay 0.0001",
+                                             "simclr, weight_decay 0.0005"]
+    gains = tables.gains(results)
+    assert sorted(gains.few) == ["+3.0", "+7.0"] and set(gains.against) == {"simclr, weight_decay 0.0005"}
+    shown = tables.compare(results, "colt_linear").query("measure == 'all' and status != 'not run'")
+    assert sorted(shown.ours) == [f"{few}.00 (n=1)" for few in (60, 70)] and shown.row.nunique() == 2      # BCL is no row of COLT's table
+
+
+def test_harmony_is_also_set_against_its_control(results):
+    for method, options, few in (("simclr", "", 60), ("two_stage", "middle=0.6 warm=25", 61), ("gh", "classes=100 warm=25", 64)):
+        finish(results, "linear", [80, 70, few, 71], change={"method": method, "options": options})
+    gains = tables.gains(results).set_index(["method", "against"]).few
+    assert gains.to_dict() == {("two_stage", "simclr"): "+1.0", ("gh", "simclr"): "+4.0", ("gh", "two_stage"): "+3.0"}

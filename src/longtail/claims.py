@@ -14,8 +14,10 @@ from longtail.statements import BUDGETS, CLAIMS, DATA, POOLS
 NOTE = ("effect: mean paired difference over splits and seeds (for numbers: ours − paper's), low and high: its 95 % t interval, n: pairs. "
         "Direction: holds if the whole interval lies on the claimed side. Same: if it lies within ± tolerance. No gain: if it ends below "
         "the tolerance. Number: if the effect lies within ± tolerance. One pair has no interval, so anything but a number stays not run.")
-_PAIR = ["architecture", "size", "policy", "batch_size", "learning_rate", "precision", "split", "seed"]     # equal on both sides
+_PAIR = ["architecture", "size", "policy", "batch_size", "learning_rate", "weight_decay", "precision", "largest", "drops", "drop", "jpeg",
+         "split", "seed"]       # equal on both sides, as far as runs have them
 _GAP = ["architecture", "size", "split", "seed"]     # of what the tail costs: each side has its own views and optimiser on both lists
+_OWN = ["temperature", "prune_fraction", "warmup_epochs", "options", "arm"]     # in these the sides may differ, but not runs of one side
 _COLUMNS = ["rows", "protocol", "sampling_set", "views", "M", "pool", "level", "measure", "value", "run", "seed_images", *runs.FIELDS,
             *tables.PICKING]
 
@@ -51,7 +53,8 @@ def _extra(results, done, name):
 
 def _gaps(scores):
     """What each method loses by the long tail: its score on the balanced list of the same size less that on the long-tailed one."""
-    own = ["method", "head_layers", "options", "added", "epochs", "weight_decay", "temperature", "protocol", "measure", *_PAIR]
+    own = ["method", "head_layers", "options", "added", "epochs", "temperature", "protocol", "measure", *_PAIR]
+    own = [name for name in own if name in scores]
     balanced = scores[scores.subset == "balanced"].set_index(own).value.rename("partner")
     gaps = scores[scores.subset == "long_tail"].join(balanced, on=own, how="inner")
     return gaps.assign(rows="gap", value=gaps.partner - gaps.value)
@@ -80,14 +83,30 @@ def differences(claim, rows):
     if any(side.empty for side in sides):
         return pd.Series(dtype=float)
     late = any(side.schedule.eq("overhead").any() for side in sides)
-    equal = _GAP if claim.left["rows"] == "gap" else _PAIR
-    keys = equal if late else [*equal, "epochs"]
+    keys = _keys(claim, rows, late)
     left, *right = [side.groupby(keys).value.mean() for side in sides]
     paired = (left.sub(right[0]) if right else left - claim.right).dropna()
     if late or not len(paired):
         return paired
     epochs = paired.index.get_level_values("epochs")
     return paired[epochs == epochs.max()]
+
+
+def _keys(claim, rows, late):
+    """The columns by which a claim's sides are paired."""
+    equal = [name for name in (_GAP if claim.left["rows"] == "gap" else _PAIR) if name in rows]
+    return equal if late else [*equal, "epochs"]
+
+
+def _mixed(claim, rows):
+    """Settings in which one side of a pair has runs that differ, so that their mean would be of unlike things."""
+    keys, found = _keys(claim, rows, late=False), set()
+    settings = [name for name in (*_PAIR, *_OWN) if name in rows and name not in keys]
+    for side in (_matching(rows, side) for side in (claim.left, claim.right) if isinstance(side, dict)):
+        several = [name for name in settings if side[name].nunique(dropna=False) > 1]       # seldom any: pairs need not be asked
+        each = side.groupby(keys)[several].nunique(dropna=False) if several else pd.DataFrame()
+        found |= set(each.columns[(each > 1).any()])
+    return sorted(found)
 
 
 def _matching(rows, side):
@@ -105,8 +124,10 @@ def judge(claim, rows):
     note says so; a number is judged from one run on. The note of *differs* tells a reversed effect from one too small for this n.
     """
     found = differences(claim, rows)
-    if not (n := len(found)):
-        return {"effect": np.nan, "low": np.nan, "high": np.nan, "n": 0, "verdict": "not run", "note": ""}
+    mixed = _mixed(claim, rows) if len(found) else []
+    if not (n := 0 if mixed else len(found)):
+        note = f"runs of several {', '.join(mixed)} on one side; judge them in profiles of their own" if mixed else ""
+        return {"effect": np.nan, "low": np.nan, "high": np.nan, "n": 0, "verdict": "not run", "note": note}
     effect = found.mean() - claim.value
     half = stats.t.ppf(0.975, n - 1) * found.std() / n**0.5 if n > 1 else np.inf
     low, high = effect - half, effect + half

@@ -10,6 +10,7 @@ from torch.nn import functional
 from longtail import processes, sources
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # ImageNet's, for every data set, as in the authors' networks
+CIFAR_NORMAL = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)       # of the networks trained on CIFAR's labels (supervised spec 3)
 
 
 class BatchNorm(nn.Module):
@@ -99,10 +100,10 @@ def bottleneck(inputs, width, stride, branches):
 class Trunk(nn.Module):
     """Images in [0, 1] to pooled features h; normalising the input is its first operation."""
 
-    def __init__(self, stem, block, blocks, widths, branches):
+    def __init__(self, stem, block, blocks, widths, normal=(MEAN, STD), *, branches):
         super().__init__()
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        for name, values in zip(("mean", "std"), normal, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         kernel, stride, self.pool = stem
         self.conv, self.norm = Conv(3, widths[0], kernel, stride), BatchNorm(widths[0], branches)
         self.blocks, self.features = nn.ModuleList(), widths[0]
@@ -126,7 +127,7 @@ WIDTHS = (64, 128, 256, 512)
 ARCHITECTURES = {
     "convnet": (CIFAR_STEM, Plain, (0, 1, 1), (16, 32, 64)),                       # 16-pixel images, the demo
     "resnet10_small": (SMALL_STEM, basic, (1, 1, 1, 1), (16, 32, 64, 128)),        # 32-pixel images on a CPU
-    "resnet32": (CIFAR_STEM, Padded, (5, 5, 5), (16, 32, 64)),                     # that of the supervised tables
+    "resnet32": (CIFAR_STEM, Padded, (5, 5, 5), (16, 32, 64), CIFAR_NORMAL),       # that of the supervised tables
     "resnet18_cifar": (CIFAR_STEM, basic, (2, 2, 2, 2), WIDTHS),
     "resnet18": (IMAGENET_STEM, basic, (2, 2, 2, 2), WIDTHS),
     "resnet50": (IMAGENET_STEM, bottleneck, (3, 4, 6, 3), WIDTHS),
@@ -167,7 +168,7 @@ def trunk(architecture, branches):
         return Foreign(name)
     if architecture not in ARCHITECTURES:
         raise ValueError(f"no architecture {architecture!r}; there are {', '.join(ARCHITECTURES)}, and torchvision/<name> with its weights")
-    return Trunk(*ARCHITECTURES[architecture], branches)
+    return Trunk(*ARCHITECTURES[architecture], branches=branches)
 
 
 class Head(nn.Module):

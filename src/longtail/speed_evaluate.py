@@ -10,7 +10,7 @@ from longtail import evaluate, models, sources, speed, speed_training, speed_vie
 from longtail import views as random_views
 
 
-def classifiers(rounds, protocol="fewshot_linear", labelled=100, validated=200, epochs=10, seeds=(1, 2, 3), rates=(10.0, 30.0),
+def classifiers(rounds, protocol="fewshot_linear", labelled=100, validated=200, epochs=5, seeds=(1, 2, 3), rates=(10.0, 30.0),
                 architecture="resnet10_small", side=32, classes=10):
     """All classifiers of these seeds and rates: ours, against one after the other as the reference trains them.
 

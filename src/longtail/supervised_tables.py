@@ -4,7 +4,7 @@ CB: class-balanced loss (Cui et al. 2019). LDAM (Cao et al. 2019). DDC (Wang et 
 it builds on, logit adjustment (Menon et al. 2021) and vector scaling (Kini et al. 2021).
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +16,7 @@ HEAD = {"cifar10": 5000, "cifar100": 500}       # images of the largest class
 PUBLISHED = {"architecture": "resnet32", "size": 32, "policy": "cifar_classifier", "split": 0,
              **asdict(supervised.PUBLISHED), "drops": "160 180"}       # precision is free
 TAIL = ["dataset", "kind", "ratio"]
+SETTINGS = ["largest", "architecture", "size", "policy", "precision", "jpeg", *(one.name for one in fields(supervised.Schedule))]
 NOTE = ("Top-1 error on the balanced test set, percent, last epoch; ±: population standard deviation over seeds or splits. full: published "
         "settings; JPEG copy: the same on images decoded from JPEG; cut: the paper's data at other settings; own data: other images. A "
         "difference is shown for full rows only.")
@@ -40,7 +41,8 @@ def measured(results):
     same &= scores.largest == scores.dataset.map(HEAD)
     status = scores.dataset.isin(list(HEAD)).map({True: "cut", False: "own data"}).astype(object)
     status[same] = scores.jpeg[same].map({True: "JPEG copy", False: "full"})
-    return scores.assign(status=status)
+    how = scores.architecture + ", " + scores.epochs.astype(str) + " epochs, largest class " + scores.largest.astype(str)
+    return scores.assign(status=status, settings=tables.told_apart(how, scores, SETTINGS))
 
 
 def compare(results, paper):
@@ -62,17 +64,16 @@ def compare(results, paper):
 
 def _alike(rows):
     """Groups of runs that differ in seed and split only."""
-    keys = [*TAIL, "arm", "method", "status", "architecture", "epochs", "largest", "size", "learning_rate", "policy"]
-    return [group for _, group in rows.groupby(keys, sort=False)]
+    return [group for _, group in rows.groupby([*TAIL, "arm", "method", "status", *SETTINGS], sort=False)]
 
 
 def _line(where, name, printed, ours):
     """One line of a table."""
     errors = 100 - ours.accuracy
     status = ours.status.iloc[0] if len(ours) else "not run"
-    how = "{architecture}, {epochs} epochs, largest class {largest}".format(**ours.iloc[0]) if len(ours) else ""
     return {**{key: where[key] for key in TAIL}, "method": name, "paper": printed, "ours": tables.spread(errors, 2),
-            "difference": f"{errors.mean() - float(printed):+.2f}" if status == "full" else "", "status": status, "settings": how}
+            "difference": f"{errors.mean() - float(printed):+.2f}" if status == "full" else "", "status": status,
+            "settings": ours.settings.iloc[0] if len(ours) else ""}
 
 
 def side_by_side(table):
@@ -85,7 +86,7 @@ def side_by_side(table):
 
 def gains(scores, baseline="ce"):
     """Scores with ``gain``, the accuracy above a baseline's on the same list and seed, in points; the baseline's own rows left out."""
-    keys = ["dataset", "imbalance", "largest", "architecture", "epochs", "split", "seed", "group"]
+    keys = ["dataset", "imbalance", *SETTINGS, "split", "seed", "group"]
     plain = scores[scores.method == baseline].set_index(keys).accuracy.rename("plain")
     paired = scores[scores.method != baseline].join(plain, on=keys)
     return paired.assign(gain=paired.accuracy - paired.plain)
@@ -96,6 +97,7 @@ def summary(scores):
 
     Columns: imbalance, method, settings, error, balanced error, many, medium, few, gain (balanced accuracy, points), se (of the gain).
     """
+    scores = scores.assign(arm=tables.told_apart(scores.arm, scores, SETTINGS))
     gained = gains(scores).query("group == 'balanced'").groupby(["imbalance", "method", "arm"]).gain.agg(["mean", "sem"])
     lines = []
     for (tail, method, arm), rows in scores.groupby(["imbalance", "method", "arm"], sort=False):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from longtail import runs
+from longtail import methods, runs
 
 GROUPS = ["many", "medium", "few"]
 MEASURES = [*GROUPS, "balance", "all"]
@@ -60,7 +60,24 @@ TABLES = {      # name of the file: paper, its table, protocol
 }
 NOTE = ("Percent. balance: population standard deviation over many, medium and few inside one run, then averaged over runs (the papers' "
         "column Std). ±: population standard deviation over splits or seeds. A difference is shown only at the published settings.")
+VARIED = ["policy", "batch_size", "learning_rate", "weight_decay", "warmup_epochs", "temperature", "prune_fraction", "options"]
+CONTROLS = {"gh": "two_stage"}      # what a method is set against beside the one that it builds on
 SETTING = ["dataset", "sampling_set", "budget", "method", "head_layers", "added", "schedule", *PICKING]
+
+
+def told_apart(names, rows, keys):
+    """The names, a series, each with those settings of ``rows`` that differ among rows so called: ``simclr, weight_decay 0.0005``."""
+    for key in keys:
+        several = rows[key].groupby(names).transform("nunique") > 1
+        names = names.mask(several, names + f", {key} " + rows[key].astype(str))
+    return names
+
+
+def encoders(rows):
+    """What each row's encoder is called: its method, its head where it is not the published one, and what else sets it apart."""
+    published_depth = rows.method.map(lambda name: methods.find(name).head_layers)
+    names = rows.method.where(rows.head_layers == published_depth, rows.method + ", " + rows.head_layers.astype(str) + "-layer head")
+    return told_apart(names, rows, ["epochs", *VARIED])
 
 
 def reported():
@@ -137,9 +154,8 @@ def compare(results, name, selection="best_validation"):
         match = ours[full & (ours[SETTING] == row[SETTING]).all(axis=1)]
         used += list(match.index)
         status = "full" if len(match[~match.updates]) else "not run"
-        lines += _lines({**row, **settings, "epochs": epochs}, row, match, status, measures, digits)
-    order = list(dict.fromkeys(zip(printed.method, printed.added, strict=True)))
-    for group in _own_rows(ours.drop(index=used), order):
+        lines += _lines({**row, **settings, "epochs": epochs, "label": label(row)}, row, match, status, measures, digits)
+    for group in _own_rows(ours.drop(index=used), printed):
         row = group.iloc[0]
         kinds = {"full": full[group.index].all(), "quarter": quarter[group.index].all(), "cut": row.dataset in set(printed.dataset)}
         status = next((kind for kind, fits in kinds.items() if fits), "own data")
@@ -162,12 +178,13 @@ def _candidates(ours, printed, protocol, sensitivity):
                 & ours.added.isin(printed.added) & ours.schedule.isin(printed.schedule) & (usual(ours) | sensitivity)]
 
 
-def _own_rows(ours, order):
-    """Groups of runs that make one row of their own, in the paper's order of (method, added)."""
-    ours = ours.assign(order=[order.index(pair) for pair in zip(ours.method, ours.added, strict=True)])
-    keys = ["dataset", "architecture", "epochs", "temperature", "prune_fraction", "precision", "seed_images", "budget", "sampling_set",
-            "order", *SETTING]
-    return [group for _, group in ours.groupby(list(dict.fromkeys(keys)), dropna=False)]
+def _own_rows(ours, printed):
+    """Groups of runs that make one row of their own, with its ``label``, in the paper's order of (method, added)."""
+    places = {pair: place for place, pair in enumerate(dict.fromkeys(zip(printed.method, printed.added, strict=True)))}
+    ours = ours.assign(order=[places[pair] for pair in zip(ours.method, ours.added, strict=True)],
+                       label=told_apart(pd.Series([label(row) for _, row in ours.iterrows()], ours.index, dtype=str), ours, VARIED))
+    place = ["dataset", "architecture", "epochs", "precision", "seed_images", "budget", "sampling_set", "order"]
+    return [group for _, group in ours.groupby(list(dict.fromkeys([*place, *VARIED, *SETTING])), dropna=False)]
 
 
 def usual(ours):
@@ -179,7 +196,7 @@ def _lines(setting, printed, ours, status, measures, digits):
     """One row of a table as a line per measure; printed is the paper's row, or None."""
     unlike = {"own data": "other data", "cut": "other settings", "quarter": "other length"}.get(status, "not printed")
     head = {"data": f"{setting['dataset']}, {setting['architecture']}, {setting['epochs']} epochs",
-            "pool": "none" if setting["added"] == "none" else f"{setting['sampling_set']}, {setting['budget']}", "row": label(setting)}
+            "pool": "none" if setting["added"] == "none" else f"{setting['sampling_set']}, {setting['budget']}", "row": setting["label"]}
     lines = []
     for measure in measures:
         epochs, updates = ours[~ours.updates][measure], ours[ours.updates][measure]
@@ -215,21 +232,25 @@ def spread(values, digits=1):
 def gains(results, selection="best_validation"):
     """What each method changes in the one that it builds on, with an equal head: points gained, mean ± sd over n pairs of split and seed.
 
-    "sdclr+bcl" builds on "sdclr", a single name on "simclr". Rows: data, protocol, method, builds on, n, and each of MEASURES.
+    "sdclr+bcl" builds on "sdclr", a single name on "simclr"; GH is also set against its control. Rows: data, protocol, method,
+    against, n, and each of MEASURES.
     """
     ours = outcomes(results, selection).query("subset == 'long_tail' and added == 'none'")
-    paired = ["dataset", "architecture", "size", "policy", "epochs", "batch_size", "learning_rate", "precision", "head_layers", "protocol",
-              "split", "seed"]
+    ours = ours.assign(encoder=encoders(ours))
+    paired = ["dataset", "architecture", "size", "policy", "epochs", "batch_size", "learning_rate", "weight_decay", "precision",
+              "head_layers", "protocol", "split", "seed"]
     rows = []
-    for (dataset, epochs, protocol, method), group in ours.groupby(["dataset", "epochs", "protocol", "method"], sort=False):
+    kinds = ours.groupby(["dataset", "epochs", "protocol", "method", "encoder"], sort=False)
+    for (dataset, epochs, protocol, method, name), group in kinds:
         base = method.rpartition("+")[0] or "simclr"
-        pairs = group.merge(ours[ours.method == base], on=paired, suffixes=("", "_base"))
-        if len(pairs) and method != base:
-            differences = {measure: pairs[measure] - pairs[f"{measure}_base"] for measure in MEASURES}
-            rows.append({"data": f"{dataset}, {epochs} epochs", "protocol": protocol, "method": method, "builds on": base, "n": len(pairs),
-                         **{measure: f"{gain.mean():+.1f}" + (f" ± {gain.std(ddof=0):.1f}" if len(pairs) > 1 else "")
-                            for measure, gain in differences.items()}})
-    return pd.DataFrame(rows, columns=["data", "protocol", "method", "builds on", "n", *MEASURES])
+        for other, bases in ours[ours.method.isin({base, CONTROLS.get(method)} - {method})].groupby("encoder", sort=False):
+            pairs = group.merge(bases, on=paired, suffixes=("", "_base"))
+            if len(pairs):
+                differences = {measure: pairs[measure] - pairs[f"{measure}_base"] for measure in MEASURES}
+                rows.append({"data": f"{dataset}, {epochs} epochs", "protocol": protocol, "method": name, "against": other,
+                             "n": len(pairs), **{measure: f"{gain.mean():+.1f}" + (f" ± {gain.std(ddof=0):.1f}" if len(pairs) > 1 else "")
+                                                 for measure, gain in differences.items()}})
+    return pd.DataFrame(rows, columns=["data", "protocol", "method", "against", "n", *MEASURES])
 
 
 def show(table):
