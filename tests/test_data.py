@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import itertools
 import json
 import pickle
 import zipfile
@@ -323,6 +324,17 @@ def test_class_folders_make_a_study(disk):
     assert one.classes == classes and sorted(one.counts) == [3, 4, 6]
     assert [len(one.test), len(one.validation), len(one.pool)] == [18, 6, 12]
     assert all(name.startswith(one.classes[label]) for name, label in zip(one.pool.names, one.pool.labels, strict=True))
+
+
+def test_labels_of_another_data_set(disk):
+    write(disk / "there", {f"{name}/{k:02d}.png": picture(60 * c + k) for c, name in enumerate(("ant", "bee")) for k in range(24)})
+    here = study()
+    there = data.elsewhere(here, "there", here.seed.images.shape[-1], 5)
+    assert there.classes == ("ant", "bee") and there.counts == [0, 0] and there.pool is here.pool
+    assert [len(there.train), len(there.validation), len(there.test)] == [10, 4, 12]
+    assert all(name.startswith(there.classes[label]) for name, label in zip(there.train.names, there.train.labels, strict=True))
+    names = [set(part.names) for part in (there.train, there.validation, there.test)]
+    assert not any(left & right for left, right in itertools.combinations(names, 2))
 
 
 def parts(root, classes=("ant", "bee"), **counts):

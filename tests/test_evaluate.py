@@ -52,6 +52,13 @@ def test_an_unknown_rule_is_refused():
         evaluate.size_groups([1, 2, 3], "halves")
 
 
+def test_classes_of_another_data_set_have_no_group():
+    groups = evaluate.size_groups([0, 0, 0], "thirds")
+    assert groups == ["", "", ""]
+    found = evaluate.summary([10, 20, 60], groups)
+    assert found.keys() == {"balance", "all"} and np.isnan(found["balance"]) and found["all"] == 30
+
+
 def test_a_summary_without_one_of_the_groups():
     assert evaluate.summary([10, 20], ["few", "many"]) == {"many": 20, "few": 10, "balance": 5, "all": 15}
 
@@ -158,6 +165,14 @@ def test_the_other_protocols_run(study, results, run, protocol, floor):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_labels_elsewhere_are_scored_over_all_classes(study, results, run):
+    there = replace(study, seed=study.seed.subset([]))      # the same labels, of classes without a size group
+    rows, usual = (evaluate.evaluate(run, results, labels, protocol, "digits_classifier").set_index(["selection", "group"])
+                   for labels, protocol in ((there, "linear_transfer"), (study, "linear")))
+    assert {group for _, group in rows.index} == {"all", *(f"class {name}" for name in study.classes)}
+    pd.testing.assert_frame_equal(rows.drop(columns="protocol"), usual.loc[rows.index].drop(columns="protocol"))
+
+
 def test_fine_tuning_changes_the_trunk_and_a_frozen_trunk_stays(study, results, run, short):
     for kind, protocol, changes in ((evaluate.train_frozen, "fewshot_linear", False), (evaluate.train_whole, "fewshot_finetune", True)):
         encoder = train.encoder_of(run, results)
@@ -227,7 +242,7 @@ def test_features_do_not_depend_on_chunks(study, results, run, monkeypatch, coun
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"protocol": "knn"}, "no protocol 'knn'; there are linear, linear_longtail, fewshot_linear, fewshot_finetune"),
+    ({"protocol": "knn"}, "no protocol 'knn'; there are linear, linear_longtail, linear_transfer, fewshot_linear, fewshot_finetune"),
     ({"group_rule": "halves"}, "no rule 'halves'"),
 ])
 def test_unknown_settings_are_refused(study, results, run, change, message):

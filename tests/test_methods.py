@@ -1,6 +1,7 @@
 """What each method adds: the authors' steps, what it remembers, what it changes between epochs, and how methods are joined."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from toy import FAMILY, IMAGES, image_set, planned
 
-from longtail import formulas, losses, methods, models, paths, runs, simclr, train
+from longtail import losses, methods, models, paths, runs, simclr, train
 
 SAM = json.loads((Path(__file__).parent / "golden" / "sam_step.json").read_text())
 STEPS = [case for case in SAM["cases"] if "X" in case["inputs"]]
@@ -272,6 +273,11 @@ def test_a_budget_that_the_pool_cannot_fill_is_refused(pool, budget):
         started("colt", reserve=pool, budget=budget)
 
 
+def test_picks_before_there_are_scores_are_refused():
+    with pytest.raises(ValueError, match="begin=0, but first picks follow from an epoch's scores; give 1 or more"):
+        started("colt", options=FAMILY["colt"]["options"].replace("begin=1", "begin=0"))
+
+
 # ---- labels
 
 def test_supervised_learns_labels_and_needs_them(results):
@@ -291,7 +297,7 @@ def test_simsiams_rate_falls_by_epoch_to_nothing():
     course = train.course(method.run, 20)
     rates = [method.rates(epoch, course) for epoch in range(4)]
     assert all(len(set(epoch)) == 1 and len(epoch) == 3 for epoch in rates)
-    assert [epoch[0] for epoch in rates] == pytest.approx([formulas.warmup_cosine(k, 4, 0, 0.1, 0) for k in (1, 2, 3, 4)])
+    assert [epoch[0] for epoch in rates] == pytest.approx([0.05 * (1 + math.cos(math.pi * k / 4)) for k in (1, 2, 3, 4)])
     assert rates[-1][0] == 0
 
 

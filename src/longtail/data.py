@@ -107,10 +107,25 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
     pool = outsider_set(outsiders, size, outsider_count, outsider_classes, source.classes, pool_in_files, skip_broken)
     if len(left) or not pool:
         pool = [source.images.subset(left), *pool]
-    labelled = class_orders(labels, source.labelled, classes, np.random.default_rng(0))
-    labelled = np.concatenate([order[:labelled_per_class or None] for order in labelled])
-    return Study(*(source.images.subset(index) for index in (long_tail, balanced, few, labelled, source.validation)), source.test,
-                 functools.reduce(operator.add, pool).shuffled(split), source.classes)
+    lists = long_tail, balanced, few, labels_of(source, labelled_per_class), source.validation
+    return Study(*map(source.images.subset, lists), source.test, functools.reduce(operator.add, pool).shuffled(split), source.classes)
+
+
+def labels_of(source, count):
+    """Positions of ``count`` labelled images of each class, 0 for all, the same in every split."""
+    orders = class_orders(source.images.labels.numpy(), source.labelled, len(source.classes), np.random.default_rng(0))
+    return np.concatenate([order[:count or None] for order in orders])
+
+
+def elsewhere(study, dataset, size, labelled_per_class=0):
+    """A study with the labels of another data set, so that ``evaluate`` asks encoders what they are worth there.
+
+    Its classes are in no long-tailed list, so their counts are 0 and they have no size group.
+    """
+    source, nothing = load(dataset, size), []
+    train, validation, none = map(source.images.subset, (labels_of(source, labelled_per_class), source.validation, nothing))
+    return replace(study, seed=none, balanced=none, few=none, train=train, validation=validation, test=source.test,
+                   classes=source.classes)
 
 
 def leftovers(orders, used, count):

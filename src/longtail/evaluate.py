@@ -32,6 +32,7 @@ class Protocol:
 PROTOCOLS = {
     "linear": Protocol("train", 30, 30.0, (10, 20), 128, 1),
     "linear_longtail": Protocol("seed", 30, 30.0, (10, 20), 128, 1),            # imbalanced downstream task (MAK 3.4)
+    "linear_transfer": Protocol("train", 30, 30.0, (10, 20), 128, 1),           # the same on another data set, of data.elsewhere
     "fewshot_linear": Protocol("few", 100, 30.0, (40, 60), 128, 5),             # as SDCLR's code does it
     "fewshot_finetune": Protocol("few", 100, 0.02, (), 64, 5, whole=True),      # as MAK's paper states it
 }
@@ -40,8 +41,11 @@ PROTOCOLS = {
 def size_groups(counts, rule):
     """The size group of each class, list of "many", "medium", "few", from its images in the long-tailed list (spec 4.4).
 
-    ``thirds``: by rank, ⌊C/3⌋ few, ⌊C/3⌋ medium, the rest many; ``thresholds``: many above 100 images, few below 20.
+    ``thirds``: by rank, ⌊C/3⌋ few, ⌊C/3⌋ medium, the rest many; ``thresholds``: many above 100 images, few below 20. Classes of another
+    data set, all without images in the list, have no group: "".
     """
+    if not any(counts):
+        return [""] * len(counts)
     if rule == "thresholds":
         return ["many" if count > 100 else "few" if count < 20 else "medium" for count in counts]
     if rule != "thirds":
@@ -59,7 +63,7 @@ def summary(class_accuracy, groups):
     """
     accuracy, groups = np.asarray(class_accuracy, dtype=float), np.asarray(groups)
     means = {name: float(accuracy[groups == name].mean()) for name in SIZE_GROUPS if (groups == name).any()}
-    return means | {"balance": float(np.std(list(means.values()))), "all": float(accuracy.mean())}
+    return means | {"balance": float(np.std(list(means.values()) or [np.nan])), "all": float(accuracy.mean())}
 
 
 @torch.no_grad()

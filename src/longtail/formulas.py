@@ -55,7 +55,7 @@ def log_density(features, bandwidth):
 
 
 def density_weights(features, alpha=1.0, bandwidth=None, clip=None, normalise=True):
-    """Weights of images that fall with the density around them, mean 1: features (n, d) -> (n,) float64.
+    """Weights of images that fall with the density around them, mean 1 before they are clipped: features (n, d) -> (n,) float64.
 
     w = p^(−alpha). ``normalise`` first scales rows to length 1; ``bandwidth`` is half the median distance between rows (of 4,096 of
     them, evenly spaced) unless given; ``clip`` bounds the weights. The paper leaves kernel and features open: a convention of ours.

@@ -74,7 +74,10 @@ def told_apart(names, rows, keys):
 
 
 def encoders(rows):
-    """What each row's encoder is called: its method, its head where it is not the published one, and what else sets it apart."""
+    """What each row's encoder is called: its method, its head where it is not the published one, and what else sets it apart.
+
+    ``rows`` have all fields of their runs, as those of ``finished`` and ``outcomes``; series with their index.
+    """
     published_depth = rows.method.map(lambda name: methods.find(name).head_layers)
     names = rows.method.where(rows.head_layers == published_depth, rows.method + ", " + rows.head_layers.astype(str) + "-layer head")
     return told_apart(names, rows, ["epochs", *VARIED])
