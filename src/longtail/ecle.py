@@ -12,7 +12,7 @@ from longtail.losses import nt_xent
 from longtail.shards import Alone
 from longtail.views import POLICIES, augment
 
-CELLS = 2**24  # similarities held at once, 64 MiB in float32; bounds memory and never the result
+CELLS = {"cuda": 2**24, "cpu": 2**20}       # similarities held at once, 4 MiB in a processor's cache; bounds memory, never the result
 
 
 def ecle(projections, temperature, batch, repeats, permutations=None, generator=None):
@@ -53,7 +53,7 @@ def _one_cut(first, second, order, temperature, batch, group):
     """Loss of every image (n,) when `order` is cut into batches; the last one is filled with images that already have theirs."""
     starts = torch.arange(0, len(order), batch, device=order.device)
     places = starts.clamp(max=len(order) - batch)[:, None] + torch.arange(batch, device=order.device)
-    stacks = [part.split(max(1, CELLS // (2 * batch) ** 2)) for part in (order[places], places >= starts[:, None])]
+    stacks = [part.split(max(1, CELLS[first.device.type] // (2 * batch) ** 2)) for part in (order[places], places >= starts[:, None])]
     loss = torch.zeros(len(order), dtype=torch.float64, device=first.device)
     for some, fresh in itertools.islice(zip(*stacks, strict=True), group.rank, None, group.size):
         loss[some[fresh]] = nt_xent(first[some], second[some], temperature).double()[fresh]

@@ -15,7 +15,7 @@ def contrast(first, second, temperature):
     if both.dtype in (torch.float16, torch.bfloat16):
         both = both.float()         # exp(1/τ) and sums over thousands of negatives need float32
     unit = functional.normalize(both, dim=-1)
-    logits = unit @ unit.mT / temperature
+    logits = (unit @ unit.mT).div_(temperature)
     logits.diagonal(dim1=-2, dim2=-1).fill_(float("-inf"))
     positive = (unit[..., :n, :] * unit[..., n:, :]).sum(-1) / temperature
     return logits, positive, logits.logsumexp(-1)
