@@ -72,6 +72,15 @@ def sub_labels(labels, cluster, clusters):
     return (clusters.cumsum(0) - clusters)[torch.as_tensor(labels)] + torch.as_tensor(cluster), of_sub
 
 
+def class_logits(logits, of_sub, together):
+    """One logit a class from those of its sub-labels: (n, ΣK), the class of each sub-label (ΣK,) -> (n, K).
+
+    ``together``: torch.amax decides for the class of the best sub-label, as COG does; torch.logsumexp for the class whose sub-labels
+    are most probable in sum.
+    """
+    return torch.stack([together(logits[:, of_sub == label], 1) for label in range(int(of_sub.max()) + 1)], 1)
+
+
 def oversampled(labels, copies):
     """Positions that hold every image of a class as often as ``copies`` says: (n,), K numbers -> (m,)."""
     return torch.arange(len(labels)).repeat_interleave(torch.as_tensor(copies)[torch.as_tensor(labels)])
@@ -129,8 +138,7 @@ def head_logits(arm, train_set, test_features, counts, schedule, neighbours, see
     for _ in supervised.fit(head, optimizer, lambda order, epoch: features[order], labels.to(runs.device()), method, schedule, seed):
         pass
     with torch.no_grad():
-        logits = head(test_features)
-    classes = torch.stack([logits[:, of_sub == label].amax(1) for label in range(len(counts))], 1)     # the class of the best sub-label
+        classes = class_logits(head(test_features), of_sub, torch.amax)
     return imbalance.posthoc_logit_adjust(classes, counts) if arm == "posthoc_la" else classes
 
 
