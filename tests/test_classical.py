@@ -149,18 +149,50 @@ def test_under_sampling_follows(case):
 
 # ---- bad input: one line that names it
 
+def resized(counts, sizes, neighbours):
+    return classical.resize_classes(np.zeros((sum(counts), 2)), np.repeat(range(len(counts)), counts), sizes, neighbours)
+
+
+def moved(costs):
+    return classical.move_threshold(torch.ones(2, 2) / 2, torch.tensor([costs, [1.0, 0.0]]))
+
+
 @pytest.mark.parametrize("wrong, message", [
-    (lambda: classical.resize_classes(np.zeros((14, 2)), np.repeat([0, 1], [10, 4]), {0: 10, 1: 10}), "class 1 has 4 images, SMOTE with 5"),
-    (lambda: classical.resize_classes(np.zeros((11, 2)), np.repeat([0, 1], [10, 1]), {1: 2}, 0), "0 neighbours; SMOTE needs at least one"),
-    (lambda: classical.move_threshold(torch.ones(2, 2) / 2, torch.tensor([[0.0, -1.0], [1.0, 0.0]])), "a cost is negative"),
-    (lambda: classical.move_threshold(torch.ones(2, 2) / 2, torch.ones(2, 2)), "on the diagonal is not 0"),
+    (lambda: resized([10, 4], {0: 10, 1: 10}, 5), "class 1 has 4 images, SMOTE with 5 neighbours needs 6; ask for at most 3"),
+    (lambda: resized([10, 1], {1: 2}, 0), "0 neighbours; SMOTE needs at least one"),
+    (lambda: resized([10, 1], {1: 2}, 1), "class 1 has 1 images, SMOTE with 1 neighbours needs 2; leave the class out"),
+    (lambda: resized([10], {1: 2}, 5), "class 1 has 0 images, SMOTE with 5 neighbours needs 6; leave the class out"),
+    (lambda: resized([10, 4], {0: -3}, 2), "-3 images of class 0 are asked for; ask for 0 or more"),
+    (lambda: classical.resize_classes(np.zeros((4, 2)), [[0], [0], [0], [1]], {0: 2}), r"labels are int64 of shape \(4, 1\)"),
+    (lambda: moved([0.0, -1.0]), "a cost is negative or not finite"), (lambda: moved([0.0, np.nan]), "a cost is negative or not finite"),
+    (lambda: moved([0.0, np.inf]), "a cost is negative or not finite"), (lambda: moved([1.0, 1.0]), "on the diagonal is not 0"),
+    (lambda: classical.move_threshold(torch.ones(2, 2) / 2, torch.zeros(2, 2)), "no class of image 0 has both a probability and a cost"),
+    (lambda: classical.move_threshold(torch.eye(2), torch.tensor([[0.0, 1.0], [0.0, 0.0]])), "no class of image 1 has both"),
     (lambda: classical.move_threshold(torch.ones(2, 3) / 3, torch.zeros(2, 2)), r"shape \(2, 2\) for 3 classes"),
+    (lambda: classical.cluster_sizes([5, float("nan")]), "class 1 has nan training images"),
+    (lambda: classical.sub_labels([[0, 1]], [0, 0], [1, 1]), r"labels are int64 of shape \(1, 2\)"),
+    (lambda: classical.oversampled([0.0, 1.0], [1, 1]), "labels are float32"),
+    (lambda: classical.local_clusters(torch.zeros(2, 2), [[0], [1]], [1, 1]), r"labels are int64 of shape \(2, 1\)"),
+    (lambda: classical.plugin_threshold([[-1, 1]]), r"labels are int64 of shape \(1, 2\)"),
     (lambda: classical.plugin_threshold([-1, -1]), "0 of 2 labels are positive"),
     (lambda: classical.local_clusters(torch.zeros(3, 2), torch.tensor([0, 0, 1]), [1, 2]), "class 1 has 1 images for 2 clusters")])
 def test_bad_input_is_one_clear_line(wrong, message):
     with pytest.raises(ValueError, match=message) as caught:
         wrong()
     assert "\n" not in str(caught.value)
+
+
+def test_labels_of_any_whole_numbers_are_the_same_labels():
+    features, clusters = np.random.default_rng(0).normal(size=(9, 2)), [2, 1]
+    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    for given in (labels.tolist(), labels.int(), labels.numpy().astype(np.uint8)):
+        cluster = classical.local_clusters(features, given, clusters)
+        assert cluster.tolist() == classical.local_clusters(features, labels, clusters).tolist()
+        assert classical.sub_labels(given, cluster, clusters)[0].tolist() == classical.sub_labels(labels, cluster, clusters)[0].tolist()
+        assert classical.oversampled(given, [1, 2]).tolist() == classical.oversampled(labels, [1, 2]).tolist()
+        assert classical.plugin_threshold(given) == classical.plugin_threshold(labels)
+        for ours, other in zip(*(classical.resize_classes(features, which, {1: 6}, 2) for which in (given, labels)), strict=True):
+            np.testing.assert_array_equal(ours, other)
 
 
 # ---- heads

@@ -414,8 +414,24 @@ def test_only_the_named_methods_use_cosines_or_draw_with_replacement():
 
 # ---- bad input: one line that names it
 
+EACH_LOSS = [partial(adjusted_cross_entropy, spec=LossSpec()), sigmoid_focal, softmax_focal, partial(ldam_hinge, margins=0.5)]
+
+
+@pytest.mark.parametrize("loss", EACH_LOSS)
+def test_labels_of_any_whole_numbers_are_the_same_labels(loss):
+    logits, labels = problem()
+    for given in (labels.tolist(), labels.int(), labels.numpy().astype(np.uint8)):
+        torch.testing.assert_close(loss(logits, given), loss(logits, labels), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("wrong, message", [
-    (lambda: imbalance.logit_adjusted([5, 0, 3], 1.0), "class 1 has no training image"),
+    (lambda: imbalance.logit_adjusted([5, 0, 3], 1.0), "class 1 has 0 training images, it needs some; leave it out, or ask log_prior"),
+    (lambda: imbalance.class_sizes([5, float("nan")]), "class 1 has nan training images"),
+    (lambda: imbalance.class_sizes([-2, 5]), "class 0 has -2 training images"),
+    (lambda: imbalance.class_sizes([2, float("inf")]), "class 1 has inf training images"),
+    (lambda: imbalance.log_prior([5, -1], smoothing=2.0), "class 1 has -1 training images"),
+    (lambda: imbalance.posthoc_logit_adjust(torch.zeros(2, 3), [5, 3]), r"counts have shape \(2,\) for 3 classes; give the training"),
+    (lambda: imbalance.posthoc_logit_adjust(torch.zeros(2, 3), [5]), r"counts have shape \(1,\) for 3 classes"),
     (lambda: imbalance.class_balanced([5, 3], 1.0), "b is 1.0"),
     (lambda: LossSpec(reduction="sum"), "no reduction 'sum'"),
     (lambda: adjusted_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 3]), LossSpec()), "labels reach from 0 to 3"),
@@ -424,7 +440,13 @@ def test_only_the_named_methods_use_cosines_or_draw_with_replacement():
     (lambda: adjusted_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), LossSpec(alpha=[1.0, 2.0])), r"alpha has shape \(2,\) for 3"),
     (lambda: adjusted_cross_entropy(torch.zeros(2, 3), torch.tensor([0]), LossSpec()), "one row of logits an image"),
     (lambda: staged(1, 2, -1), "starts at epoch -1"), (lambda: imbalance.parse("svm"), "no method 'svm'; there are ce, focal"),
-    (lambda: imbalance.parse("vs gama:1"), "vs takes gamma:…, tau:…, start:…"), (lambda: imbalance.parse("vs 0.3"), "cannot be read")])
+    (lambda: imbalance.parse("vs gama:1"), "vs takes gamma:…, tau:…, start:…"), (lambda: imbalance.parse("vs 0.3"), "cannot be read"),
+    *((partial(imbalance.parse, f"vs {given}"), f"'vs {given}' cannot be read; vs takes gamma:…, tau:…, start:…, each a number")
+      for given in ("gamma:abc", "gamma:", "gamma:nan", "tau:inf", "start:1.5", "gamma:1 gamma:2", "sizes:3")),
+    *((partial(loss, torch.zeros(2, 3), labels), message) for loss in EACH_LOSS for labels, message in (
+        ([[0], [1]], r"labels are int64 of shape \(2, 1\); give one whole number an image"), ([0, 1, 2], "one row of logits an image"),
+        (torch.tensor([0.0, 1.0]), r"labels are float32 of shape \(2,\)"))),
+])
 def test_bad_input_is_one_clear_line(wrong, message):
     with pytest.raises(ValueError, match=message) as caught:
         wrong()

@@ -75,7 +75,19 @@ def test_more_images_than_a_class_has_are_refused(source):
         planned(source, split=0, largest=900)
 
 
-@pytest.mark.parametrize("tail", ["exponential", "100", "step ten"])
+@pytest.mark.parametrize("wrong, message", [
+    (lambda: supervised.subset_indices([0, 0, 1], [1, -1], 0), "the long tail needs -1 images of class 1; give 0 or more"),
+    (lambda: supervised.subset_indices([0, 0, 1], [float("nan"), 1], 0), "the long tail needs nan images of class 0"),
+    (lambda: supervised.subset_indices([[0, 0, 1]], [1, 1], 0), r"labels are int64 of shape \(1, 3\)"),
+    (lambda: supervised.score_rows(torch.eye(2), torch.tensor([[0, 1]]), ["many", "few"]), r"labels are int64 of shape \(1, 2\)")])
+def test_bad_input_is_one_clear_line(wrong, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        wrong()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tail", ["exponential", "100", "step ten", "exponential 0", "step 0", "exponential nan", "step nan", "step inf",
+                                  "exponential -10", "step 0.5"])
 def test_a_tail_without_its_ratio_is_refused(source, tail):
     with pytest.raises(ValueError, match="write its kind and the ratio"):
         planned(source, tail=tail)
