@@ -90,7 +90,9 @@ def test_the_other_kinds():
 @pytest.mark.parametrize("arguments, message", [
     ((100, 10, 0.1, "zipf"), "no kind of long tail 'zipf'; there are exponential, step, pareto_imagenet100"),
     ((50, 10, 0.01, "exponential"), "a class without images: largest 50 and factor 0.01 leave the smallest class 0"),
-    ((50, 10, 0.01, "step"), "a class without images"),
+    ((50, 10, 0.01, "step"), "a class without images"), ((50, 10, 0, "step"), "a class without images"),
+    ((50, 10, float("nan"), "step"), "factor nan is no share"), ((50, 10, -0.5, "exponential"), "factor -0.5 is no share"),
+    ((50, 10, 2, "exponential"), "factor 2 is no share; give the smallest class's share of the largest"),
     ((400, 10, 0.01, "pareto_imagenet100"), "a table of 100 classes, the data have 10; use exponential"),
 ])
 def test_impossible_tails_are_refused(arguments, message):

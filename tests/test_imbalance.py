@@ -5,16 +5,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from longtail import imbalance
-from longtail.losses import LossSpec, adjusted_cross_entropy, ldam_hinge, sigmoid_focal, softmax_focal, staged
+from longtail.losses import LossSpec, adjusted_cross_entropy, adjusted_losses, ldam_hinge, sigmoid_focal, softmax_focal, staged
 from longtail.supervised import Schedule
 
 COUNTS = [5000, 997, 12, 80, 3]
 SCHEDULE = Schedule(epochs=20, batch_size=8, learning_rate=0.1, drops=(16, 18), drop=0.01)
+SINGLE = {"rtol": 1e-5, "atol": 1e-6}           # what float32 leaves of an expected value
 
 
 def golden(name):
@@ -31,17 +33,28 @@ def tensor(values, dtype=torch.float64):
     return torch.tensor(values, dtype=dtype)
 
 
-def agrees(loss, case, tolerance, logits="logits", want=None):
+def in_both(tolerance):
+    """Both precisions, each with its bounds; only an exact zero needs the absolute one where a golden file names none."""
+    return (torch.float64, {"rtol": tolerance["rtol"], "atol": tolerance.get("atol", 1e-12)}), (torch.float32, SINGLE)
+
+
+def agrees(loss, case, tolerance, want=None):
     """Loss and gradient with respect to the logits are the expected ones, in double and in single precision."""
     want = want or case["expected"]
-    exact = {"rtol": tolerance["rtol"], "atol": tolerance["atol"]}
-    for dtype, bounds in ((torch.float64, exact), (torch.float32, {"rtol": 1e-5, "atol": 1e-6})):
-        z = tensor(case["inputs"][logits], dtype).requires_grad_()
+    for dtype, bounds in in_both(tolerance):
+        z = tensor(case["inputs"]["logits"], dtype).requires_grad_()
         value = loss(z, torch.tensor(case["inputs"]["labels"]))
         value.backward()
         assert value.dtype == dtype and value.ndim == 0
         torch.testing.assert_close(value.detach(), tensor(want["loss"], dtype), **bounds)
         torch.testing.assert_close(z.grad, tensor(want["grad"], dtype), **bounds)
+
+
+def each_agrees(spec, case, tolerance):
+    """The loss of each image, before the weights, is the expected one in both precisions."""
+    for dtype, bounds in in_both(tolerance):
+        loss, _ = adjusted_losses(tensor(case["inputs"]["logits"], dtype), torch.tensor(case["inputs"]["labels"]), spec)
+        torch.testing.assert_close(loss, tensor(case["expected"]["per_sample_unweighted"], dtype), **bounds)
 
 
 def problem(seed=0, images=40, counts=COUNTS):
@@ -77,17 +90,27 @@ def test_weights_are_the_reference(case, tolerance):
 def test_class_balanced_losses_are_the_reference(case, tolerance):
     inputs = case["inputs"]
     weights = imbalance.class_balanced_weights(inputs["counts"], inputs["beta"])
+    torch.testing.assert_close(weights, tensor(case["expected"]["class_weight"]), rtol=tolerance["rtol"], atol=0)
     if inputs["loss_type"] == "softmax":
-        agrees(partial(adjusted_cross_entropy, spec=imbalance.class_balanced(inputs["counts"], inputs["beta"])), case, tolerance)
+        loss = partial(adjusted_cross_entropy, spec=imbalance.class_balanced(inputs["counts"], inputs["beta"]))
     else:
-        agrees(lambda z, y: sigmoid_focal(z, y, weights, inputs["gamma"] or 0.0).mean(), case, tolerance)
+        def loss(z, y):
+            return sigmoid_focal(z, y, weights, inputs["gamma"] or 0.0).mean()
+    agrees(loss, case, tolerance)
+    single = loss(tensor(inputs["logits"], torch.float32), torch.tensor(inputs["labels"]))
+    assert single.item() == pytest.approx(case["expected"]["tf_float32_loss"], rel=tolerance["float32_rtol"])
 
 
 @pytest.mark.parametrize("case, tolerance", cases("softmax_focal"))
 def test_softmax_focal_is_the_reference(case, tolerance):
-    gamma, weights = case["inputs"]["gamma"], imbalance.class_balanced_weights(case["inputs"]["counts"], case["inputs"]["beta"])
-    agrees(lambda z, y: softmax_focal(z, y, 1.0, gamma).mean(), case, tolerance, want=case["expected"]["unweighted"])
-    agrees(lambda z, y: softmax_focal(z, y, weights, gamma).mean(), case, tolerance, want=case["expected"]["weighted_outside_modulator"])
+    inputs, want = case["inputs"], case["expected"]
+    gamma, weights = inputs["gamma"], imbalance.class_balanced_weights(inputs["counts"], inputs["beta"])
+    torch.testing.assert_close(weights, tensor(want["class_weight"]), rtol=tolerance["rtol"], atol=0)
+    agrees(lambda z, y: softmax_focal(z, y, 1.0, gamma).mean(), case, tolerance, want=want["unweighted"])
+    agrees(lambda z, y: softmax_focal(z, y, weights, gamma).mean(), case, tolerance, want=want["weighted_outside_modulator"])
+    ours = softmax_focal(tensor(inputs["logits"]), torch.tensor(inputs["labels"]), weights, gamma).mean().item()
+    differs = ours != pytest.approx(want["weighted_as_in_reference"]["loss"], rel=1e-6)     # LDAM's code has the weight in the power too
+    assert differs == (gamma > 0 and len(set(inputs["counts"])) > 1)
 
 
 @pytest.mark.parametrize("case, tolerance", cases("ldam"))
@@ -95,6 +118,7 @@ def test_ldam_is_the_reference(case, tolerance):
     inputs = case["inputs"]
     spec = imbalance.ldam(inputs["counts"], inputs["max_m"], float(inputs["s"]))
     torch.testing.assert_close(spec.mu / inputs["s"], tensor(case["expected"]["margin"]), rtol=1e-12, atol=0)
+    each_agrees(spec, case, tolerance)
     spec = imbalance.reweighted(spec, tensor(inputs["class_weight"])) if inputs["class_weight"] else spec
     agrees(partial(adjusted_cross_entropy, spec=spec), case, tolerance)
 
@@ -102,11 +126,13 @@ def test_ldam_is_the_reference(case, tolerance):
 @pytest.mark.parametrize("case, tolerance", cases("ldam_hinge"))
 def test_hinge_and_uniform_margin_are_the_definition(case, tolerance):
     inputs, want = case["inputs"], case["expected"]
-    logits, labels = tensor(inputs["logits"]), torch.tensor(inputs["labels"])
-    hinge = ldam_hinge(logits, labels, imbalance.class_margins(inputs["counts"], inputs["max_m"]))
-    torch.testing.assert_close(hinge, tensor(want["ldam_hinge_per_sample"]), **tolerance)
-    torch.testing.assert_close(hinge.mean(), tensor(want["ldam_hinge_mean"]), **tolerance)
-    torch.testing.assert_close(ldam_hinge(logits, labels, inputs["uniform_margin"]), tensor(want["uniform_hinge_per_sample"]), **tolerance)
+    for dtype, bounds in in_both(tolerance):
+        logits, labels = tensor(inputs["logits"], dtype), torch.tensor(inputs["labels"])
+        hinge = ldam_hinge(logits, labels, imbalance.class_margins(inputs["counts"], inputs["max_m"]))
+        torch.testing.assert_close(hinge, tensor(want["ldam_hinge_per_sample"], dtype), **bounds)
+        torch.testing.assert_close(hinge.mean(), tensor(want["ldam_hinge_mean"], dtype), **bounds)
+        uniform = ldam_hinge(logits, labels, inputs["uniform_margin"])
+        torch.testing.assert_close(uniform, tensor(want["uniform_hinge_per_sample"], dtype), **bounds)
     uniform = LossSpec(beta=float(inputs["s"]), mu=inputs["s"] * inputs["uniform_margin"])
     agrees(partial(adjusted_cross_entropy, spec=uniform), case, tolerance,
            want={"loss": want["uniform_margin_ce"], "grad": want["uniform_margin_ce_grad"]})
@@ -120,6 +146,7 @@ def test_vs_cdt_and_logit_adjustment_are_the_reference(case, tolerance):
     torch.testing.assert_close(spec.iota, tensor(case["expected"]["iota"]), rtol=1e-12, atol=1e-14)
     if inputs["kind"] == "LA":
         spec = imbalance.logit_adjusted(inputs["counts"], inputs["tau"])
+    each_agrees(spec, case, tolerance)
     agrees(partial(adjusted_cross_entropy, spec=imbalance.reweighted(spec, tensor(inputs["class_weight"])) if inputs["class_weight"]
                    else spec), case, tolerance)
 
@@ -150,10 +177,13 @@ def test_stages_of_the_weights_are_the_reference(case, tolerance):
 
 @pytest.mark.parametrize("case, tolerance", cases("posthoc_la"))
 def test_posthoc_adjustment_is_the_reference(case, tolerance):
-    logits = tensor(case["inputs"]["logits"])
-    adjusted = imbalance.posthoc_logit_adjust(logits, case["inputs"]["counts"], case["inputs"]["tau"])
-    torch.testing.assert_close(adjusted, tensor(case["expected"]["adjusted_logits"]), rtol=tolerance["rtol"], atol=1e-12)
-    assert adjusted.argmax(1).tolist() == case["expected"]["prediction"]
+    inputs, want = case["inputs"], case["expected"]
+    for dtype, bounds in in_both(tolerance):
+        adjusted = imbalance.posthoc_logit_adjust(tensor(inputs["logits"], dtype), inputs["counts"], inputs["tau"])
+        torch.testing.assert_close(adjusted, tensor(want["adjusted_logits"], dtype), **bounds)
+        assert adjusted.argmax(1).tolist() == want["prediction"]
+    shift = inputs["tau"] * imbalance.log_prior(inputs["counts"])
+    assert ((shift.exp() + 1e-12).log() - shift).max().item() == pytest.approx(want["max_shift_from_epsilon"], abs=1e-14)   # as published
 
 
 # ---- properties
@@ -255,6 +285,111 @@ def test_half_precision_is_computed_in_single():
 
 # ---- methods by name
 
+SIZES = np.array(COUNTS)
+LOG_PRIOR = np.log(SIZES / SIZES.sum())
+ONES, ZEROS = np.ones(5), np.zeros(5)
+
+
+def shares(weights):
+    return len(weights) * weights / weights.sum()
+
+
+def effective(b):
+    return shares((1 - b) / (1 - b**SIZES))
+
+
+def scales(gamma):
+    return (SIZES / SIZES.max())**gamma
+
+
+def margins(max_m):
+    return max_m * (SIZES.min() / SIZES)**0.25
+
+
+def softmax_formula(z, y, alpha=ONES, beta=ONES, iota=ZEROS, mu=ZEROS, gamma=0.0, weighted=False):
+    """One image at a time: α_y (1 − p_y)^γ · −log p_y of the changed logits, over the batch or over the sum of weights."""
+    terms = []
+    for row, label in zip(z, y, strict=True):
+        changed = np.exp(beta * row + iota - mu * (np.arange(5) == label))
+        chance = changed[label] / changed.sum()
+        terms.append(alpha[label] * (1 - chance)**gamma * -np.log(chance))
+    return sum(terms) / (sum(alpha[label] for label in y) if weighted else len(y))
+
+
+def sigmoid_formula(z, y, alpha=ONES, gamma=0.0):
+    """The same of one binary problem a class, each with the weight of the true class."""
+    terms = []
+    for row, label in zip(z, y, strict=True):
+        chance = 1 / (1 + np.exp(np.where(np.arange(5) == label, -row, row)))           # of what is right
+        terms.append(alpha[label] * ((1 - chance)**gamma * -np.log(chance)).sum())
+    return sum(terms) / len(y)
+
+
+def hinge_formula(z, y, margin):
+    return sum(max(0, max(np.delete(row, label)) - row[label] + margin[label]) for row, label in zip(z, y, strict=True)) / len(y)
+
+
+SOFTMAX, SIGMOID, HINGE = softmax_formula, sigmoid_formula, hinge_formula
+LATE = effective(0.9999)
+PLANS = [       # arm, formula, its settings before the switch, what the switch changes
+    ("ce", SOFTMAX, {}, {}),
+    ("focal", SOFTMAX, {"gamma": 1}, {}), ("focal gamma:2", SOFTMAX, {"gamma": 2}, {}),
+    ("sigmoid", SIGMOID, {}, {}), ("sigmoid_focal", SIGMOID, {"gamma": 1}, {}), ("sigmoid_focal gamma:0.5", SIGMOID, {"gamma": 0.5}, {}),
+    ("cb_sigmoid", SIGMOID, {"alpha": LATE}, {}), ("cb_sigmoid b:0.9", SIGMOID, {"alpha": effective(0.9)}, {}),
+    ("cb_focal", SIGMOID, {"alpha": LATE, "gamma": 1}, {}),
+    ("cb_focal b:0.9 gamma:0.5", SIGMOID, {"alpha": effective(0.9), "gamma": 0.5}, {}),
+    ("cb", SOFTMAX, {"alpha": LATE}, {}), ("cb b:0.9", SOFTMAX, {"alpha": effective(0.9)}, {}),
+    ("cb_weighted", SOFTMAX, {"alpha": LATE, "weighted": True}, {}),
+    ("cb_weighted b:0.9", SOFTMAX, {"alpha": effective(0.9), "weighted": True}, {}),
+    ("resampling", SOFTMAX, {}, {}),
+    ("ce_drw", SOFTMAX, {}, {"alpha": LATE, "weighted": True}), ("ce_drw b:0.9", SOFTMAX, {}, {"alpha": effective(0.9), "weighted": True}),
+    ("ldam", SOFTMAX, {"beta": 30 * ONES, "mu": 30 * margins(0.5)}, {}),
+    ("ldam max_m:0.3 s:7", SOFTMAX, {"beta": 7 * ONES, "mu": 7 * margins(0.3)}, {}),
+    ("ldam_drw", SOFTMAX, {"beta": 30 * ONES, "mu": 30 * margins(0.5)}, {"alpha": LATE, "weighted": True}),
+    ("ldam_drw max_m:0.3 s:7 b:0.9", SOFTMAX, {"beta": 7 * ONES, "mu": 7 * margins(0.3)},
+     {"alpha": effective(0.9), "weighted": True}),
+    ("uniform_drw", SOFTMAX, {"beta": 30 * ONES, "mu": 15 * ONES}, {"alpha": LATE, "weighted": True}),
+    ("uniform_drw margin:0.3 s:7 b:0.9", SOFTMAX, {"beta": 7 * ONES, "mu": 2.1 * ONES},
+     {"alpha": effective(0.9), "weighted": True}),
+    ("ldam_hinge_drs", HINGE, {"margin": margins(0.5)}, {}), ("ldam_hinge_drs max_m:0.3", HINGE, {"margin": margins(0.3)}, {}),
+    ("la", SOFTMAX, {"iota": LOG_PRIOR}, {}), ("la tau:1.5", SOFTMAX, {"iota": 1.5 * LOG_PRIOR}, {}),
+    ("cdt", SOFTMAX, {"beta": scales(0.3)}, {}), ("cdt gamma:0.1", SOFTMAX, {"beta": scales(0.1)}, {}),
+    ("vs", SOFTMAX, {"beta": scales(0.3), "iota": LOG_PRIOR}, {}),
+    ("vs gamma:0.1 tau:1.5", SOFTMAX, {"beta": scales(0.1), "iota": 1.5 * LOG_PRIOR}, {}),
+    ("tla", SOFTMAX, {"beta": scales(0.05), "iota": LOG_PRIOR}, {"beta": ONES}),
+    ("tla gamma:0.2 tau:1.5", SOFTMAX, {"beta": scales(0.2), "iota": 1.5 * LOG_PRIOR}, {"beta": ONES}),
+    ("adrw", SOFTMAX, {}, {"alpha": shares(np.exp(-0.15 * LOG_PRIOR)), "weighted": True}),
+    ("adrw nu:0.4", SOFTMAX, {}, {"alpha": shares(np.exp(-0.4 * LOG_PRIOR)), "weighted": True}),
+    ("ddc", SOFTMAX, {"beta": scales(0.05), "iota": LOG_PRIOR},
+     {"beta": ONES, "alpha": shares(np.exp(-0.15 * LOG_PRIOR)), "weighted": True}),
+    ("ddc gamma:0.2 tau:1.5 late_tau:0.7 nu:0.4", SOFTMAX, {"beta": scales(0.2), "iota": 1.5 * LOG_PRIOR},
+     {"beta": ONES, "iota": 0.7 * LOG_PRIOR, "alpha": shares(np.exp(-0.4 * LOG_PRIOR)), "weighted": True})]
+
+
+def test_every_method_has_its_formula():
+    assert {arm.split()[0] for arm, *_ in PLANS} == set(imbalance.METHODS)
+
+
+@pytest.mark.parametrize("arm, formula, first, change", PLANS, ids=[arm for arm, *_ in PLANS])
+@pytest.mark.parametrize("start", [16, 3])
+def test_a_method_trains_on_its_formula_before_and_after_the_switch(arm, formula, first, change, start):
+    logits, labels = (part[:8] for part in problem())
+    name, parameters = imbalance.parse(arm if start == SCHEDULE.drops[0] else f"{arm} start:{start}")
+    loss_of = imbalance.plan_of(name, parameters, COUNTS, SCHEDULE).loss
+    for epoch, settings in ((0, first), (start - 1, first), (start, first | change), (19, first | change)):
+        want = formula(logits.numpy(), labels.numpy(), **settings)
+        assert loss_of(epoch)(logits, labels).item() == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.parametrize("arm, b, start", [("resampling", 0.9999, 0), ("resampling b:0.9", 0.9, 0), ("ldam_hinge_drs", 0.9999, 16),
+                                           ("ldam_hinge_drs b:0.9", 0.9, 16), ("ldam_hinge_drs b:0.9 start:3", 0.9, 3)])
+def test_a_method_draws_by_the_effective_number_from_the_switch_on(arm, b, start):
+    draw = imbalance.plan_of(*imbalance.parse(arm), COUNTS, SCHEDULE).draw
+    assert all(draw(epoch) is None for epoch in range(start))
+    for epoch in (start, 19):
+        torch.testing.assert_close(draw(epoch), torch.from_numpy(effective(b)), rtol=1e-9, atol=0)
+
+
 def test_a_method_is_read_with_its_published_parameters():
     assert imbalance.parse("vs") == ("vs", {"gamma": 0.3, "tau": 1.0})
     assert imbalance.parse("ddc nu:0.25 start:3") == ("ddc", {"gamma": 0.05, "tau": 1.0, "late_tau": 1.0, "nu": 0.25, "start": 3})
@@ -279,8 +414,24 @@ def test_only_the_named_methods_use_cosines_or_draw_with_replacement():
 
 # ---- bad input: one line that names it
 
+EACH_LOSS = [partial(adjusted_cross_entropy, spec=LossSpec()), sigmoid_focal, softmax_focal, partial(ldam_hinge, margins=0.5)]
+
+
+@pytest.mark.parametrize("loss", EACH_LOSS)
+def test_labels_of_any_whole_numbers_are_the_same_labels(loss):
+    logits, labels = problem()
+    for given in (labels.tolist(), labels.int(), labels.numpy().astype(np.uint8)):
+        torch.testing.assert_close(loss(logits, given), loss(logits, labels), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("wrong, message", [
-    (lambda: imbalance.logit_adjusted([5, 0, 3], 1.0), "class 1 has no training image"),
+    (lambda: imbalance.logit_adjusted([5, 0, 3], 1.0), "class 1 has 0 training images, it needs some; leave it out, or ask log_prior"),
+    (lambda: imbalance.class_sizes([5, float("nan")]), "class 1 has nan training images"),
+    (lambda: imbalance.class_sizes([-2, 5]), "class 0 has -2 training images"),
+    (lambda: imbalance.class_sizes([2, float("inf")]), "class 1 has inf training images"),
+    (lambda: imbalance.log_prior([5, -1], smoothing=2.0), "class 1 has -1 training images"),
+    (lambda: imbalance.posthoc_logit_adjust(torch.zeros(2, 3), [5, 3]), r"counts have shape \(2,\) for 3 classes; give the training"),
+    (lambda: imbalance.posthoc_logit_adjust(torch.zeros(2, 3), [5]), r"counts have shape \(1,\) for 3 classes"),
     (lambda: imbalance.class_balanced([5, 3], 1.0), "b is 1.0"),
     (lambda: LossSpec(reduction="sum"), "no reduction 'sum'"),
     (lambda: adjusted_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 3]), LossSpec()), "labels reach from 0 to 3"),
@@ -289,7 +440,13 @@ def test_only_the_named_methods_use_cosines_or_draw_with_replacement():
     (lambda: adjusted_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), LossSpec(alpha=[1.0, 2.0])), r"alpha has shape \(2,\) for 3"),
     (lambda: adjusted_cross_entropy(torch.zeros(2, 3), torch.tensor([0]), LossSpec()), "one row of logits an image"),
     (lambda: staged(1, 2, -1), "starts at epoch -1"), (lambda: imbalance.parse("svm"), "no method 'svm'; there are ce, focal"),
-    (lambda: imbalance.parse("vs gama:1"), "vs takes gamma:…, tau:…, start:…"), (lambda: imbalance.parse("vs 0.3"), "cannot be read")])
+    (lambda: imbalance.parse("vs gama:1"), "vs takes gamma:…, tau:…, start:…"), (lambda: imbalance.parse("vs 0.3"), "cannot be read"),
+    *((partial(imbalance.parse, f"vs {given}"), f"'vs {given}' cannot be read; vs takes gamma:…, tau:…, start:…, each a number")
+      for given in ("gamma:abc", "gamma:", "gamma:nan", "tau:inf", "start:1.5", "gamma:1 gamma:2", "sizes:3")),
+    *((partial(loss, torch.zeros(2, 3), labels), message) for loss in EACH_LOSS for labels, message in (
+        ([[0], [1]], r"labels are int64 of shape \(2, 1\); give one whole number an image"), ([0, 1, 2], "one row of logits an image"),
+        (torch.tensor([0.0, 1.0]), r"labels are float32 of shape \(2,\)"))),
+])
 def test_bad_input_is_one_clear_line(wrong, message):
     with pytest.raises(ValueError, match=message) as caught:
         wrong()

@@ -54,12 +54,14 @@ def test_class_sizes_are_the_reference(case):
     kind = {"exp": "exponential", "step": "step"}[inputs["imbalance"]]
     counts = data.long_tail_counts(inputs["n_train"] // classes, classes, 1 / inputs["ratio"], kind)
     assert counts == case["expected"]["counts"] and sum(counts) == case["expected"]["total"]
+    assert counts[0] / counts[-1] == pytest.approx(case["expected"]["actual_ratio"], rel=1e-12)
 
 
 @pytest.mark.parametrize("case", golden("subset_selection"), ids=lambda case: case["name"])
 def test_chosen_images_are_the_reference(case):
-    chosen = supervised.subset_indices(case["inputs"]["targets"], case["expected"]["counts"], case["inputs"]["seed"])
-    assert chosen.tolist() == case["expected"]["indices"]
+    labels, want = np.array(case["inputs"]["targets"]), case["expected"]
+    chosen = supervised.subset_indices(labels, want["counts"], case["inputs"]["seed"])
+    assert chosen.tolist() == want["indices"] and labels[chosen].tolist() == want["targets"]
 
 
 def test_split_0_ranks_classes_by_index_and_others_permute_them(source):
@@ -73,7 +75,19 @@ def test_more_images_than_a_class_has_are_refused(source):
         planned(source, split=0, largest=900)
 
 
-@pytest.mark.parametrize("tail", ["exponential", "100", "step ten"])
+@pytest.mark.parametrize("wrong, message", [
+    (lambda: supervised.subset_indices([0, 0, 1], [1, -1], 0), "the long tail needs -1 images of class 1; give 0 or more"),
+    (lambda: supervised.subset_indices([0, 0, 1], [float("nan"), 1], 0), "the long tail needs nan images of class 0"),
+    (lambda: supervised.subset_indices([[0, 0, 1]], [1, 1], 0), r"labels are int64 of shape \(1, 3\)"),
+    (lambda: supervised.score_rows(torch.eye(2), torch.tensor([[0, 1]]), ["many", "few"]), r"labels are int64 of shape \(1, 2\)")])
+def test_bad_input_is_one_clear_line(wrong, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        wrong()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tail", ["exponential", "100", "step ten", "exponential 0", "step 0", "exponential nan", "step nan", "step inf",
+                                  "exponential -10", "step 0.5"])
 def test_a_tail_without_its_ratio_is_refused(source, tail):
     with pytest.raises(ValueError, match="write its kind and the ratio"):
         planned(source, tail=tail)
@@ -110,8 +124,11 @@ def test_resampling_draws_with_the_reference_probabilities(case):
     each = weights[labels] / weights[labels].sum()
     firsts = np.cumsum([0, *counts[:-1]])
     assert each[firsts].tolist() == pytest.approx(want["per_sample_probability_by_class"], rel=1e-9)
-    epochs = [labels[supervised.order_of(labels, weights, 1, epoch)] for epoch in range(60)]
-    drawn = torch.stack([torch.bincount(epoch, minlength=len(counts)) for epoch in epochs])
+    inverse = imbalance.inverse_weights(counts, 1.0) * torch.tensor(counts)
+    assert (inverse / inverse.sum()).tolist() == pytest.approx(want["inverse_frequency_class_probability"], rel=1e-9)
+    orders = [supervised.order_of(labels, weights, 1, epoch) for epoch in range(60)]
+    assert any(len(order.unique()) < len(order) for order in orders) == want["replacement"]
+    drawn = torch.stack([torch.bincount(labels[order], minlength=len(counts)) for order in orders])
     assert (drawn.sum(1) == want["epoch_length"]).all()
     share, deviation = drawn.sum(0) / drawn.sum(), (0.25 / drawn.sum()) ** 0.5
     assert (share - torch.tensor(want["class_probability"])).abs().max() < 5 * deviation
@@ -203,8 +220,12 @@ def test_decisions_are_by_raw_logits(source, results):
 
 
 def test_plain_cross_entropy_is_also_decided_after_adjustment(source, results):
-    rows = supervised.train_and_score(*planned(source), source.test, 10, results)
-    assert rows.method.unique().tolist() == ["ce", "posthoc_la"] and not rows.drop(columns="images").duplicated().all()
+    run, images = planned(source)
+    rows = supervised.train_and_score(run, images, source.test, 10, results)
+    logits = evaluate.in_chunks(trained(source, results.root / "again"), source.test.images)
+    decided = {"ce": logits.argmax(1), "posthoc_la": (logits - torch.tensor(np.bincount(images.labels) / len(images)).log()).argmax(1)}
+    right = {method: 100 * (chosen == source.test.labels).double().mean().item() for method, chosen in decided.items()}
+    assert rows[rows.group == "all"].set_index("method").accuracy.to_dict() == pytest.approx(right) and right["ce"] != right["posthoc_la"]
     assert supervised.train_and_score(*planned(source, "la"), source.test, 10, results).method.unique().tolist() == ["la"]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from longtail import evaluate, imbalance, runs, supervised, train
+from longtail import evaluate, imbalance, losses, runs, supervised, train
 
 # ---- decisions
 
@@ -20,9 +20,14 @@ def move_threshold(probabilities, cost):
     probabilities, cost = torch.as_tensor(probabilities), torch.as_tensor(cost)
     if cost.shape != (probabilities.shape[1],) * 2:
         raise ValueError(f"costs have shape {tuple(cost.shape)} for {probabilities.shape[1]} classes; give one row and one column a class")
-    if (cost < 0).any() or (cost.diagonal() != 0).any():
-        raise ValueError("a cost is negative, or one on the diagonal is not 0; a right decision costs nothing, a wrong one 0 or more")
+    if not ((cost >= 0) & cost.isfinite()).all() or (cost.diagonal() != 0).any():
+        raise ValueError("a cost is negative or not finite, or one on the diagonal is not 0; a right decision costs nothing, a wrong one "
+                         "0 or more")
     moved = probabilities * cost.sum(1)
+    undecided = (~(moved.sum(1) > 0)).nonzero()
+    if len(undecided):
+        raise ValueError(f"no class of image {undecided[0].item()} has both a probability and a cost above 0; "
+                         f"let a wrong decision cost something in every class")
     return moved / moved.sum(1, keepdim=True)
 
 
@@ -31,7 +36,7 @@ def plugin_threshold(labels):
 
     labels (n,) of the training set, never of the test set -> float.
     """
-    positive = torch.as_tensor(labels) > 0
+    positive = losses.as_labels(labels) > 0
     if not 0 < positive.sum() < len(positive):
         raise ValueError(f"{int(positive.sum())} of {len(positive)} labels are positive; the threshold needs both kinds")
     return positive.double().mean().item()
@@ -52,9 +57,10 @@ def cluster_sizes(counts):
 def local_clusters(features, labels, clusters, seed=0):
     """The cluster of every image inside its class, by k-means: features (n, d) scaled, labels (n,), clusters of each class -> (n,)."""
     from sklearn.cluster import KMeans
+    labels = losses.as_labels(labels).numpy()
     found = np.zeros(len(labels), dtype=np.int64)
     for label, count in enumerate(clusters):
-        members = np.flatnonzero(np.asarray(labels) == label)
+        members = np.flatnonzero(labels == label)
         if len(members) < count:
             raise ValueError(f"class {label} has {len(members)} images for {count} clusters; ask for fewer")
         if count > 1:
@@ -69,15 +75,37 @@ def sub_labels(labels, cluster, clusters):
     """
     clusters = torch.as_tensor(clusters)
     of_sub = torch.arange(len(clusters)).repeat_interleave(clusters)
-    return (clusters.cumsum(0) - clusters)[torch.as_tensor(labels)] + torch.as_tensor(cluster), of_sub
+    return (clusters.cumsum(0) - clusters)[losses.as_labels(labels)] + torch.as_tensor(cluster), of_sub
+
+
+def class_logits(logits, of_sub, together):
+    """One logit a class from those of its sub-labels: (n, ΣK), the class of each sub-label (ΣK,) -> (n, K).
+
+    ``together``: torch.amax decides for the class of the best sub-label, as COG does; torch.logsumexp for the class whose sub-labels
+    are most probable in sum.
+    """
+    return torch.stack([together(logits[:, of_sub == label], 1) for label in range(int(of_sub.max()) + 1)], 1)
 
 
 def oversampled(labels, copies):
     """Positions that hold every image of a class as often as ``copies`` says: (n,), K numbers -> (m,)."""
-    return torch.arange(len(labels)).repeat_interleave(torch.as_tensor(copies)[torch.as_tensor(labels)])
+    return torch.arange(len(labels)).repeat_interleave(torch.as_tensor(copies)[losses.as_labels(labels)])
 
 
 # ---- SMOTE
+
+def _check_sizes(have, sizes, neighbours):
+    """Refuses sizes that cannot be made of the images that classes have: both by class."""
+    if neighbours < 1:
+        raise ValueError(f"{neighbours} neighbours; SMOTE needs at least one, and two images in every class that it enlarges")
+    for label, size in sizes.items():
+        images = have.get(label, 0)
+        if size < 0:
+            raise ValueError(f"{size} images of class {label} are asked for; ask for 0 or more")
+        if size > images <= neighbours:
+            raise ValueError(f"class {label} has {images} images, SMOTE with {neighbours} neighbours needs {neighbours + 1}; " +
+                             (f"ask for at most {images - 1} of them" if images > 1 else "leave the class out, it has no neighbours"))
+
 
 def resize_classes(features, labels, sizes, neighbours=5, seed=0):
     """Features and labels with classes of other sizes: synthetic points where too few, a random part where too many.
@@ -87,15 +115,10 @@ def resize_classes(features, labels, sizes, neighbours=5, seed=0):
     """
     from imblearn.over_sampling import SMOTE
     from imblearn.under_sampling import RandomUnderSampler
-    have = dict(zip(*np.unique(np.asarray(labels), return_counts=True), strict=True))
-    grown = {label: size for label, size in sizes.items() if size > have.get(label, 0)}
-    if neighbours < 1:
-        raise ValueError(f"{neighbours} neighbours; SMOTE needs at least one, and two images in every class that it enlarges")
-    short = [label for label in grown if have.get(label, 0) <= neighbours]
-    if short:
-        raise ValueError(f"class {short[0]} has {have.get(short[0], 0)} images, SMOTE with {neighbours} neighbours needs {neighbours + 1}; "
-                         f"ask for fewer neighbours")
-    if grown:
+    labels = losses.as_labels(labels).numpy()
+    have = dict(zip(*np.unique(labels, return_counts=True), strict=True))
+    _check_sizes(have, sizes, neighbours)
+    if grown := {label: size for label, size in sizes.items() if size > have.get(label, 0)}:
         features, labels = SMOTE(sampling_strategy=grown, k_neighbors=neighbours, random_state=seed).fit_resample(features, labels)
     if cut := {label: size for label, size in sizes.items() if size < have.get(label, 0)}:
         features, labels = RandomUnderSampler(sampling_strategy=cut, random_state=seed).fit_resample(features, labels)
@@ -129,8 +152,7 @@ def head_logits(arm, train_set, test_features, counts, schedule, neighbours, see
     for _ in supervised.fit(head, optimizer, lambda order, epoch: features[order], labels.to(runs.device()), method, schedule, seed):
         pass
     with torch.no_grad():
-        logits = head(test_features)
-    classes = torch.stack([logits[:, of_sub == label].amax(1) for label in range(len(counts))], 1)     # the class of the best sub-label
+        classes = class_logits(head(test_features), of_sub, torch.amax)
     return imbalance.posthoc_logit_adjust(classes, counts) if arm == "posthoc_la" else classes
 
 

@@ -48,6 +48,8 @@ def long_tail_counts(largest, classes, factor, kind):
     ``exponential``: trunc(largest · factor^(rank / (classes − 1))) (Cao et al. 2019); ``step``: the second half has
     trunc(largest · factor); ``pareto_imagenet100``: ImageNet-100-LT's table scaled to ``largest`` (truncated, at least 2).
     """
+    if not 0 <= factor <= 1:            # nan neither
+        raise ValueError(f"factor {factor} is no share; give the smallest class's share of the largest, above 0 and at most 1")
     if kind == "exponential":
         counts = [int(largest * factor ** (rank / (classes - 1.0))) for rank in range(classes)]
     elif kind == "step":

@@ -13,18 +13,20 @@ from longtail.losses import LossSpec, adjusted_cross_entropy, ldam_hinge, sigmoi
 
 # ---- from the training images of each class
 
-def class_sizes(counts):
-    """The training images of each class as float64 (K,); refuses a class without any."""
+def class_sizes(counts, smoothing=0.0):
+    """The training images of each class as float64 (K,), each with ``smoothing`` added; refuses a class that then has none."""
     sizes = torch.as_tensor(counts, dtype=torch.float64)
-    empty = (sizes <= 0).nonzero()
-    if len(empty):
-        raise ValueError(f"class {empty[0].item()} has no training image; leave the class out, or ask log_prior for smoothed counts")
-    return sizes
+    wrong = (~((sizes >= 0) & (sizes + smoothing > 0) & sizes.isfinite())).nonzero()        # written so that nan is wrong
+    if len(wrong):
+        label = wrong[0].item()
+        raise ValueError(f"class {label} has {sizes[label]:g} training images, it needs some; leave it out, or ask log_prior for smoothed "
+                         f"counts")
+    return sizes + smoothing
 
 
 def log_prior(counts, smoothing=0.0):
     """log π of each class (K,); ``smoothing`` is added to every count, so that a class without images gets a prior."""
-    sizes = class_sizes(torch.as_tensor(counts, dtype=torch.float64) + smoothing)
+    sizes = class_sizes(counts, smoothing)
     return (sizes / sizes.sum()).log()
 
 
@@ -151,10 +153,14 @@ def parse(arm):
         raise ValueError(f"no method {name!r}; there are {', '.join(METHODS)}")
     known = inspect.signature(METHODS[name]).parameters
     usual = {key: parameter.default for key, parameter in known.items() if parameter.default is not inspect.Parameter.empty}
-    changed = dict(word.split(":", 1) for word in given if ":" in word)
-    if len(changed) < len(given) or changed.keys() - usual.keys() - {"start"}:
-        raise ValueError(f"{arm!r} cannot be read; {name} takes {', '.join(f'{key}:…' for key in [*usual, 'start'])}")
-    return name, usual | {key: int(value) if key == "start" else float(value) for key, value in changed.items()}
+    takes = dict.fromkeys(usual, float) | {"start": int}
+    try:
+        changed = {key: takes[key](value) for key, value in (word.split(":", 1) for word in given)}
+    except (KeyError, ValueError):      # no colon, a name that the method does not know, or no number: fewer than were given
+        changed = {}
+    if len(changed) < len(given) or not all(map(math.isfinite, changed.values())):
+        raise ValueError(f"{arm!r} cannot be read; {name} takes {', '.join(f'{key}:…' for key in takes)}, each a number and given once")
+    return name, usual | changed
 
 
 def written(method, parameters):
@@ -170,4 +176,7 @@ def plan_of(method, parameters, counts, schedule):
 
 def posthoc_logit_adjust(logits, counts, tau=1.0):
     """Logits to decide by, z − τ log π, for a network trained without any correction: one that has it would be corrected twice."""
-    return logits - tau * log_prior(counts).to(logits)
+    prior = log_prior(counts)
+    if prior.shape != logits.shape[-1:]:
+        raise ValueError(f"counts have shape {tuple(prior.shape)} for {logits.shape[-1]} classes; give the training images of each class")
+    return logits - tau * prior.to(logits)

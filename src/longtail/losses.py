@@ -90,28 +90,38 @@ class LossSpec:
 
 
 def adjusted_cross_entropy(logits, labels, spec):
-    """The loss of a batch as ``spec`` weights, scales, shifts and reduces it: logits (n, K), labels int64 (n,) -> scalar."""
+    """The loss of a batch as ``spec`` weights, scales, shifts and reduces it: logits (n, K), labels (n,) -> scalar."""
     loss, weight = adjusted_losses(logits, labels, spec)
     return loss.sum() / (weight.sum() if spec.reduction == "weighted_mean" else len(loss))
 
 
 def adjusted_losses(logits, labels, spec):
-    """The weighted loss of each image and its weight: logits (n, K), labels int64 (n,) -> (n,), (n,)."""
-    logits = _checked(logits, labels)
+    """The weighted loss of each image and its weight: logits (n, K), labels (n,) -> (n,), (n,)."""
+    logits, labels = _checked(logits, labels)
     alpha, beta, iota, mu = (_per_class(name, getattr(spec, name), logits) for name in ("alpha", "beta", "iota", "mu"))
     target = functional.one_hot(labels, logits.shape[1])
     weight = alpha.expand(logits.shape[1])[labels]
     return weight * functional.cross_entropy(beta * logits + iota - mu * target, labels, reduction="none"), weight
 
 
+def as_labels(labels, device=None):
+    """Labels as int64 (n,), from a list, an array or a tensor of any whole numbers; refuses fractions and other shapes."""
+    labels = torch.as_tensor(labels, device=device)
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(f"labels are {str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}; "
+                         f"give one whole number an image, (n,)")
+    return labels.long()
+
+
 def _checked(logits, labels):
-    """The logits, in single precision at least; refuses labels that name no class."""
+    """The logits, in single precision at least, and the labels as int64 beside them; refuses labels that name no class."""
+    labels = as_labels(labels, logits.device)
     if logits.ndim != 2 or len(logits) != len(labels):
         raise ValueError(f"logits have shape {tuple(logits.shape)} for {len(labels)} labels; give one row of logits an image")
     if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[1]:   # no host read on a GPU
         raise ValueError(f"labels reach from {labels.min()} to {labels.max()}, the logits have classes 0 to {logits.shape[1] - 1}; "
                          f"leave out images without a label")
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits, labels
 
 
 def _per_class(name, value, logits):
@@ -139,7 +149,7 @@ def sigmoid_focal(logits, labels, alpha=1.0, gamma=0.0):
 
     γ = 0 is the plain sigmoid loss. The class-balanced reference has this form, and takes the mean (Cui et al. 2019).
     """
-    logits = _checked(logits, labels)
+    logits, labels = _checked(logits, labels)
     signed = logits * (2 * functional.one_hot(labels, logits.shape[1]) - 1)     # log p_t = logsigmoid of this
     terms = -functional.logsigmoid(signed) * torch.exp(gamma * functional.logsigmoid(-signed))
     return _per_class("alpha", alpha, logits).expand(logits.shape[1])[labels] * terms.sum(1)
@@ -147,7 +157,7 @@ def sigmoid_focal(logits, labels, alpha=1.0, gamma=0.0):
 
 def softmax_focal(logits, labels, alpha=1.0, gamma=1.0):
     """α_y · (1 − p_y)^γ · cross-entropy: (n, K), (n,) -> (n,). The form of LDAM's code, with the weight outside the power."""
-    logits = _checked(logits, labels)
+    logits, labels = _checked(logits, labels)
     others = logits.masked_fill(functional.one_hot(labels, logits.shape[1]).bool(), -torch.inf).logsumexp(1)
     doubt = torch.exp(gamma * (others - logits.logsumexp(1)))       # by the logarithm of 1 − p: its gradient is finite at p = 1
     weight = _per_class("alpha", alpha, logits).expand(logits.shape[1])[labels]
@@ -156,7 +166,7 @@ def softmax_focal(logits, labels, alpha=1.0, gamma=1.0):
 
 def ldam_hinge(logits, labels, margins):
     """max(0, largest other logit − target's + its class's margin): (n, K), (n,) -> (n,). LDAM-HG; equal margins are HG."""
-    logits = _checked(logits, labels)
+    logits, labels = _checked(logits, labels)
     target = logits.gather(1, labels[:, None])[:, 0]
     others = logits.masked_fill(functional.one_hot(labels, logits.shape[1]).bool(), -torch.inf).amax(1)
     return (others - target + _per_class("margins", margins, logits).expand(logits.shape[1])[labels]).clamp(min=0)

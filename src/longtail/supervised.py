@@ -1,6 +1,8 @@
 """Training on the labels of a long-tailed list: the list, the run, the network, the one loop, the scores."""
 
+import math
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch.utils.data import WeightedRandomSampler
 from tqdm import tqdm
 
 from longtail import data, evaluate, imbalance, models, runs, train, views
+from longtail.losses import as_labels
 
 # ---- lists
 
@@ -20,9 +23,11 @@ def subset_indices(labels, sizes, seed):
 
     labels (n,), sizes: images of each class to keep -> int64 array. Source: LDAM's IMBALANCECIFAR, NumPy's legacy generator.
     """
-    labels, generator, kept = np.asarray(labels), np.random.RandomState(seed), []
+    labels, generator, kept = as_labels(labels).numpy(), np.random.RandomState(seed), []
     for label, size in enumerate(sizes):
         members = np.flatnonzero(labels == label)
+        if not size >= 0:       # nan neither
+            raise ValueError(f"the long tail needs {size} images of class {label}; give 0 or more")
         if len(members) < size:
             raise ValueError(f"class {label} has {len(members)} training images and the long tail needs {size}; lower the largest class")
         generator.shuffle(members)
@@ -33,10 +38,10 @@ def subset_indices(labels, sizes, seed):
 def kind_and_ratio(tail):
     """A tail written as "exponential 100" or "step 10": which kind, and largest over smallest class."""
     kind, _, ratio = tail.partition(" ")
-    try:
-        return kind, float(ratio)
-    except ValueError:
-        raise ValueError(f"no tail {tail!r}; write its kind and the ratio of largest to smallest class, such as exponential 100") from None
+    with suppress(ValueError):          # of text that is no number
+        if 1 <= float(ratio) < math.inf:
+            return kind, float(ratio)
+    raise ValueError(f"no tail {tail!r}; write its kind and the ratio of largest to smallest class, 1 or more, such as exponential 100")
 
 
 def long_tail(source, tail, largest, split):
@@ -252,7 +257,7 @@ def score_rows(logits, labels, groups):
 
     Groups: many, medium, few, balanced (mean over classes, 100 − balanced error), all (over images, 100 − error), and each class.
     """
-    labels, groups = labels.cpu(), np.asarray(groups)
+    labels, groups = as_labels(labels).cpu(), np.asarray(groups)
     right, sizes = (logits.argmax(1).cpu() == labels).double(), np.bincount(labels, minlength=len(groups))
     of_class = [100 * right[labels == label].mean().item() for label in range(len(groups))]
     means = evaluate.summary(of_class, groups)
