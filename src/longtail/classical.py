@@ -157,6 +157,7 @@ def head_logits(arm, train_set, test_features, counts, schedule, neighbours, see
 
 
 CLASSICAL = ("smote", "cog", "cog_os", "posthoc_la")
+HEADS = supervised.Schedule(20, 64, 0.1, drops=(15,), drop=0.1)     # of linear heads: enough for one layer on standardised features
 
 
 def heads(run, results, study, arms, schedule, neighbours, group_rule="thirds"):
