@@ -174,10 +174,10 @@ def test_every_architecture_projects(architecture, size):
         assert encoder.trunk(torch.rand(2, 3, size, size)).shape == (2, encoder.trunk.features)
 
 
-@pytest.mark.parametrize("architecture, mean, std", [
-    ("convnet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ("resnet32", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))])
-def test_input_is_normalised_inside(architecture, mean, std):
-    trunk, seen = models.trunk(architecture, branches=1), []
+@pytest.mark.parametrize("constants, mean, std", [
+    ([], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ([models.CIFAR_NORMAL], (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))])
+def test_input_is_normalised_inside(constants, mean, std):
+    trunk, seen = models.trunk("convnet", 1, *constants), []
     grey = torch.tensor(mean).view(1, 3, 1, 1).expand(2, 3, 16, 16)
     trunk.conv.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     trunk(torch.cat([grey, grey + torch.tensor(std).view(1, 3, 1, 1)]))

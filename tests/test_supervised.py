@@ -278,3 +278,10 @@ def test_an_even_list_has_no_groups_and_all_its_scores():
     logits, labels = torch.eye(4)[[0, 1, 2, 2]], torch.arange(4)
     rows = supervised.score_rows(logits, labels, supervised.size_groups([7, 7, 7, 7], "thirds"))
     assert [group for group, *_ in rows] == ["balanced", "all", "class 0", "class 1", "class 2", "class 3"] and rows[0][1] == 75
+
+
+@pytest.mark.parametrize("architecture, normal", [("resnet32", models.CIFAR_NORMAL), ("resnet10_small", (models.MEAN, models.STD))])
+def test_the_published_network_has_the_published_constants(source, architecture, normal):
+    run, _ = planned(source, architecture=architecture)
+    trunk = supervised.Network(run, 3, imbalance.plan_of("ce", {}, [3, 2, 1], run.schedule)).trunk
+    assert [values.flatten().tolist() for values in (trunk.mean, trunk.std)] == [pytest.approx(values) for values in normal]

@@ -10,7 +10,7 @@ from torch.nn import functional
 from longtail import processes, sources
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # ImageNet's, for every data set, as in the authors' networks
-CIFAR_NORMAL = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)       # of the networks trained on CIFAR's labels (supervised spec 3)
+CIFAR_NORMAL = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)       # of ResNet-32 trained on CIFAR's labels (supervised spec 3)
 
 
 class BatchNorm(nn.Module):
@@ -100,7 +100,7 @@ def bottleneck(inputs, width, stride, branches):
 class Trunk(nn.Module):
     """Images in [0, 1] to pooled features h; normalising the input is its first operation."""
 
-    def __init__(self, stem, block, blocks, widths, normal=(MEAN, STD), *, branches):
+    def __init__(self, stem, block, blocks, widths, branches, normal):
         super().__init__()
         for name, values in zip(("mean", "std"), normal, strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
@@ -127,7 +127,7 @@ WIDTHS = (64, 128, 256, 512)
 ARCHITECTURES = {
     "convnet": (CIFAR_STEM, Plain, (0, 1, 1), (16, 32, 64)),                       # 16-pixel images, the demo
     "resnet10_small": (SMALL_STEM, basic, (1, 1, 1, 1), (16, 32, 64, 128)),        # 32-pixel images on a CPU
-    "resnet32": (CIFAR_STEM, Padded, (5, 5, 5), (16, 32, 64), CIFAR_NORMAL),       # that of the supervised tables
+    "resnet32": (CIFAR_STEM, Padded, (5, 5, 5), (16, 32, 64)),                     # that of the supervised tables
     "resnet18_cifar": (CIFAR_STEM, basic, (2, 2, 2, 2), WIDTHS),
     "resnet18": (IMAGENET_STEM, basic, (2, 2, 2, 2), WIDTHS),
     "resnet50": (IMAGENET_STEM, bottleneck, (3, 4, 6, 3), WIDTHS),
@@ -161,14 +161,14 @@ class Foreign(nn.Module):
         return torch.cat([self.network((some - self.mean) / self.std) for some in x.split(part)])
 
 
-def trunk(architecture, branches):
-    """A fresh trunk by its name in ``ARCHITECTURES``, or torchvision/<name>."""
+def trunk(architecture, branches, normal=(MEAN, STD)):
+    """A fresh trunk by its name in ``ARCHITECTURES``, its input normalised by these channel means and deviations, or torchvision/<name>."""
     library, _, name = architecture.rpartition("/")
     if library == "torchvision":
         return Foreign(name)
     if architecture not in ARCHITECTURES:
         raise ValueError(f"no architecture {architecture!r}; there are {', '.join(ARCHITECTURES)}, and torchvision/<name> with its weights")
-    return Trunk(*ARCHITECTURES[architecture], branches=branches)
+    return Trunk(*ARCHITECTURES[architecture], branches, normal)
 
 
 class Head(nn.Module):

@@ -71,6 +71,7 @@ class Schedule:
 
 
 PUBLISHED = Schedule(200, 128, 0.1, drops=(160, 180), drop=0.01)        # LDAM, VS and DDC, CIFAR
+PUBLISHED_NETWORK = "resnet32"
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ class Network(nn.Module):
     def __init__(self, run, classes, plan):
         super().__init__()
         self.bfloat16 = run.precision == "bfloat16"
-        self.trunk = Perceptron(run.size) if run.architecture == "perceptron" else models.trunk(run.architecture, branches=1)
+        normal = models.CIFAR_NORMAL if run.architecture == PUBLISHED_NETWORK else (models.MEAN, models.STD)
+        self.trunk = Perceptron(run.size) if run.architecture == "perceptron" else models.trunk(run.architecture, 1, normal)
         for module in self.trunk.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)

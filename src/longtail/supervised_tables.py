@@ -13,7 +13,7 @@ from longtail import claims, imbalance, statements, supervised, tables
 
 PAPERS = ("CB", "LDAM", "DDC")
 HEAD = {"cifar10": 5000, "cifar100": 500}       # images of the largest class
-PUBLISHED = {"architecture": "resnet32", "size": 32, "policy": "cifar_classifier", "split": 0,
+PUBLISHED = {"architecture": supervised.PUBLISHED_NETWORK, "size": 32, "policy": "cifar_classifier", "split": 0,
              **asdict(supervised.PUBLISHED), "drops": "160 180"}       # precision is free
 TAIL = ["dataset", "kind", "ratio"]
 SETTINGS = ["largest", "architecture", "size", "policy", "precision", "jpeg", *(one.name for one in fields(supervised.Schedule))]
