@@ -180,6 +180,10 @@ def test_gains_pair_a_method_with_what_it_builds_on(results):
     assert (gains.few["bcl"], gains.many["bcl"], gains["all"]["bcl"]) == ("+4.0 ± 1.0", "-1.0 ± 0.0", "+1.0 ± 0.0")
     finish(results, "linear", [60, 60, 60, 60], change={"split": 1, "method": "sdclr", "head_layers": 3})
     assert tables.gains(results).set_index("method").few["sdclr+bcl"] == "-10.0"       # one pair has no spread
+    for method, all_of_them in (("simclr", 50), ("bcl", 53)):       # elsewhere no class is many or few
+        finish(results, "linear_transfer", [np.nan] * 3 + [all_of_them], change={"split": 1, "method": method})
+    elsewhere = tables.gains(results).set_index("protocol").loc["linear_transfer"]
+    assert elsewhere["all"] == "+3.0" and elsewhere[["many", "medium", "few", "balance"]].isna().all()
 
 
 def test_runs_of_other_settings_are_rows_of_their_own(results):

@@ -252,7 +252,7 @@ def gains(results, selection="best_validation"):
                 differences = {measure: pairs[measure] - pairs[f"{measure}_base"] for measure in MEASURES}
                 rows.append({"data": f"{dataset}, {epochs} epochs", "protocol": protocol, "method": name, "against": other,
                              "n": len(pairs), **{measure: f"{gain.mean():+.1f}" + (f" ± {gain.std(ddof=0):.1f}" if len(pairs) > 1 else "")
-                                                 for measure, gain in differences.items()}})
+                                                 for measure, gain in differences.items() if gain.notna().any()}})
     return pd.DataFrame(rows, columns=["data", "protocol", "method", "against", "n", *MEASURES])
 
 
