@@ -213,14 +213,14 @@ def encoder(tmp_path, monkeypatch):
 
 def test_heads_learn_on_a_frozen_encoder_and_are_measured_once(encoder, monkeypatch):
     run, results, study = encoder
-    before = (results.folder(run) / "encoder.pt").read_bytes()
+    before = (results.folder(run) / "encoder.safetensors").read_bytes()
     arms = ["ce", "posthoc_la", "la", "cb", "ldam", "resampling", "smote", "cog", "cog_os"]
     rows = classical.heads(*encoder, arms, SCHEDULE, neighbours=2)
     overall = rows[rows.group == "balanced"].set_index("head").accuracy
     assert list(overall.index) == arms and (overall > 20).all()         # ten classes
     few = rows[rows.group == "few"].set_index("head").accuracy
     assert few["posthoc_la"] > few["ce"]
-    assert (results.folder(run) / "encoder.pt").read_bytes() == before
+    assert (results.folder(run) / "encoder.safetensors").read_bytes() == before
     monkeypatch.setattr(classical, "head_logits", None)
     assert classical.heads(*encoder, arms, SCHEDULE, neighbours=2).equals(rows)
     assert set(results.read("heads")["head"]) == set(arms)

@@ -183,8 +183,8 @@ def test_run_of_ours_gives_the_picks_it_gave(picked):
 def test_damaged_run_is_refused_by_name(picked, tmp_path):
     [run] = (results := runs.Results("mine")).done()
     shutil.copytree(results.folder(run), tmp_path / "run")
-    (tmp_path / "run/encoder.pt").write_bytes(b"else")
-    with pytest.raises(ValueError, match="encoder.pt is not the file that training wrote"):
+    (tmp_path / "run/encoder.safetensors").write_bytes(b"else")
+    with pytest.raises(ValueError, match="encoder.safetensors is not the file that training wrote"):
         given.own_run(tmp_path / "run", results)
 
 

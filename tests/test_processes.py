@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import toy
+from safetensors.torch import load_file
 
 from longtail import paths
 
@@ -34,7 +35,7 @@ def here(folder, monkeypatch, *arguments):
 def trained(folder):
     """(weights, log) of every run that toy.py left, by its method."""
     finished = {run.name.split("-")[0]: run for run in Path(folder, "toy", "runs").iterdir()}
-    return {method: (torch.load(run / "encoder.pt", weights_only=True), pd.read_csv(run / "log.csv").drop(columns="seconds"))
+    return {method: (load_file(run / "encoder.safetensors"), pd.read_csv(run / "log.csv").drop(columns="seconds"))
             for method, run in finished.items()}
 
 
@@ -53,4 +54,4 @@ def test_three_processes_train_as_one(tmp_path, monkeypatch):
     for method, (weights, log) in alone.items():
         assert together[method][1].loss.iloc[-1] == pytest.approx(log.loss.iloc[-1], rel=1e-5, abs=1e-6)
         for name, values in weights.items():
-            assert torch.allclose(together[method][0][name], values, rtol=1e-5, atol=1e-5), name
+            assert torch.allclose(together[method][0][name].float(), values.float(), rtol=2**-10, atol=1e-5), name    # last place of half

@@ -16,9 +16,9 @@ LEGACY = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")        # DenseN
 def own_run(folder, results):
     """The encoder in the folder of a finished run, as a run of these results."""
     record = runs.recorded(require(folder / "done.json", "give the folder of a finished run, results/<profile>/runs/<run>"))
-    content = require(folder / "encoder.pt", "weights are not shipped; train that run again").read_bytes()
+    content = require(folder / "encoder.safetensors", "weights are not shipped; train that run again").read_bytes()
     if runs.sha256(content) != record["encoder_sha256"]:
-        raise ValueError(f"{folder / 'encoder.pt'} is not the file that training wrote; train that run again")
+        raise ValueError(f"{folder / 'encoder.safetensors'} is not the file that training wrote; train that run again")
     run = replace(runs.Run(**runs.recorded(folder / "run.json")), subset="given", images=runs.sha256(content)[:16])
     keep(run, results, record, lambda path: runs.write(path, content))
     return run
@@ -32,7 +32,7 @@ def torchvision_weights(file, planned, results):
     content = runs.sha256(file.read_bytes())
     run = replace(planned, subset="given", images=content[:16])
     keep(run, results, {"weights": file.name, "weights_sha256": content, **runs.machine()},
-         lambda path: train.save(path, foreign_encoder(file, run).state_dict()))
+         lambda path: train.keep_encoder(path, foreign_encoder(file, run)))
     return run
 
 
@@ -42,8 +42,8 @@ def keep(run, results, record, write):
     with runs.claim(folder, wait=True):
         if not results.is_done(run):
             runs.write(folder / "run.json", json.dumps(asdict(run), indent=1))
-            write(folder / "encoder.pt")
-            record = {**record, "encoder_sha256": runs.sha256((folder / "encoder.pt").read_bytes())}
+            write(folder / "encoder.safetensors")
+            record = {**record, "encoder_sha256": runs.sha256((folder / "encoder.safetensors").read_bytes())}
             runs.write(folder / "done.json", json.dumps(record, indent=1))
 
 

@@ -33,6 +33,13 @@ from longtail.simclr import SimCLR, embed, gathered, read_options, write_options
 SNAPSHOTS = 6       # epochs of a run whose per-image values are noted for the pictures
 
 
+class Untrained(SimCLR):
+    """The network as it is before the first update: the floor under every accuracy."""
+
+    fixed = {"epochs": 0, "warmup_epochs": 0}
+    clashes = ("sdclr", "simsiam", "supervised", "focal", "bcl", "two_stage", "gh", "colt", "rwsam", "rwsam_oracle")
+
+
 class SDCLR(SimCLR):
     """The second view goes through a magnitude-pruned twin, which forgets the tail first (Jiang et al. 2021, spec 3)."""
 
@@ -299,8 +306,8 @@ class Given(SimCLR):
 
 
 METHODS = {     # in the order in which a joined name has them: what to train, then what is added to it
-    "simclr": SimCLR, "sdclr": SDCLR, "simsiam": SimSiam, "supervised": Supervised, "focal": Focal, "bcl": BCL, "two_stage": TwoStage,
-    "gh": GH, "colt": COLT, "rwsam": RwSAM, "rwsam_oracle": Oracle}
+    "simclr": SimCLR, "untrained": Untrained, "sdclr": SDCLR, "simsiam": SimSiam, "supervised": Supervised, "focal": Focal, "bcl": BCL,
+    "two_stage": TwoStage, "gh": GH, "colt": COLT, "rwsam": RwSAM, "rwsam_oracle": Oracle}
 
 
 def find(name):

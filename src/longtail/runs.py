@@ -243,7 +243,7 @@ class Results:
     def logs(self, **match):
         """Training logs of matching finished runs: keys, epoch, step, loss, learning_rate, seconds."""
         frames = [read_rows(self.folder(run) / "log.csv", self.folder(run) / "done.json", "log_sha256").assign(
-            **{key: getattr(run, key, None) for key in KEYS} | {"run": run.name}) for run in self.done(**match)]
+            **{key: getattr(run, key, None) for key in KEYS} | {"run": run.name}) for run in self.done(**match) if run.epochs]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=KEYS)
 
     def scores(self, **match):

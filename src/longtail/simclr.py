@@ -14,6 +14,7 @@ class SimCLR:
     network = models.Encoder
     options = {}        # the class's own settings and their published values; an arm changes them by name
     remembers = {}      # what is kept of every image: name -> numbers of a row, 0 for a single one
+    fixed = {}          # fields of ``Run`` that it decides itself
     clashes = ()        # methods that it cannot be joined with
     picks = False       # whether it fetches images from the study's pool as it trains
     boost = None        # what it does to views beyond their policy: (levels, index, epoch, view) -> levels

@@ -14,6 +14,8 @@ from multiprocessing import get_context
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
 from tqdm import tqdm
 
 from longtail import methods, processes, runs, simclr, views
@@ -21,6 +23,7 @@ from longtail.formulas import FINAL_RATE as FINAL_RATE
 from longtail.formulas import warmup_cosine as warmup_cosine
 
 MOMENTUM = 0.9      # SDCLR and MAK, all data sets (spec 2.4)
+SNAPSHOTS = 10      # encoders kept of a run, evenly spaced, so that its accuracy can be followed over time; the last is the encoder
 
 
 def plan(study, arm, split, seed, settings):
@@ -35,7 +38,7 @@ def plan(study, arm, split, seed, settings):
     if kind.picks:
         images, own = images + study.pool.subset(range(len(study.pool))), own | {"reserve": len(study.pool)}
     chosen = simclr.write_options(simclr.read_options(kind, options))
-    given = settings | {"head_layers": kind.head_layers, "options": chosen} | own
+    given = settings | {"head_layers": kind.head_layers, "options": chosen} | own | kind.fixed
     return runs.Run(**given, split=split, seed=seed, images=images.digest), images
 
 
@@ -68,6 +71,8 @@ def course(run, images, extra=lambda epoch: 0):
     def steps(n):
         return n // run.batch_size + (n % run.batch_size > 1)
     used = images - run.reserve
+    if not run.epochs:
+        return Course((), 0)
     if run.epochs <= run.warmup_epochs:
         raise ValueError(f"{run.name}: {run.warmup_epochs} warm-up epochs leave nothing of {run.epochs}; lower warmup_epochs")
     if not steps(used):
@@ -94,7 +99,7 @@ def initialise(run):
 def pretrain(run, images, results, progress=True, wait=True, checkpoint_seconds=20):
     """Pre-train a run on an image set; returns at once when it is done, and goes on where an earlier process stopped.
 
-    Writes ``log.csv`` by epoch, ``encoder.pt`` and at last ``done.json`` into the run's folder. Raises ``FloatingPointError`` when
+    Writes ``log.csv`` by epoch, ``encoder.safetensors`` and at last ``done.json`` into the run's folder. Raises ``FloatingPointError`` when
     a loss is not finite and ``ValueError`` for a damaged checkpoint. A run that another process holds is waited for, or left to it.
     The run that a method learns from is made first.
     """
@@ -127,6 +132,8 @@ def train(run, images, folder, progress, checkpoint_seconds, teacher=None):
         log.append({"epoch": epoch + 1, "step": numbers[-1], "loss": losses.mean().item(),
                     "learning_rate": rates[-1], "seconds": round(time.perf_counter() - began, 3)})
         runs.write(folder / "log.csv", log_csv(log))
+        if epoch + 1 in snapshot_epochs(plan.epochs):
+            keep_encoder(snapshot(folder, epoch + 1), encoder)
         if processes.agreed(time.perf_counter() - saved > checkpoint_seconds) and epoch + 1 < plan.epochs:
             save(folder / "last.pt", {"encoder": encoder.state_dict(), "optimizer": optimizer.state_dict(), "log": log,
                                       "method": method.state, "notes": method.notes})
@@ -134,6 +141,21 @@ def train(run, images, folder, progress, checkpoint_seconds, teacher=None):
     if method.notes:
         runs.remember(folder, "notes", {}, lambda: notes(method))
     finish(run, folder, encoder, log, len(images))
+
+
+def snapshot_epochs(epochs):
+    """After which epochs of a run its encoder is kept: ten, evenly spaced, without the end, where the run's own encoder is written."""
+    return sorted({round(part * epochs / SNAPSHOTS) for part in range(1, SNAPSHOTS)} - {0, epochs})
+
+
+def snapshot(folder, epoch):
+    """The file of the encoder as it was after so many epochs."""
+    return folder / "snapshots" / f"epoch-{epoch:04d}.safetensors"
+
+
+def snapshots(run, results):
+    """The epochs after which the encoder of a run was kept and is still there, in order."""
+    return [epoch for epoch in snapshot_epochs(run.epochs) if snapshot(results.folder(run), epoch).exists()]
 
 
 def notes(method):
@@ -144,7 +166,7 @@ def notes(method):
 
 def log_csv(log):
     """The rows of ``log.csv`` as text."""
-    return pd.DataFrame(log).to_csv(index=False)
+    return pd.DataFrame(log, columns=["epoch", "step", "loss", "learning_rate", "seconds"]).to_csv(index=False)
 
 
 class Step:
@@ -263,29 +285,45 @@ def restore(path, encoder, optimizer, method):
 
 
 def finish(run, folder, encoder, log, images):
-    """Write the encoder and, last of all, ``done.json``."""
-    save(folder / "encoder.pt", encoder.state_dict())
+    """Write the encoder and, last of all, ``done.json``; an untrained encoder has a log without rows."""
+    runs.write(folder / "log.csv", log_csv(log))
+    keep_encoder(folder / "encoder.safetensors", encoder)
     memory = (torch.cuda.max_memory_allocated() if torch.cuda.is_available()
               else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     runs.write(folder / "done.json", json.dumps({
         "seconds": round(sum(row["seconds"] for row in log), 1), "peak_memory_mib": round(memory / 2**20),
         "seed_images": run.seeds(images), **runs.machine(),
-        "encoder_sha256": runs.sha256((folder / "encoder.pt").read_bytes()),
+        "encoder_sha256": runs.sha256((folder / "encoder.safetensors").read_bytes()),
         "log_sha256": runs.sha256(log_csv(log).encode())}, indent=1))
     if processes.world()[0] == 0:
         (folder / "last.pt").unlink(missing_ok=True)
 
 
-def encoder_of(run, results):
-    """The trained encoder of a finished run, in evaluation mode (its dense branch is branch 0)."""
-    path = results.folder(run) / "encoder.pt"
+def keep_encoder(path, encoder):
+    """Write an encoder's weights in half precision, which is all that is measured of it later.
+
+    A tensor with values beyond the range of half precision stays in its own.
+    """
+    half = {name: value.half() if value.is_floating_point() and value.half().isfinite().all() else value
+            for name, value in encoder.state_dict().items()}
+    runs.write(path, safetensors.save({name: value.contiguous() for name, value in half.items()}))
+
+
+def encoder_of(run, results, epoch=None):
+    """The trained encoder of a finished run, in evaluation mode (its dense branch is branch 0), or as it was after some ``epoch``."""
+    folder = results.folder(run)
+    path = folder / "encoder.safetensors" if epoch is None else snapshot(folder, epoch)
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: weights are not shipped; delete {path.parent} to train the run again")
-    if runs.sha256(path.read_bytes()) != json.loads((path.parent / "done.json").read_text())["encoder_sha256"]:
-        raise ValueError(f"{path} is not the file that training wrote; delete {path.parent} to train the run again")
+        raise FileNotFoundError(f"{path} is missing: not all weights are shipped; delete {folder} to train the run again")
+    content = path.read_bytes()
+    if epoch is None and runs.sha256(content) != json.loads((folder / "done.json").read_text())["encoder_sha256"]:
+        raise ValueError(f"{path} is not the file that training wrote; delete {folder} to train the run again")
     method = methods.find(run.method)
     encoder = method.network(run.architecture, run.head_layers, method.branches)
-    encoder.load_state_dict(load(path))
+    try:
+        encoder.load_state_dict(safetensors.load(content))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete {folder} to train the run again") from error
     return encoder.to(runs.device(), memory_format=torch.channels_last).eval()
 
 
