@@ -160,7 +160,7 @@ def test_importance_comes_from_the_same_run_without_it(results):
     features = simclr.embed(train.encoder_of(reference, results).trunk, IMAGES.images)
     assert noted.value.tolist() == pytest.approx(methods.density_weights(features, clip=10.0).tolist(), abs=1e-4)
     joined = planned(method="bcl+rwsam", options="draws=2 rho=0.5")
-    assert methods.find("bcl+rwsam").reference(joined).options == "draws=2 floor=10"
+    assert methods.find("bcl+rwsam").reference(joined).options == "draws=2 floor=10 memory=0.97"
     assert methods.find("rwsam").reference(planned(method="rwsam")).method == "simclr"
 
 
@@ -318,7 +318,8 @@ def test_methods_join_in_one_order():
     joined = methods.find("sdclr+bcl+gh")
     assert [kind.__name__ for kind in joined.__mro__[1:6]] == ["GH", "TwoStage", "BCL", "SDCLR", "SimCLR"]
     assert methods.find("sdclr+bcl+gh") is joined and (joined.branches, joined.head_layers) == (2, 3)
-    assert set(simclr.gathered(joined, "options")) == {"draws", "floor", "warm", "middle", "classes", "ramp", "refresh", "least", "harmony"}
+    assert set(simclr.gathered(joined, "options")) == {"draws", "floor", "memory", "warm", "middle", "classes", "ramp", "refresh", "least",
+                                                         "harmony", "past", "late_past"}
 
 
 @pytest.mark.parametrize("name, message", [
@@ -347,11 +348,12 @@ def test_an_arm_sets_what_it_names():
     settings = {key: value for key, value in vars(planned()).items()
                 if key not in ("method", "subset", "split", "seed", "images", "head_layers", "options")}
     run, images = train.plan(study, "sdclr+bcl long_tail epochs=9 draws=2 weight_decay=5e-4", 1, 2, settings)
-    assert (run.method, run.head_layers, run.epochs, run.weight_decay, run.options) == ("sdclr+bcl", 3, 9, 5e-4, "draws=2 floor=10")
+    assert (run.method, run.head_layers, run.epochs, run.weight_decay) == ("sdclr+bcl", 3, 9, 5e-4)
+    assert run.options == "draws=2 floor=10 memory=0.97"
     assert images is IMAGES and run.reserve == 0
     run, images = train.plan(study, "colt balanced 3 budget=5 begin=2", 1, 2, settings)
     assert (run.reserve, run.budget, run.head_layers, len(images), run.seeds(len(images))) == (9, 5, 3, 13, 4)
-    assert run.options == "begin=2 clusters=10 domain=0.2 nearest=10 repick=25" and run.images == images.digest
+    assert run.options == "begin=2 clusters=10 domain=0.2 memory=0.97 nearest=10 repick=25" and run.images == images.digest
     for arm, message in {"simclr long_tail draws=2": "draws is no setting of a run or of this method; the method has none",
                          "bcl long_tail split=3": "split is no setting", "bcl long_tail 2 0.1 7": "no arm"}.items():
         with pytest.raises(ValueError, match=message):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longtail import methods, paths, runs, simclr, tables, views
+from longtail import paths, runs, tables, views
 
 FULL = runs.Run(dataset="cifar10", subset="long_tail", split=1, seed=10, method="simclr", head_layers=2,
                 architecture="resnet18_cifar", size=32, policy="cifar", epochs=2000, batch_size=512,
@@ -146,23 +146,24 @@ def test_every_printed_row_is_in_exactly_one_table():
     assert shown == len(printed)
 
 
-def test_published_options_are_those_that_the_methods_declare():
-    for (_, _, method), settings in tables.PUBLISHED.items():
-        kind = methods.find(method)
-        given = {"draws": "2", "floor": "5"} if method == "sdclr+bcl" else {}
-        assert settings.get("options", "") == simclr.write_options(simclr.read_options(kind, given)), method
-        assert settings["policy"] in views.POLICIES
+@pytest.mark.parametrize("key, options", [
+    (("SDCLR", "cifar10", "sdclr"), ""), (("rwSAM", "cifar10", "simsiam+rwsam"), "adaptive=True alpha=1.0 clip=10.0 freeze=False rho=7.0"),
+    (("BCL", "cifar100", "bcl"), "draws=1 floor=10 memory=0.97"), (("BCL", "cifar100", "sdclr+bcl"), "draws=2 floor=5 memory=0.97"),
+    (("GH", "cifar100", "gh"), "classes=100 harmony=1.0 late_past=0.999 least=0 middle=0.6 past=0.9 ramp=10 refresh=20 warm=500"),
+    (("COLT", "cifar10", "colt"), "begin=100 clusters=10 domain=0.2 memory=0.97 nearest=10 repick=25")])
+def test_published_options(key, options):
+    assert tables.PUBLISHED[key]["options"] == options and tables.PUBLISHED[key]["policy"] in views.POLICIES
 
 
 def test_options_and_budget_tell_the_published_settings_of_the_family(results):
-    bcl = {"dataset": "cifar100", "method": "bcl", "weight_decay": 5e-4, "options": "draws=1 floor=10"}
+    bcl = {"dataset": "cifar100", "method": "bcl", "weight_decay": 5e-4, "options": "draws=1 floor=10 memory=0.97"}
     colt = {"dataset": "cifar100", "method": "colt", "budget": 10000, "reserve": 300000,
-            "options": "begin=100 clusters=10 domain=0.2 nearest=10 repick=25"}
+            "options": "begin=100 clusters=10 domain=0.2 memory=0.97 nearest=10 repick=25"}
     for change in (bcl, bcl | {"options": "draws=2 floor=10"}, colt, colt | {"budget": 5000}):
         finish(results, "linear", [80, 70, 60, 71], change=change)
     ours = tables.outcomes(results).set_index(["method", "options", "budget"])
     assert [name for name, full in tables.published(ours.reset_index(), "BCL").items() if full] \
-        == [ours.index.get_loc(("bcl", "draws=1 floor=10", 0))]
+        == [ours.index.get_loc(("bcl", "draws=1 floor=10 memory=0.97", 0))]
     assert tables.published(ours.reset_index(), "COLT").sum() == 1
     finish(results, "linear", [50, 45, 40, 47.15], change={"dataset": "cifar100", "budget": 0})
     shown = lines(tables.compare(results, "colt_linear"), measure="all", row="simclr, 2-layer head")

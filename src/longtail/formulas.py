@@ -8,7 +8,6 @@ from torch.nn import functional
 from longtail import losses
 
 FINAL_RATE = 1e-6       # of every cosine but SimSiam's, all data sets
-MEMORY = 0.97           # share of the past in BCL's and COLT's averages
 
 
 # ---- rates

@@ -14,7 +14,6 @@ from torch.nn import functional
 from longtail import boost, losses, models, processes
 from longtail.formulas import (
     FINAL_RATE,
-    MEMORY,
     class_prior,
     colt_sampling,
     crowding,
@@ -109,7 +108,7 @@ class BCL(SimCLR):
     The defaults are BCL-I's; BCL-D is ``sdclr+bcl`` with draws=2 floor=5, its form for ImageNet draws=2 floor=0.
     """
 
-    options = {"draws": 1, "floor": 10}     # operations a view, their least magnitude
+    options = {"draws": 1, "floor": 10, "memory": 0.97}     # operations a view, their least magnitude, share of the past in the losses
     remembers = {"loss": 0, "strength": 0}
 
     def before_epoch(self, encoder, epoch):
@@ -126,7 +125,7 @@ class BCL(SimCLR):
 
     def objective(self, first, second, index):
         loss = super().objective(first, second, index)
-        self.remember("loss", index, loss, MEMORY)
+        self.remember("loss", index, loss, self.own["memory"])
         return loss
 
 
@@ -148,9 +147,12 @@ class TwoStage(SimCLR):
 
 
 class GH(TwoStage):
-    """From epoch ``warm`` on, views also agree on surrogate classes at equal angles, filled as the images fill them (family spec 4)."""
+    """From epoch ``warm`` on, views also agree on surrogate classes at equal angles, filled as the images fill them (family spec 4).
 
-    options = {"classes": 100, "ramp": 10, "refresh": 20, "least": 0, "harmony": 1.0}
+    ``past`` and ``late_past``: share of the past in an image's averaged logits before ``warm`` and after.
+    """
+
+    options = {"classes": 100, "ramp": 10, "refresh": 20, "least": 0, "harmony": 1.0, "past": 0.9, "late_past": 0.999}
 
     def start(self, images, teacher):
         super().start(images, teacher)
@@ -158,7 +160,8 @@ class GH(TwoStage):
         if classes > 128:
             raise ValueError(f"{self.run.name}: no {classes} directions have equal angles in 128 dimensions; give classes=128 or fewer")
         normal = np.random.default_rng(self.run.seed).standard_normal((classes, 128))
-        self.state |= {"targets": simplex_targets(torch.from_numpy(normal)).float().to(device), "past": torch.tensor(0.9, device=device),
+        self.state |= {"targets": simplex_targets(torch.from_numpy(normal)).float().to(device),
+                       "past": torch.tensor(self.own["past"], device=device),
                        "logits": torch.full((len(images), classes), torch.nan, device=device),
                        "prior": torch.full((classes,), 1 / classes, device=device), "weight": torch.tensor(0.0, device=device)}
 
@@ -173,7 +176,7 @@ class GH(TwoStage):
         if self.harmonizes and (since == 0 or epoch % self.own["refresh"] == 0):
             self.state["prior"].copy_(class_prior(self.state["logits"], self.own["least"]))
             self.note("prior", epoch, self.state["prior"])
-        self.state["past"].fill_(0.999 if self.harmonizes else 0.9)
+        self.state["past"].fill_(self.own["late_past" if self.harmonizes else "past"])
         self.state["weight"].fill_(self.own["harmony"] * min(1, max(0, (since + 1) / self.own["ramp"])))
 
     def objective(self, first, second, index):
@@ -188,7 +191,7 @@ class GH(TwoStage):
 class COLT(SimCLR):
     """Every ``repick`` epochs other images of the pool join, near the clusters with the least crowded images (family spec 5)."""
 
-    options = {"begin": 100, "repick": 25, "clusters": 10, "nearest": 10, "domain": 0.2}
+    options = {"begin": 100, "repick": 25, "clusters": 10, "nearest": 10, "domain": 0.2, "memory": 0.97}
     remembers = {"crowding": 0}
     picks = True
 
@@ -225,7 +228,7 @@ class COLT(SimCLR):
     def objective(self, first, second, index):
         loss = super().objective(first, second, index)
         crowded = crowding(first.detach(), second.detach(), self.run.temperature, self.own["nearest"])
-        self.remember("crowding", index, crowded, MEMORY)
+        self.remember("crowding", index, crowded, self.own["memory"])
         if not len(self.state["extras"]):
             return loss
         return loss + self.own["domain"] * losses.domain(first, second, index >= self.count, self.run.temperature)
@@ -329,3 +332,8 @@ def find(name):
 def joined(name, kinds):
     """One class of several; the last one acts first and calls those before it."""
     return type(name, kinds[::-1], {"__doc__": " + ".join(kind.__doc__.splitlines()[0] for kind in kinds)})
+
+
+def published_options(name, changed):
+    """All options of a method as a run keeps them, at the published values but for those ``changed``, given as text."""
+    return write_options(read_options(find(name), changed))

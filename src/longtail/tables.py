@@ -19,33 +19,27 @@ _CIFAR = {"architecture": "resnet18_cifar", "size": 32, "epochs": 2000, "batch_s
 _IMAGENET = _CIFAR | {"architecture": "resnet50", "size": 224, "epochs": 500, "batch_size": 256, "policy": "imagenet"}
 _SEEDS = {"cifar10": 11_165, "cifar100": 9_754, "imagenet100": 12_205}      # images of the published long-tailed lists
 # the family's options as runs keep them, and what else differs from SDCLR's settings (family spec; GH and rwSAM have lists of their own)
-_RWSAM = "adaptive=True alpha=1.0 clip=10.0 freeze=False rho=7.0"
-_GH = "classes=100 harmony=1.0 least=0 middle=0.6 ramp=10 refresh=20 warm=500"
-_COLT = "begin=100 clusters=10 domain=0.2 nearest=10 repick=25"
 _SIMSIAM = _CIFAR | {"policy": "simsiam", "epochs": 1600, "learning_rate": 0.06, "weight_decay": 5e-4, "warmup_epochs": 0,
                      "seed_images": 12_406}
 _HARMONY = _CIFAR | {"epochs": 1000, "weight_decay": 5e-4, "seed_images": 10_847}
-PUBLISHED = {
-    ("SDCLR", "cifar10", "simclr"): _CIFAR, ("SDCLR", "cifar10", "sdclr"): _CIFAR | {"prune_fraction": 0.9},
-    ("SDCLR", "cifar100", "simclr"): _CIFAR, ("SDCLR", "cifar100", "sdclr"): _CIFAR | {"prune_fraction": 0.9},
+_PRUNED = {"prune_fraction": 0.9}
+_LENGTHS = {
+    ("SDCLR", "cifar10", "simclr"): _CIFAR, ("SDCLR", "cifar10", "sdclr"): _CIFAR | _PRUNED,
+    ("SDCLR", "cifar100", "simclr"): _CIFAR, ("SDCLR", "cifar100", "sdclr"): _CIFAR | _PRUNED,
     ("SDCLR", "imagenet100", "simclr"): _IMAGENET,
     ("SDCLR", "imagenet100", "sdclr"): _IMAGENET | {"temperature": 0.3, "prune_fraction": 0.3},
     ("MAK", "imagenet100", "simclr"): _IMAGENET | {"epochs": 1000},
-    ("rwSAM", "cifar10", "simsiam"): _SIMSIAM, ("rwSAM", "cifar10", "simsiam+rwsam"): _SIMSIAM | {"options": _RWSAM},
-    ("BCL", "cifar100", "simclr"): _CIFAR | {"weight_decay": 5e-4}, ("BCL", "cifar100", "sdclr"): _CIFAR | {"prune_fraction": 0.9},
-    ("BCL", "cifar100", "bcl"): _CIFAR | {"weight_decay": 5e-4, "options": "draws=1 floor=10"},
-    ("BCL", "cifar100", "sdclr+bcl"): _CIFAR | {"prune_fraction": 0.9, "options": "draws=2 floor=5"},
-    ("GH", "cifar100", "simclr"): _HARMONY, ("GH", "cifar100", "sdclr"): _HARMONY | {"prune_fraction": 0.9},
-    ("GH", "cifar100", "bcl"): _HARMONY | {"options": "draws=1 floor=10"},
-    ("GH", "cifar100", "two_stage"): _HARMONY | {"options": "middle=0.6 warm=500"},
-    ("GH", "cifar100", "gh"): _HARMONY | {"options": _GH},
-    ("GH", "cifar100", "sdclr+gh"): _HARMONY | {"options": _GH, "prune_fraction": 0.9},
-    ("GH", "cifar100", "bcl+gh"): _HARMONY | {"options": _GH.replace("harmony", "draws=1 floor=10 harmony")},
+    ("rwSAM", "cifar10", "simsiam"): _SIMSIAM, ("rwSAM", "cifar10", "simsiam+rwsam"): _SIMSIAM,
+    ("BCL", "cifar100", "simclr"): _CIFAR | {"weight_decay": 5e-4}, ("BCL", "cifar100", "sdclr"): _CIFAR | _PRUNED,
+    ("BCL", "cifar100", "bcl"): _CIFAR | {"weight_decay": 5e-4}, ("BCL", "cifar100", "sdclr+bcl"): _CIFAR | _PRUNED,
+    **{("GH", "cifar100", method): _HARMONY | (_PRUNED if method.startswith("sdclr") else {})
+       for method in ("simclr", "sdclr", "bcl", "two_stage", "gh", "sdclr+gh", "bcl+gh")},
     **{("COLT", data, method): _CIFAR | more for data in ("cifar10", "cifar100") for method, more in {
-        "simclr": {}, "sdclr": {"prune_fraction": 0.9}, "bcl": {"options": "draws=1 floor=10"},
-        "colt": {"budget": 10_000, "options": _COLT}, "sdclr+colt": {"budget": 10_000, "options": _COLT, "prune_fraction": 0.9},
-        "bcl+colt": {"budget": 10_000, "options": _COLT.replace("nearest", "draws=1 floor=10 nearest")}}.items()},
+        "simclr": {}, "sdclr": _PRUNED, "bcl": {}, "colt": {"budget": 10_000}, "sdclr+colt": {"budget": 10_000, **_PRUNED},
+        "bcl+colt": {"budget": 10_000}}.items()},
 }
+_BOOST = {"sdclr+bcl": {"draws": "2", "floor": "5"}}        # BCL-D; other methods are published with their defaults
+PUBLISHED = {key: settings | {"options": methods.published_options(key[-1], _BOOST.get(key[-1], {}))} for key, settings in _LENGTHS.items()}
 TABLES = {      # name of the file: paper, its table, protocol
     "sdclr_linear": ("SDCLR", "slides, linear separability", "linear"),
     "sdclr_fewshot_linear": ("SDCLR", "slides, few-shot", "fewshot_linear"),
