@@ -4,7 +4,7 @@ Every function takes numbers or arrays of draws (last axis), so that the simulat
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -111,7 +111,7 @@ def holm(p):
     return found
 
 
-@lru_cache
+@cache
 def _spreads(freedom):
     """Equally likely values of (estimated over true standard deviation), from the chi-squared law: midpoints of 4,000 classes."""
     return np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, freedom) / freedom)
@@ -135,19 +135,29 @@ def detectable(error, freedom):
     return float(error * optimize.brentq(lambda ratio: power(ratio, 1.0, freedom) - POWER, 0.1, 100.0))
 
 
-def needed(effect, estimate):
-    """How many replicates find a true ``effect`` with 80 % power, if noise and arms are those of ``estimate``.
+def power_within(effect, error, freedom, tolerance):
+    """How often the 95 % interval of a true effect lies within ± ``tolerance``, all in one unit: of a sameness or a number."""
+    if not error > 0:
+        return float(abs(effect) <= tolerance)
+    reach = stats.t.ppf(1 - LEVEL / 2, freedom) * _spreads(freedom)
+    inside = special.ndtr((tolerance - effect) / error - reach) - special.ndtr((-tolerance - effect) / error + reach)
+    return float(np.mean(np.maximum(inside, 0)))
 
-    NaN without an effect or an interval, infinite where a million are too few. The standard error falls as 1/√n, the degrees of freedom
-    grow as n − 1.
+
+def needed(effect, estimate, tolerance=0.0):
+    """How many replicates decide in the paper's favour with 80 % power, if its effect is true and noise and arms are as in ``estimate``.
+
+    With a ``tolerance``: how many put the interval within it. NaN without an effect or an interval, infinite where a million are too few.
+    The standard error falls as 1/√n, the degrees of freedom grow as n − 1.
     """
-    if not estimate.freedom or not np.isfinite(effect) or not np.isfinite(estimate.error):
-        return np.nan
     now = estimate.replicates
+    if not estimate.freedom or now < 2 or not np.isfinite(effect):
+        return np.nan
 
     def found(count):
-        return power(effect, estimate.error * (now / count) ** 0.5, estimate.freedom * (count - 1) / max(now - 1, 1)) >= POWER
-    if not effect or not found(MOST):
+        error, freedom = estimate.error * (now / count) ** 0.5, estimate.freedom * (count - 1) / (now - 1)
+        return (power_within(effect, error, freedom, tolerance) if tolerance else power(effect, error, freedom)) >= POWER
+    if not found(MOST):
         return np.inf
     low, high = 1, MOST
     while high - low > 1:
