@@ -1,7 +1,7 @@
 """Verdicts on fabricated rows: every outcome, every sign, and never a verdict where nothing was run."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -199,17 +199,44 @@ def test_an_encoder_near_an_untrained_network_tests_nothing(results):
     assert np.isnan(verdict(checked, "sdclr-gain-linear-balance@digits").relative)
 
 
-@pytest.mark.parametrize("strength, word", [(1.02, "not tested"), (1.3, "supported"), (None, "supported")])
-def test_a_claim_whose_mechanism_was_asleep_is_not_tested(results, strength, word):
-    awake = statements.Check("strength of few over many", {"rows": "mechanism", "method": "bcl", "measure": "few/many"}, 1.0, 0.1)
+@pytest.mark.parametrize("contrast, chance, word", [(0.02, 0.01, "not tested"), (0.3, 0.4, "not tested"), (0.3, 0.01, "supported"),
+                                                    (None, None, "supported")])
+def test_a_claim_whose_mechanism_was_asleep_is_not_tested(results, contrast, chance, word):
+    """BCL's strength of few less that of many has to exceed chance and 0.05; where nobody measured it the check says so."""
     for split in (1, 2, 3):
-        rows = {} if strength is None else {"mechanism": [{"measure": "few/many", "value": strength}, {"measure": "other", "value": 9.0}]}
-        finish(results, {"split": split}, **both(80, 70, 60))
-        finish(results, {"split": split, "method": "bcl"}, **both(82 + 0.1 * split, 70, 65), **rows)
-    [asked] = [replace(claim, check=awake) for claim in statements.CLAIMS if claim.id == "bcl-vs-simclr-linear_converged-all"]
-    line = verdict(claims.check(results, asked=[asked]), f"{asked.id}@digits")
-    assert line.verdict == word and line.check.startswith("strength of few over many: ")
-    assert line.check.endswith("not measured" if strength is None else f"{strength - 1:.3g}, at least 0.1")
+        active = [{"mechanism": "strength", "group": group, "value": value} for group, value in
+                  (("contrast", contrast), ("chance", chance), ("few", 0.5))]
+        others = [{"mechanism": "strength", "group": "contrast", "value": 9.0}, {"mechanism": "pruning", "group": "contrast", "value": 0.0}]
+        finish(results, {"split": split}, **both(80, 70, 60), mechanism=others)
+        finish(results, {"split": split, "method": "bcl"}, **both(82 + 0.1 * split, 70, 65), **({"mechanism": active} if contrast else {}))
+    line = verdict(claims.check(results), "bcl-vs-simclr-linear_converged-all@digits")
+    assert line.verdict == word
+    assert line.check == (f"strength: {contrast:g}, needs {max(chance, 0.05):g}" if contrast else "strength: not measured")
+
+
+def test_each_method_and_sampler_is_asked_for_its_own_mechanism():
+    checks = {claim.id: claim.check and (claim.check.mechanism, claim.check.method) for claim in claims.CLAIMS}
+    assert checks["sdclr-vs-simclr-linear_converged-few"] == ("pruning", "sdclr")
+    assert checks["sdclr+gh-vs-sdclr-linear-all"] == ("prior", "sdclr+gh") and checks["bcl+gh-vs-bcl-linear-all"] == ("prior", "bcl+gh")
+    assert checks["mak-vs-random-linear_converged-all"] == ("picks mak", "simclr")
+    assert checks["colt-vs-mak-linear-all"] == ("picks colt", "colt")
+    assert checks["tailness-alone-linear-all"] == ("picks tailness", "simclr")
+    assert checks["simsiam+rwsam-vs-simsiam-linear-all"] == ("importance", "simsiam+rwsam")
+    for name in ("alpha-0.7-same-linear-all", "ratio-2.5-trend-linear-all", "random-vs-none-linear-all", "finetune-vs-frozen-mak",
+                 "balanced-vs-long-tailed-linear_converged-few", "simclr-fewshot-bias", "gap-simsiam-linear", "sdclr-pruning-finds-tail"):
+        assert checks[name] is None, name
+
+
+def test_where_pruned_networks_disagree_is_asked_of_sdclr_and_of_the_balanced_list(results):
+    for split in (1, 2, 3):
+        for change, few in ((SDCLR, 1.5), ({}, 1.9), ({"subset": "balanced"}, 1.9 - 0.01 * split)):
+            rows = [{"group": group, "phi": value, "disagreement": 0.1, "images": 9, "pruned": 0.9}
+                    for group, value in (("many", 0.5), ("few", few + 0.01 * split))]
+            finish(results, {"split": split} | change, disagreement=rows, scores_of_linear=accuracies(80, 70, 60))
+    found = verdict(claims.check(results), "sdclr-pruning-finds-tail@digits")
+    assert (found.verdict, found.primary, found.effect) == ("supported", True, pytest.approx(0.52))
+    control = verdict(claims.check(results), "pruning-finds-tail-not-difficulty@digits")
+    assert (control.verdict, control.effect) == ("supported", pytest.approx(0.02))
 
 
 def test_best_on_validation_stands_beside_and_is_never_the_default(results):

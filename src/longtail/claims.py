@@ -35,7 +35,7 @@ def evidence(results, selection="last_epoch"):
     scores = scores.melt([name for name in scores if name not in measures], measures, "measure").assign(rows="scores")
     phi = _extra(results, done, "phi").rename(columns={"group": "measure", "phi": "value"})
     pruned = _extra(results, done, "disagreement").rename(columns={"group": "measure", "phi": "value"})
-    active = _extra(results, done, "mechanism")
+    active = _extra(results, done, "mechanism*").rename(columns={"mechanism": "protocol", "group": "measure"})
     parts = _extra(results, done, "composition").rename(columns={"part": "measure", "share": "value"})
     spread = _extra(results, done, "diversity").rename(columns={"nearest_pick_distance": "value"}).assign(measure="distance")
     cost = _extra(results, done, "overhead").rename(columns={"equivalent_epochs": "value"}).assign(measure="epochs")
@@ -86,10 +86,12 @@ def judge(claim, rows, floor=None):
     side is the overhead control, whose point is to differ. One replicate has no interval and decides nothing.
     ``floor``: rows of untrained networks. Keys: those of FIRST from effect on, test, tolerance, p, relative, above_floor, check, note.
     """
-    sides = [_matching(rows, side) for side in (claim.left, claim.right) if isinstance(side, dict)]
+    sides = [_matching(rows, side) for side in (claim.left, claim.right) if isinstance(side, dict)] if len(rows) else [rows]
+    if not all(map(len, sides)):
+        return {"verdict": "not run", "note": "", "n": 0}
     late = any(side.schedule.eq("overhead").any() for side in sides)
     keys = _keys(claim, rows, late)
-    shared = _shared(sides, keys, late) if all(map(len, sides)) else ()
+    shared = _shared(sides, keys, late)
     mixed = _mixed(sides, rows, _keys(claim, rows, late=False)) if len(shared) else []
     if mixed or not len(shared):
         note = f"runs of several {', '.join(mixed)} on one side; judge them in profiles of their own" if mixed else ""
@@ -172,17 +174,22 @@ def _level(rows, like, measure):
 
 
 def _tested(claim, rows, sides, floor):
-    """Whether encoders and mechanism are fit to test a claim, and the columns that show it: above_floor (points, the worse side), check."""
+    """Whether encoders and mechanism are fit to test a claim, and the columns that show it: above_floor (points, the worse side), check.
+
+    What was not measured, an untrained network or a mechanism, stands in no claim's way; the columns say so.
+    """
     beside, tested = {"above_floor": np.nan, "check": ""}, True
     if floor is not None and len(floor) and claim.left["rows"] in ("scores", "gap"):
         levels = [_level(rows[rows.run.isin(side.run)], side, "all") for side in sides]
         beside["above_floor"] = min(levels) - _level(floor, sides[0], "all")
         tested = not beside["above_floor"] < NEAR
     if claim.check:
-        parts = [_matching(rows, side).value.mean() if isinstance(side, dict) else side for side in (claim.check.left, claim.check.right)]
-        found = parts[0] - parts[1]
-        beside["check"] = f"{claim.check.words}: " + ("not measured" if np.isnan(found) else f"{found:.3g}, at least {claim.check.least:g}")
-        tested = tested and not found < claim.check.least
+        asked = {"rows": "mechanism", "protocol": claim.check.mechanism, "method": claim.check.method}
+        found = [_matching(rows, asked | {"measure": measure}) for measure in ("contrast", "chance")]
+        contrast, chance = (part.value[part.epochs.isin(sides[0].epochs)].mean() for part in found)
+        bound = max(chance, claim.check.least)
+        beside["check"] = f"{claim.check.mechanism}: " + ("not measured" if np.isnan(contrast) else f"{contrast:.2g}, needs {bound:.2g}")
+        tested = tested and not contrast <= bound
     return tested, beside
 
 

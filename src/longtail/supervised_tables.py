@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from longtail import claims, imbalance, statements, supervised, tables
+from longtail import claim_forms, claims, imbalance, supervised, tables
 
 PAPERS = ("CB", "LDAM", "DDC")
 HEAD = {"cifar10": 5000, "cifar100": 500}       # images of the largest class
@@ -119,7 +119,7 @@ def summary(scores):
 
 def _claim(stem, paper, sentence, where, left, right, test="above", measure="all", tolerance=0.0):
     side = {"rows": "supervised", "measure": measure}
-    return statements.Claim(stem, paper, sentence, where, side | {"method": left}, side | {"method": right}, test, tolerance)
+    return claim_forms.Claim(stem, paper, sentence, where, side | {"method": left}, side | {"method": right}, test, tolerance)
 
 
 CLAIMS = [      # about every tail, on the data that a paper prints and on our own
@@ -198,5 +198,5 @@ def _on(rows, dataset, kind, ratio):
 def _number(cell):
     """The error of one printed cell; the authors' own re-runs differ by up to 1.2 points, so two are allowed."""
     side = {"rows": "supervised", "measure": "error", "arm": cell.arm, "method": cell.method}
-    return statements.Claim(f"number-{cell.paper}-{cell.row.replace(' ', '-')}", cell.paper, f"{cell.row}: the error is {cell.error}",
+    return claim_forms.Claim(f"number-{cell.paper}-{cell.row.replace(' ', '-')}", cell.paper, f"{cell.row}: the error is {cell.error}",
                         f"{cell.paper}, table", side, 0.0, "number", 2.0, {cell.dataset: float(cell.error)})
