@@ -31,7 +31,9 @@ def finish(results, protocol, accuracies, picked=None, change=None):
     folder = results.folder(run)
     runs.write(folder / "run.json", json.dumps(asdict(run)))
     rows = pd.DataFrame({"protocol": protocol, "group": ["many", "medium", "few", "all"], "accuracy": accuracies, "images": 10})
-    rows = pd.concat([rows.assign(selection="best_validation"), rows.assign(selection="last_epoch", accuracy=rows.accuracy - 1)])
+    kinds = {"last_epoch": 0, "best_validation": -1} if protocol not in ("linear_converged", "knn") else {
+        {"linear_converged": "converged", "knn": "nearest"}[protocol]: 0}
+    rows = pd.concat([rows.assign(selection=kind, accuracy=rows.accuracy + more) for kind, more in kinds.items()])
     runs.remember(folder, f"scores-{protocol}", {}, lambda: rows)
     if picked:
         runs.remember(folder, "picked", {}, lambda: pd.DataFrame([{"views": 10} | picked]))
@@ -51,8 +53,17 @@ def test_mean_balance_and_difference_by_hand(results):
     balances = np.array([np.sqrt(200 / 3), np.sqrt(8)])         # of 80, 70, 60 and of 76, 76, 70: population, run by run
     assert ours.ours["balance"] == f"{balances.mean():.2f} ± {balances.std():.2f} (n=2)"
     assert ours.paper["all"] == "75.55 ± 0.66 (n=5)" and ours.difference["all"] == "-3.05"
-    last = lines(tables.compare(results, "sdclr_linear", selection="last_epoch"), status="full").set_index("measure")
-    assert last.ours["all"] == "71.50 ± 1.50 (n=2)"
+    best = lines(tables.compare(results, "sdclr_linear", selection="best_validation"), status="full").set_index("measure")
+    assert best.ours["all"] == "71.50 ± 1.50 (n=2)"
+
+
+def test_protocols_with_a_single_classifier_stay_whatever_is_selected(results):
+    for protocol, few in (("linear", 60), ("linear_converged", 61), ("knn", 55)):
+        finish(results, protocol, [80, 70, few, 71])
+    for selection, few in (("last_epoch", 60), ("best_validation", 59)):
+        found = tables.outcomes(results, selection).set_index("protocol").few
+        assert found.to_dict() == {"linear": few, "linear_converged": 61, "knn": 55}
+    assert tables.outcomes(results).few.tolist() == tables.outcomes(results, "last_epoch").few.tolist()
 
 
 @pytest.mark.parametrize(("change", "status", "paper"), [

@@ -54,6 +54,7 @@ TABLES = {      # name of the file: paper, its table, protocol
 }
 NOTE = ("Percent. balance: population standard deviation over many, medium and few inside one run, then averaged over runs (the papers' "
         "column Std). ±: population standard deviation over splits or seeds. A difference is shown only at the published settings.")
+SINGLE = ("converged", "nearest")        # selections of protocols without a training length: nothing to choose
 VARIED = ["policy", "batch_size", "learning_rate", "weight_decay", "warmup_epochs", "temperature", "prune_fraction", "options"]
 CONTROLS = {"gh": "two_stage"}      # what a method is set against beside the one that it builds on
 SETTING = ["dataset", "sampling_set", "budget", "method", "head_layers", "added", "schedule", *PICKING]
@@ -77,12 +78,12 @@ def encoders(rows):
     return told_apart(names, rows, ["epochs", *VARIED])
 
 
-def reported():
+def reported(name="reported"):
     """The papers' rows as printed: the keys of ``outcomes``, then each measure and its ``_err`` as text; absent numbers are NaN.
 
     The papers' column Std is called balance here. Prototypes, alpha and ratio are 0 where nothing was picked by them.
     """
-    rows = pd.read_csv(Path(__file__).with_name("reported.csv"), dtype=str).rename(columns={"std": "balance", "std_err": "balance_err"})
+    rows = pd.read_csv(Path(__file__).with_name(f"{name}.csv"), dtype=str).rename(columns={"std": "balance", "std_err": "balance_err"})
     numbers = {"budget": int, "head_layers": int, **dict.fromkeys(PICKING, float)}
     return rows.fillna(dict.fromkeys(PICKING, "0")).astype(numbers)
 
@@ -94,11 +95,15 @@ def finished(results):
                         columns=[*runs.FIELDS, "run", "seed_images"])
 
 
-def outcomes(results, selection="best_validation"):
-    """One row per finished run and protocol: the run's fields, how its images were picked, and MEASURES in percent."""
+def outcomes(results, selection="last_epoch"):
+    """One row per finished run and protocol: the run's fields, how its images were picked, and MEASURES in percent.
+
+    ``selection`` chooses among the classifiers of a protocol: last_epoch, or best_validation, which papers use and which picks by luck
+    too. Protocols that have one classifier only (converged, nearest) are always there.
+    """
     done = finished(results)
     scores = results.scores()
-    scores = scores[scores.selection == selection]
+    scores = scores[(scores.selection == selection) | scores.selection.isin(SINGLE)]
     repeated = scores[scores.duplicated(["run", "protocol", "group"])]
     if len(repeated):
         raise ValueError(f"{repeated.run.iloc[0]} has two {repeated.protocol.iloc[0]} accuracies for one group; delete one of its files")
@@ -133,7 +138,7 @@ def published(frame, paper, length=1.0):
     return full
 
 
-def compare(results, name, selection="best_validation"):
+def compare(results, name, selection="last_epoch"):
     """The paper's table ``name`` (a key of TABLES) beside ours: one line per row and measure.
 
     Columns: data, pool, row, measure, paper, ours (equal epochs), difference, equal updates (MAK only), status. Status is full (published
@@ -226,7 +231,7 @@ def spread(values, digits=1):
     return f"{values.mean():.{digits}f}{deviation} (n={len(values)})" if len(values) else "not run"
 
 
-def gains(results, selection="best_validation"):
+def gains(results, selection="last_epoch"):
     """What each method changes in the one that it builds on, with an equal head: points gained, mean ± sd over n pairs of split and seed.
 
     "sdclr+bcl" builds on "sdclr", a single name on "simclr"; GH is also set against its control. Rows: data, protocol, method,
