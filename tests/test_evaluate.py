@@ -197,7 +197,7 @@ def test_fine_tuning_changes_the_trunk_and_a_frozen_trunk_stays(study, results, 
         encoder = train.encoder_of(run, results)
         before = {name: value.clone() for name, value in encoder.state_dict().items()}
         policy = evaluate.views.POLICIES["digits_classifier"]
-        made = list(kind(encoder, run, study.few, evaluate.PROTOCOLS[protocol], policy, 10, 1, [1]))
+        made = list(kind(encoder, run, [study.few], evaluate.PROTOCOLS[protocol], policy, 10, 1, [1]))
         assert [epoch for epoch, _ in made] == [1, 2, 3]
         after = encoder.state_dict()
         changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -234,7 +234,7 @@ def test_classifiers_trained_together_are_those_trained_alone(study, results, ru
     inputs = evaluate.features(encoder, study.test, run.precision)
 
     def logits(seeds):
-        *_, (_, layer) = evaluate.train_frozen(encoder, run, study.train, how, evaluate.views.POLICIES["digits_classifier"], 10, 1, seeds)
+        *_, (_, layer) = evaluate.train_frozen(encoder, run, [study.train], how, evaluate.views.POLICIES["digits_classifier"], 10, 1, seeds)
         return layer(inputs).detach().unflatten(1, (len(seeds), -1))
     together = logits([1, 5, 9])
     assert not torch.allclose(together[:, 0], together[:, 1], rtol=0.05)
@@ -243,26 +243,50 @@ def test_classifiers_trained_together_are_those_trained_alone(study, results, ru
         torch.testing.assert_close(together[:, place], alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max()))
 
 
+def test_each_label_set_trains_a_classifier_of_its_own(study, results, run, short):
+    how, policy = evaluate.PROTOCOLS["fewshot_linear"], evaluate.views.POLICIES["digits_classifier"]
+    encoder, sets = train.encoder_of(run, results), data.label_sets(study, 3, per_class=12)
+
+    def weights(label_sets, seeds):
+        *_, (_, layer) = evaluate.train_frozen(encoder, run, label_sets, how, policy, 10, 1, seeds)
+        return layer.weight.detach().view(len(seeds), 10, -1)
+    together = weights(sets, [1, 2, 3])
+    torch.testing.assert_close(together[0], weights(sets[:1], [1])[0], rtol=1e-3, atol=1e-2)       # views are numbered by position
+    swapped = weights([sets[0], sets[2], sets[1]], [1, 2, 3])
+    torch.testing.assert_close(together[0], swapped[0], rtol=1e-3, atol=1e-2)
+    assert (together[1] - swapped[1]).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("protocol", ["linear", "fewshot_linear", "fewshot_finetune"])
 def test_scores_are_means_over_seeds_or_label_sets_and_their_deviation(study, results, run, short, protocol):
     rows = evaluate.evaluate(run, results, study, protocol, "digits_classifier", classifier_seeds=3, label_sets=3)
     assert set(rows.repeats) == {3}
-    how, drawn = evaluate.PROTOCOLS[protocol], data.label_sets(study, 3) if protocol.startswith("few") else [study.train] * 3
-    groups, policy, found = evaluate.size_groups(study.counts, "thirds"), evaluate.views.POLICIES["digits_classifier"], []
-    for seed, labelled in zip([1, 2, 3], drawn, strict=True):
-        encoder = train.encoder_of(run, results)
-        views_seed = seed if protocol.startswith("few") else 1      # classifiers of the linear protocol share their views
-        sets = {"validation": study.validation, "test": study.test}
-        frozen = None if how.whole else {part: evaluate.features(encoder, images, "float32") for part, images in sets.items()}
-        measured = evaluate.train_and_choose(encoder, run, study, labelled, how, policy, views_seed, [seed], 1, frozen)
-        found.append({selection: evaluate.summary(accuracy[:, 0], groups) for selection, accuracy in measured.items()})
-    table = rows.set_index(["selection", "group"])
-    for selection in ("last_epoch", "best_validation"):
+    how, policy = evaluate.PROTOCOLS[protocol], evaluate.views.POLICIES["digits_classifier"]
+    sets = data.label_sets(study, 3) if protocol.startswith("few") else [study.train]
+    measured = evaluate.class_accuracies(run, results, study, how, policy, [1, 2, 3], sets, 1)
+    alone = evaluate.class_accuracies(run, results, study, how, policy, [1], sets[:1], 1)
+    groups, table = evaluate.size_groups(study.counts, "thirds"), rows.set_index(["selection", "group"])
+    for selection, accuracies in measured.items():
+        torch.testing.assert_close(accuracies[:, :1], alone[selection], atol=2.6, rtol=0)       # the first is the published one
         for group in ("few", "all"):
-            values = [one[selection][group] for one in found]
+            values = [evaluate.summary(accuracies[:, repeat], groups)[group] for repeat in range(3)]
             assert table.accuracy[selection, group] == pytest.approx(np.mean(values))
             assert table.sd[selection, group] == pytest.approx(np.std(values, ddof=1))
     assert table.sd["last_epoch", "few"] > 0
+
+
+@pytest.mark.parametrize("protocol", ["linear", "fewshot_finetune"])
+def test_the_mean_over_seeds_is_the_mean_of_single_seeds(study, results, run, short, monkeypatch, protocol):
+    how, policy = evaluate.PROTOCOLS[protocol], evaluate.views.POLICIES["digits_classifier"]
+    sets = data.label_sets(study, 3) if how.labels == "few" else [study.train]
+    of_views = evaluate.features
+    if not how.whole:       # classifiers trained together share the views of the first seed
+        monkeypatch.setattr(evaluate, "features", lambda *given, **view: of_views(*given, **{**view, "seed": 1} if view else view))
+    together = evaluate.class_accuracies(run, results, study, how, policy, [1, 2, 3], sets, 1)["last_epoch"].mean(1)
+    single = [evaluate.class_accuracies(run, results, study, how, policy, [seed], [sets[place % len(sets)]], 1)["last_epoch"]
+              for place, seed in enumerate([1, 2, 3])]
+    assert together.tolist() == pytest.approx(torch.cat(single, 1).mean(1).tolist(), abs=0.9)     # one image of a class is 2.5 / 3
+    assert not torch.equal(single[0], single[1])
 
 
 def test_one_repeat_has_no_deviation_and_none_is_refused(study, results, run, short):

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import operator
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -108,19 +109,22 @@ def batches(count, size, seed, epoch):
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count)).to(runs.device()).split(size)
 
 
-def train_frozen(encoder, run, labelled, protocol, policy, classes, seed, seeds):
+def train_frozen(encoder, run, label_sets, protocol, policy, classes, seed, seeds):
     """Train classifiers on a frozen trunk's features of fresh views each epoch; yields (epoch, features -> logits side by side).
 
-    ``seed`` draws the views, which they share; each of ``seeds`` a classifier's first weights and the order of its batches.
+    ``seed`` draws the views; each of ``seeds`` a classifier's first weights and the order of its batches. A single label set is shared by
+    all, several of equal size are for one classifier each.
     """
     layer = classifiers(encoder.trunk.features, classes, seeds)
     optimizer = torch.optim.SGD(layer.parameters(), protocol.rate, train.MOMENTUM)
-    labels = labelled.labels.to(runs.device())
+    labelled, size = functools.reduce(operator.add, label_sets), len(label_sets[0])
+    labels, starts = labelled.labels.to(runs.device()), range(0, len(labelled), size) if len(label_sets) > 1 else [0] * len(seeds)
     for epoch in range(1, protocol.epochs + 1):
         optimizer.param_groups[0]["lr"] = stepped_rate(protocol, epoch)
         inputs = features(encoder, labelled, run.precision, policy=policy, seed=seed, epoch=epoch)
-        for each in zip(*(batches(len(labels), protocol.batch, own, epoch) for own in seeds), strict=True):
-            index = torch.stack(each)
+        orders = [batches(size, protocol.batch, own, epoch) for own in seeds]
+        for each in zip(*orders, strict=True):
+            index = torch.stack([start + part for start, part in zip(starts, each, strict=True)])
             optimizer.zero_grad()
             logits = torch.baddbmm(layer.bias.view(len(seeds), 1, -1), inputs[index], layer.weight.view(len(seeds), classes, -1).mT)
             losses = functional.cross_entropy(logits.flatten(0, 1), labels[index].flatten(), reduction="none")
@@ -129,8 +133,9 @@ def train_frozen(encoder, run, labelled, protocol, policy, classes, seed, seeds)
         yield epoch, layer
 
 
-def train_whole(encoder, run, labelled, protocol, policy, classes, seed, seeds):
-    """Fine-tune trunk, first head layer and one classifier (MAK's few-shot, spec 4.3); yields (epoch, classifier)."""
+def train_whole(encoder, run, label_sets, protocol, policy, classes, seed, seeds):
+    """Fine-tune trunk, first head layer and one classifier on one label set (MAK's few-shot, spec 4.3); yields (epoch, classifier)."""
+    labelled, = label_sets
     layer = classifiers(encoder.head.linears[0].out_features, classes, seeds)
     optimizer = torch.optim.SGD([*encoder.parameters(), *layer.parameters()], protocol.rate, train.MOMENTUM)
     pixels, labels = labelled.images.to(runs.device()), labelled.labels.to(runs.device())
@@ -167,26 +172,24 @@ def by_class(right, labels, classes):
     return 100 * torch.stack([right[labels == label].double().mean(0) for label in range(classes)]).cpu()
 
 
-def train_and_choose(encoder, run, study, labelled, protocol, policy, seed, seeds, validation_top, frozen):
-    """Class accuracies on the test set, percent, (classes, seeds): at the last epoch and where best on validation (first of equals).
-
-    ``frozen``: features of both sets where the trunk does not change.
-    """
+def train_and_choose(encoder, run, study, label_sets, protocol, policy, seeds, validation_top):
+    """Class accuracies on the test set, percent, (classes, seeds): at the last epoch and where best on validation (first of equals)."""
     sets = {"validation": study.validation, "test": study.test}
     labels = {part: images.labels.to(runs.device()) for part, images in sets.items()}
+    frozen = None if protocol.whole else {part: features(encoder, images, run.precision) for part, images in sets.items()}
 
     def inputs(part):
         return frozen[part] if frozen else in_chunks(first_layer(encoder), sets[part].images.to(runs.device()))
     best, found = torch.full((len(seeds),), -1.0), torch.zeros(len(study.classes), len(seeds), dtype=torch.float64)
-    trained = (train_whole if protocol.whole else train_frozen)(encoder, run, labelled, protocol, policy, len(study.classes), seed, seeds)
-    for epoch, layer in trained:
+    learn, classes = train_whole if protocol.whole else train_frozen, len(study.classes)
+    for epoch, layer in learn(encoder, run, label_sets, protocol, policy, classes, seeds[0], seeds):
         if epoch % protocol.validate_every and epoch < protocol.epochs:
             continue
         validated = hits(layer, inputs("validation"), labels["validation"], validation_top, len(seeds)).float().mean(0).cpu()
         better = validated > best
         if better.any() or epoch == protocol.epochs:
             right = hits(layer, inputs("test"), labels["test"], heads=len(seeds))
-            accuracy = by_class(right, labels["test"], len(study.classes))
+            accuracy = by_class(right, labels["test"], classes)
         found, best = torch.where(better, accuracy, found), torch.maximum(best, validated)
     return {"best_validation": found, "last_epoch": accuracy}
 
@@ -202,16 +205,15 @@ def decide(encoder, run, study, probe, labelled, asked, seeds):
 def class_accuracies(run, results, study, protocol, policy, seeds, label_sets, validation_top):
     """Class accuracies on the test set, percent: selection -> (classes, seeds).
 
-    Of several ``label_sets`` each takes one of the seeds; on a single one all classifiers are trained together.
+    Of several ``label_sets`` each takes one of the seeds; a single one serves them all.
     """
     encoder = train.encoder_of(run, results)
     if not isinstance(protocol, Protocol):
         return {protocol.selection: decide(encoder, run, study, protocol, *label_sets, study.test, seeds)}
-    sets = {"validation": study.validation, "test": study.test}
-    frozen = None if protocol.whole else {part: features(encoder, images, run.precision) for part, images in sets.items()}
-    together = [seeds] if len(label_sets) == 1 else [[seed] for seed in seeds]
-    parts = [train_and_choose(copy.deepcopy(encoder) if protocol.whole else encoder, run, study, labelled, protocol, policy, own[0], own,
-                              validation_top, frozen) for own, labelled in zip(together, label_sets, strict=True)]
+    if not protocol.whole:      # all classifiers together
+        return train_and_choose(encoder, run, study, label_sets, protocol, policy, seeds, validation_top)
+    parts = [train_and_choose(copy.deepcopy(encoder), run, study, [labelled], protocol, policy, [seed], validation_top)
+             for seed, labelled in zip(seeds, label_sets, strict=True)]
     return {selection: torch.cat([part[selection] for part in parts], 1) for selection in parts[0]}
 
 
@@ -304,15 +306,14 @@ def weights_on_validation(run, results, study, grid):
 
     The weight that is best there, the first of equals, is fixed for all encoders that are compared; test images have no say in it.
     """
-    probe = PROTOCOLS["linear_converged"]
-    labelled = getattr(study, probe.labels)
-    settings = {"grid": list(grid), "labelled": identity(labelled), "validation": identity(study.validation)}
+    probe, labelled = PROTOCOLS["linear_converged"], getattr(study, PROTOCOLS["linear_converged"].labels)
 
-    def rows():
+    def accuracy(l2):
         encoder = train.encoder_of(run, results)
-        found = [decide(encoder, run, study, replace(probe, l2=l2), labelled, study.validation, [1]).mean().item() for l2 in grid]
-        return pd.DataFrame({"l2": list(grid), "accuracy": found})
-    return runs.remember(results.folder(run), "l2", settings, rows)
+        return decide(encoder, run, study, replace(probe, l2=l2), labelled, study.validation, [1]).mean().item()
+    settings = {"grid": grid, "labelled": identity(labelled), "validation": identity(study.validation)}
+    return runs.remember(results.folder(run), "l2", settings,
+                         lambda: pd.DataFrame([(l2, accuracy(l2)) for l2 in grid], columns=["l2", "accuracy"]))
 
 
 def curve(run, results, study, group_rule="thirds"):
@@ -321,8 +322,7 @@ def curve(run, results, study, group_rule="thirds"):
     Rows: epoch (how many were over), group (many, medium, few, all), accuracy (percent). Read from disk when measured before, so that
     the kept encoders may go; without them and without rows ``FileNotFoundError``.
     """
-    probe = PROTOCOLS["knn"]
-    labelled = getattr(study, probe.labels)
+    probe, labelled = PROTOCOLS["knn"], getattr(study, PROTOCOLS["knn"].labels)
     settings = {"protocol": asdict(probe), "group_rule": group_rule, "counts": study.counts, "labelled": identity(labelled),
                 "validation": identity(study.validation)}
 
@@ -330,12 +330,10 @@ def curve(run, results, study, group_rule="thirds"):
         kept, groups = train.snapshots(run, results), size_groups(study.counts, group_rule)
         if not kept:
             raise FileNotFoundError(f"{results.folder(run) / 'snapshots'} has no encoders, which a curve needs; train the run again")
-        for epoch in (*kept, None):
+        for epoch in (*kept, None):     # the last is the run's own
             encoder = train.encoder_of(run, results, epoch=epoch)
-            accuracy = decide(encoder, run, study, probe, labelled, study.validation, [1])[:, 0]
-            for group, value in summary(accuracy, groups).items():
-                if group != "balance":
-                    yield run.epochs if epoch is None else epoch, group, value
+            means = summary(decide(encoder, run, study, probe, labelled, study.validation, [1])[:, 0], groups)
+            yield from ((run.epochs if epoch is None else epoch, group, value) for group, value in means.items() if group != "balance")
     return runs.remember(results.folder(run), "curve", settings, lambda: pd.DataFrame(rows(), columns=["epoch", "group", "accuracy"]))
 
 

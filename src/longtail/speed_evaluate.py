@@ -29,7 +29,7 @@ def classifiers(rounds, protocol="fewshot_linear", labelled=100, validated=200, 
 
     def ours():
         frozen = evaluate.features(encoder, sets[1], run.precision)
-        for epoch, layer in evaluate.train_frozen(encoder, run, sets[0], how, policy, classes, seeds[0], seeds):
+        for epoch, layer in evaluate.train_frozen(encoder, run, sets[:1], how, policy, classes, seeds[0], seeds):
             if epoch % how.validate_every == 0:
                 right = evaluate.hits(layer, frozen, sets[1].labels, heads=len(seeds)).double().mean(0)
         return right
