@@ -268,15 +268,9 @@ def test_bfloat16_networks_give_single_precision(source, tmp_path):
     assert network(source.test.images[:3] / 255).dtype == torch.float32
 
 
-@pytest.mark.parametrize("counts, groups", [
-    ([9, 9, 3, 3, 3], "many many few few few"), ([3, 9, 3, 9], "few many few many"), ([9, 6, 3], "many medium few")])
-def test_equal_classes_share_their_group(counts, groups):
-    assert supervised.size_groups(counts, "thirds") == groups.split()
-
-
 def test_an_even_list_has_no_groups_and_all_its_scores():
     logits, labels = torch.eye(4)[[0, 1, 2, 2]], torch.arange(4)
-    rows = supervised.score_rows(logits, labels, supervised.size_groups([7, 7, 7, 7], "thirds"))
+    rows = supervised.score_rows(logits, labels, evaluate.size_groups([7, 7, 7, 7], "thirds"))
     assert [group for group, *_ in rows] == ["balanced", "all", "class 0", "class 1", "class 2", "class 3"] and rows[0][1] == 75
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from longtail import evaluate, imbalance, losses, runs, supervised, train
+from longtail import evaluate, imbalance, losses, probes, runs, supervised, train
 
 # ---- decisions
 
@@ -171,8 +171,8 @@ def heads(run, results, study, arms, schedule, neighbours, group_rule="thirds"):
     def rows():
         encoder = train.encoder_of(run, results)
         seen, test = (evaluate.features(encoder, images, run.precision) for images in (study.seed, study.test))
-        mean, deviation = seen.mean(0), seen.std(0) + 1e-6
-        train_set, test = ((seen - mean) / deviation, study.seed.labels.to(runs.device())), (test - mean) / deviation
+        seen, test = probes.standardised(seen, test)
+        train_set = seen, study.seed.labels.to(runs.device())
         groups = evaluate.size_groups(study.counts, group_rule)
         return pd.DataFrame([(arm, *row) for arm in arms for row in supervised.score_rows(
             head_logits(arm, train_set, test, study.counts, schedule, neighbours, run.seed), study.test.labels, groups)],

@@ -119,6 +119,25 @@ def labels_of(source, count):
     return np.concatenate([order[:count or None] for order in orders])
 
 
+def label_sets(study, count, per_class=0, seed=1):
+    """So many label sets of the few-shot protocols, no image twice in one of them: list of image sets.
+
+    The first is the study's own list, the others are drawn from the labels of the linear protocol, as many of each class as that list
+    has. ``per_class`` asks for another size (MAK: 1 % of the full set); if it is not the list's, all sets are drawn.
+    """
+    own = torch.bincount(study.few.labels, minlength=len(study.classes)).tolist()
+    sizes = [per_class] * len(own) if per_class else own
+    labels, sets = study.train.labels.numpy(), [study.few][:count] if sizes == own else []
+    for number in range(len(sets), count):
+        orders = class_orders(labels, np.arange(len(labels)), len(sizes), np.random.default_rng([seed, number]))
+        short = [label for label, size in enumerate(sizes) if size > len(orders[label])]
+        if short:
+            raise ValueError(f"class {study.classes[short[0]]} has {len(orders[short[0]])} labels and a few-shot set takes "
+                             f"{sizes[short[0]]} of it; lower few_per_class, or raise labelled_per_class of 01_data")
+        sets.append(study.train.subset(np.concatenate([order[:size] for order, size in zip(orders, sizes, strict=True)])))
+    return sets
+
+
 def elsewhere(study, dataset, size, labelled_per_class=0):
     """A study with the labels of another data set, so that ``evaluate`` asks encoders what they are worth there.
 

@@ -268,20 +268,12 @@ def score_rows(logits, labels, groups):
     return [*rows, *((f"class {label}", of_class[label], sizes[label]) for label in range(len(groups)))]
 
 
-def size_groups(counts, rule):
-    """As ``evaluate.size_groups``; where classes have only two sizes these are many and few, where they have one no class has a group."""
-    sizes = np.unique(counts)
-    if len(sizes) > 2:
-        return evaluate.size_groups(counts, rule)
-    return ["" if len(sizes) == 1 else "few" if count == sizes[0] else "many" for count in counts]
-
-
 def measure(run, images, test, classes, folder, group_rule, progress):
     """Train a run and score its last epoch on the test set; cross-entropy is also scored with its prior corrected afterwards."""
     network, counts = train_network(run, images, classes, folder, progress), np.bincount(images.labels, minlength=classes)
     logits = evaluate.in_chunks(network, test.images.to(runs.device()))
     decisions = {run.method: logits} | ({"posthoc_la": imbalance.posthoc_logit_adjust(logits, counts)} if run.method == "ce" else {})
-    groups = size_groups(counts, group_rule)
+    groups = evaluate.size_groups(counts, group_rule)
     return pd.DataFrame([(method, *row) for method, decided in decisions.items() for row in score_rows(decided, test.labels, groups)],
                         columns=["method", "group", "accuracy", "images"])
 
