@@ -231,17 +231,3 @@ def evaluate(run, results, study, protocol, policy, seed=1, group_rule="thirds",
 def evaluate_all(jobs, processes, **settings):
     """``evaluate`` every (run, results, study, protocol), ``processes`` at a time."""
     train.side_by_side(functools.partial(evaluate, **settings), jobs, processes)
-
-
-def composition(study, picks, group_rule="thirds"):
-    """What samplers took: percent of the picks that are outsiders or of each size group.
-
-    ``picks``: sampler -> rows with column index. Rows: sampler, budget, part, share, picks; none when no label of the pool is known.
-    """
-    if (study.pool.labels < 0).all():
-        picks = {}
-    names, rows = np.array([*size_groups(study.counts, group_rule), "outsider"]), []     # label −1, unknown, finds the last
-    for sampler, taken in picks.items():
-        parts = names[study.pool.labels.numpy()[taken["index"].to_numpy()]]
-        rows += [(sampler, len(parts), part, 100 * (parts == part).mean(), (parts == part).sum()) for part in ("outsider", *SIZE_GROUPS)]
-    return pd.DataFrame(rows, columns=["sampler", "budget", "part", "share", "picks"])
