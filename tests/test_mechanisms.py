@@ -67,9 +67,9 @@ def test_verdicts_are_one_line_a_run_and_mechanism():
     rows = pd.DataFrame([("r1", "bcl", "strength", "contrast", 0.3), ("r1", "bcl", "strength", "chance", 0.1),
                          ("r2", "bcl", "strength", "contrast", 0.0), ("r2", "bcl", "strength", "chance", 0.1)],
                         columns=["run", "method", "mechanism", "group", "value"])
-    assert mechanisms.verdicts(rows).to_dict("list") == {
-        "run": ["r1", "r2"], "method": ["bcl"] * 2, "mechanism": ["strength"] * 2, "contrast": [0.3, 0.0], "chance": [0.1, 0.1],
-        "active": [True, False]}
+    found = mechanisms.verdicts(rows)
+    assert found.to_numpy().tolist() == [["r1", "bcl", "strength", 0.3, 0.1, 0.05, True], ["r2", "bcl", "strength", 0.0, 0.1, 0.05, False]]
+    assert list(mechanisms.verdicts(rows[:0])) == list(found)
 
 
 # ---- values of images: BCL, rwSAM

@@ -38,10 +38,12 @@ def active(mechanism, rows):
 
 
 def verdicts(rows):
-    """One line for each run and mechanism in ``results.read("mechanism*")``: contrast, chance, active."""
-    keys = ["run", "method", "mechanism"]
-    wide = rows.pivot_table(index=keys, columns="group", values="value")[["contrast", "chance"]]
-    return wide.assign(active=[active(key[-1], own) for key, own in rows.groupby(keys)]).rename_axis(columns=None).reset_index()
+    """One line for each run and mechanism in ``results.read("mechanism*")``: run, method, mechanism, contrast, chance, least, active."""
+    keys, found = ["run", "method", "mechanism"], []
+    for key, own in rows.groupby(keys):
+        value = own.set_index("group").value
+        found.append((*key, value["contrast"], value["chance"], LEAST[key[-1].split()[0]], active(key[-1], own)))
+    return pd.DataFrame(found, columns=[*keys, "contrast", "chance", "least", "active"])
 
 
 # ---- what methods noted as they trained
