@@ -227,6 +227,7 @@ def test_the_balanced_list_is_asked_about_its_own_images(results):
     train.pretrain(run, STUDY.balanced, results, progress=False)
     found = mechanisms.disagreement(run, results, STUDY).set_index("group")
     assert found.images.to_dict() == {"many": 20, "medium": 16, "few": 8, "all": 44}
+    assert not len(results.read("disagreement")) and len(results.read("disagreement-control")) == 4     # no row of SDCLR's
 
 
 def test_labels_reach_no_disagreement(results):

@@ -68,7 +68,7 @@ def measure(run, results, study, group_rule="thirds"):
             found += _of_prior(last["prior"], min(1, methods.find(run.method)(run).own["harmony"]), study.counts, len(names))
         if "picks" in last:
             found += of_picks("colt", last["picks"].astype(int), sampled.pool_parts(study, group_rule))
-        if methods.find(run.method).branches > 1:
+        if prunes(run):
             found += _of_pruning(disagreement(run, results, study, group_rule).set_index("group"))
         return pd.DataFrame(found, columns=["mechanism", "group", "value"])
 
@@ -157,8 +157,9 @@ def disagreement(run, results, study, group_rule="thirds", top=0.1):
     """Which size groups the images come from on which a run's dense and pruned network disagree most (SDCLR's slides, PIE samples).
 
     Rows: group, phi (share among the ``top`` that disagree most / share among all), disagreement (mean), images, pruned (share of the
-    convolution weights). For SDCLR these are its two branches; any other encoder is pruned after training, as a control: an ordinary
-    encoder tells what pruning does without SDCLR, one of the balanced list which classes are hard and not rare.
+    convolution weights). For SDCLR these are its two branches. Any other encoder is pruned after training, as a control, remembered as
+    ``disagreement-control``: an ordinary encoder tells what pruning does without SDCLR, one of the balanced list which classes are hard
+    and not rare.
     """
     images = trained_on(run, study)
     names = np.array(size_groups(study.counts, group_rule))[images.labels.numpy()]
@@ -171,7 +172,12 @@ def disagreement(run, results, study, group_rule="thirds", top=0.1):
                              for group, share, mask in masks], columns=["group", "phi", "disagreement", "images", "pruned"])
 
     settings = {"group_rule": group_rule, "counts": study.counts, "images": images.digest, "top": top}
-    return runs.remember(results.folder(run), "disagreement", settings, rows)
+    return runs.remember(results.folder(run), "disagreement" if prunes(run) else "disagreement-control", settings, rows)
+
+
+def prunes(run):
+    """Whether the method of a run trains a pruned branch."""
+    return methods.find(run.method).branches > 1
 
 
 def exemplars(run, results, study, count, group_rule="thirds"):
@@ -214,7 +220,7 @@ def twin_of(run, results, pixels):
     images: with those of the dense network the pruned one would show what it makes of wrong statistics.
     """
     encoder = train.encoder_of(run, results)
-    if methods.find(run.method).branches > 1:
+    if prunes(run):
         encoder.refresh_masks(run.prune_fraction)
         return encoder
     state = encoder.state_dict()
