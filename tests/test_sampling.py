@@ -136,6 +136,10 @@ def test_rank_1_is_the_best_score_where_nothing_is_spread(picks, study, sampler)
     assert {"tailness": rows.ecle.is_monotonic_decreasing, "proximity": rows.distance.is_monotonic_increasing}.get(sampler, True)
 
 
+def test_rank_1_is_the_best_score_where_the_pool_leaves_nothing_to_spread(picks, study):
+    assert picks(study, "mak", budget=len(study.pool)).score.is_monotonic_decreasing
+
+
 def test_a_run_scores_and_picks_once(picks, study, monkeypatch):
     first = picks(study)
     monkeypatch.setattr(sampling, "select", None)

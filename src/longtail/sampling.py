@@ -111,7 +111,8 @@ def mak(ecle, pool, seed, budget, alpha=0.3, ratio=1.5, prototypes=10):
 
 def _ranked(ecle, distance, pool, seed, budget, alpha, ratio, group, **_):
     picks = select(score(ecle, distance, alpha, group), pool, seed, budget, ratio, group)
-    return picks if int(ratio * budget) > budget else picks.flip(0)     # the reference has the worst first where it spreads nothing
+    spreads = min(int(ratio * budget), group.span(len(pool))[1]) > budget
+    return picks if spreads else picks.flip(0)      # the reference has the worst first where it spreads nothing
 
 
 def _diverse(pool, seed, budget, group, **_):
@@ -181,6 +182,8 @@ def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, 
     scored = score_pool(run, results, study, views, batch, repeats, prototypes)
     settings = {"sampler": sampler, "budget": budget, "alpha": alpha, "ratio": ratio, "prototypes": prototypes, "views": views,
                 "batch": batch, "repeats": repeats, "pool": study.pool.digest, "seed": study.seed.digest}
+    if SAMPLERS[sampler][0] is _ranked:
+        settings["order"] = "best first"        # rows without this were written worst first where nothing was spread
 
     def rows():
         pool, seed = pool_and_seed(run, results, study)
