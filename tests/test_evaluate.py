@@ -430,18 +430,3 @@ def test_a_group_without_classes_has_no_row(study, results, run, short, monkeypa
     rows = evaluate.evaluate(run, results, study, "linear", "digits_classifier", group_rule=rule, classifier_seeds=2)
     assert set(rows.group) >= {"all", "class 0"} and not rows.isna().any(axis=None)
     assert set(rows.group) & set(evaluate.SIZE_GROUPS) == set(evaluate.size_groups(study.counts, rule))
-
-
-# ---- picks
-
-def test_composition_shares_what_was_taken(study):
-    groups = evaluate.size_groups(study.counts, "thirds")
-    part = np.array([groups[label] if label >= 0 else "outsider" for label in study.pool.labels])
-    mine = np.concatenate([np.flatnonzero(part == "outsider")[:7], np.flatnonzero(part == "few")[:3]])
-    picks = {"random": pd.DataFrame({"index": np.random.default_rng(0).permutation(len(part))[:40]}), "mine": pd.DataFrame({"index": mine})}
-    rows = evaluate.composition(study, picks)
-    assert list(rows.columns) == ["sampler", "budget", "part", "share", "picks"]
-    assert rows.groupby("sampler").share.sum().tolist() == pytest.approx([100, 100])
-    assert rows.groupby("sampler").picks.sum().to_dict() == {"random": 40, "mine": 10}
-    mine = rows[rows.sampler == "mine"].set_index("part")
-    assert mine.share.to_dict() == pytest.approx({"outsider": 70, "many": 0, "medium": 0, "few": 30}) and set(mine.budget) == {10}

@@ -72,21 +72,12 @@ def test_order_of_the_pool_does_not_matter(sampler):
 def test_samplers_take_what_their_names_say():
     pool, seed, loss, distance = features(50), features(5, seed=1), torch.arange(50.0), torch.arange(50.0).flip(0)
     picks = {name: sampling.sample(name, loss, distance, pool, seed, 6, 0.3, 2.0, 4).tolist() for name in sampling.SAMPLERS}
-    assert picks["tailness"] == picks["proximity"] == picks["tailness_proximity"] == [44, 45, 46, 47, 48, 49]
+    assert picks["tailness"] == picks["proximity"] == picks["tailness_proximity"] == [49, 48, 47, 46, 45, 44]     # the best first
     assert set(picks["mak"]) <= set(range(38, 50))
     assert picks["k_center"] == sampling.k_center(pool, seed, 6).tolist()
     assert len(set(picks["random"])) == 6
     assert picks["random"] == sampling.sample("random", None, None, pool, seed, 6, None, None, 4).tolist()
     assert picks["random"] != sampling.sample("random", None, None, pool, seed, 6, None, None, 5).tolist()
-
-
-def test_spread_tells_collapse_from_spread():
-    pool = torch.eye(4).repeat(5, 1)                       # four directions, five copies of each
-    collapsed, wide = sampling.spread(pool, [0, 4]), sampling.spread(pool, [0, 1, 2, 3])
-    assert collapsed == pytest.approx({"coverage": 0.25, "nearest_pick_distance": 0.0})
-    assert wide == pytest.approx({"coverage": 1.0, "nearest_pick_distance": 1.0})
-    with pytest.raises(ValueError, match="at least two"):
-        sampling.spread(pool, [3])
 
 
 @pytest.mark.parametrize("call, message", [
@@ -136,6 +127,17 @@ def test_picks_do_not_know_the_labels(picks, study, sampler):
     honest, shuffled = picks(study, sampler), picks(replace(study, **blind), sampler, place="shuffled")
     assert not torch.equal(study.pool.labels, blind["pool"].labels)
     pd.testing.assert_frame_equal(honest, shuffled)
+
+
+@pytest.mark.parametrize("sampler", ["tailness", "proximity", "tailness_proximity"])
+def test_rank_1_is_the_best_score_where_nothing_is_spread(picks, study, sampler):
+    rows = picks(study, sampler)
+    assert rows["rank"].tolist() == list(range(1, 21)) and rows.score.is_monotonic_decreasing and rows.score.iloc[0] > rows.score.iloc[-1]
+    assert {"tailness": rows.ecle.is_monotonic_decreasing, "proximity": rows.distance.is_monotonic_increasing}.get(sampler, True)
+
+
+def test_rank_1_is_the_best_score_where_the_pool_leaves_nothing_to_spread(picks, study):
+    assert picks(study, "mak", budget=len(study.pool)).score.is_monotonic_decreasing
 
 
 def test_a_run_scores_and_picks_once(picks, study, monkeypatch):

@@ -335,17 +335,3 @@ def curve(run, results, study, group_rule="thirds"):
             means = summary(decide(encoder, run, study, probe, labelled, study.validation, [1])[:, 0], groups)
             yield from ((run.epochs if epoch is None else epoch, group, value) for group, value in means.items() if group != "balance")
     return runs.remember(results.folder(run), "curve", settings, lambda: pd.DataFrame(rows(), columns=["epoch", "group", "accuracy"]))
-
-
-def composition(study, picks, group_rule="thirds"):
-    """What samplers took: percent of the picks that are outsiders or of each size group.
-
-    ``picks``: sampler -> rows with column index. Rows: sampler, budget, part, share, picks; none when no label of the pool is known.
-    """
-    if (study.pool.labels < 0).all():
-        picks = {}
-    names, rows = np.array([*size_groups(study.counts, group_rule), "outsider"]), []     # label −1, unknown, finds the last
-    for sampler, taken in picks.items():
-        parts = names[study.pool.labels.numpy()[taken["index"].to_numpy()]]
-        rows += [(sampler, len(parts), part, 100 * (parts == part).mean(), (parts == part).sum()) for part in ("outsider", *SIZE_GROUPS)]
-    return pd.DataFrame(rows, columns=["sampler", "budget", "part", "share", "picks"])

@@ -14,7 +14,6 @@ from longtail.settings import Refused, checked, refuse_unknown
 
 NEAREST = 5         # seed images kept for every image
 TILE = 4096         # images compared with the seed at once
-SPREAD = ("k_center", "random")     # always in pick order; the others are ranked by score where K-center has nothing to choose
 
 
 @dataclass(frozen=True)
@@ -144,8 +143,8 @@ def make(request):
     check_counts(request, study)
     run = extractor(request, results, study)
     scoring = {"prototypes": request.prototypes, "views": request.views, "batch": request.ecle_batch, "repeats": request.ecle_repeats}
-    picks = pd.concat(best_first(sampling.pick(run, results, study, sampler, request.budget, request.alpha, request.ratio, **scoring),
-                                 request.ratio, len(study.pool)) for sampler in request.samplers)
+    picks = pd.concat(sampling.pick(run, results, study, sampler, request.budget, request.alpha, request.ratio, **scoring)
+                      for sampler in request.samplers)
     near = neighbours(run, results, study, request.prototypes)
     picks = picks.join(near.iloc[len(study.seed):].reset_index(drop=True).drop(columns="name"), on="index")
     runs.write(results.root / "picks.csv", table(request, study, picks).to_csv(index=False))
@@ -212,13 +211,6 @@ def extractor(request, results, study):
         return given.torchvision_weights(place, replace(run, **unknown), results)
     train.pretrain(run, images, results)
     return run
-
-
-def best_first(picks, ratio, images):
-    """Picks that were only ranked come by ascending score: turn them, so that rank 1 is the best."""
-    sampler, budget = picks.sampler.iloc[0], len(picks)
-    candidates = min(int(sampling.SAMPLERS[sampler][1].get("ratio", ratio) * budget), images)
-    return picks if sampler in SPREAD or candidates > budget else picks[::-1].assign(rank=range(1, budget + 1))
 
 
 def neighbours(run, results, study, prototypes):

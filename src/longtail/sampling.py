@@ -110,7 +110,9 @@ def mak(ecle, pool, seed, budget, alpha=0.3, ratio=1.5, prototypes=10):
 
 
 def _ranked(ecle, distance, pool, seed, budget, alpha, ratio, group, **_):
-    return select(score(ecle, distance, alpha, group), pool, seed, budget, ratio, group)
+    picks = select(score(ecle, distance, alpha, group), pool, seed, budget, ratio, group)
+    spreads = min(int(ratio * budget), group.span(len(pool))[1]) > budget
+    return picks if spreads else picks.flip(0)      # the reference has the worst first where it spreads nothing
 
 
 def _diverse(pool, seed, budget, group, **_):
@@ -135,7 +137,9 @@ VARIED = ("budget", "alpha", "ratio", "prototypes")      # what rows of the tabl
 
 
 def sample(sampler, ecle, distance, pool, seed, budget, alpha, ratio, generator_seed, group=None):
-    """The picks of one of SAMPLERS -> (budget,) pool indices in pick order; what a sampler does not use may be None.
+    """The picks of one of SAMPLERS -> (budget,) pool indices; what a sampler does not use may be None.
+
+    The first is the best: in the order of K-center where it spreads the picks, else by falling score.
 
     ``group``: the processes that hold ecle, distance and pool between them; seed is everywhere.
     """
@@ -147,24 +151,6 @@ def sample(sampler, ecle, distance, pool, seed, budget, alpha, ratio, generator_
     asked = dict(ecle=ecle, distance=distance, pool=pool, seed=seed, budget=budget, alpha=alpha, ratio=ratio,
                  generator_seed=generator_seed, group=group)
     return how(**(asked | fixed))
-
-
-def spread(pool, picks):
-    """Two numbers for "the picks spread or collapse", larger is more spread, from pool (n, d) and picks (k,).
-
-    coverage: mean over the pool of the cosine similarity to the nearest pick (the facility-location value, at most 1);
-    nearest_pick_distance: mean over the picks of the cosine distance to the nearest other pick (near 0 when they collapse).
-    """
-    pool, picks = selection.as_rows(pool), torch.as_tensor(picks)
-    if len(picks) < 2:
-        raise ValueError(f"{len(picks)} picks have no distance between them; give at least two")
-    grid = selection.Grid(pool, pool.device)
-    chosen, covered = grid[picks], torch.full((len(pool),), -torch.inf, dtype=torch.float64, device=pool.device)
-    selection.cover(covered, grid, chosen)
-    among = chosen.double() @ chosen.double().T
-    among.fill_diagonal_(-torch.inf)
-    unit = selection.GRID**2
-    return {"coverage": float(covered.mean()) / unit, "nearest_pick_distance": 1 - float(among.amax(1).mean()) / unit}
 
 
 # ---- of a trained run
@@ -190,12 +176,14 @@ def pool_and_seed(run, results, study):
 def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, batch, repeats):
     """The picks of one sampler with a finished run as extractor: read from disk when picked before.
 
-    Rows in pick order: sampler, rank, index (into the pool), name, ecle, distance, score.
+    Rows, the first pick or the best score first: sampler, rank, index (into the pool), name, ecle, distance, score.
     """
     selection.check_budget(budget, len(study.pool))
     scored = score_pool(run, results, study, views, batch, repeats, prototypes)
     settings = {"sampler": sampler, "budget": budget, "alpha": alpha, "ratio": ratio, "prototypes": prototypes, "views": views,
                 "batch": batch, "repeats": repeats, "pool": study.pool.digest, "seed": study.seed.digest}
+    if SAMPLERS[sampler][0] is _ranked:
+        settings["order"] = "best first"        # rows without this were written worst first where nothing was spread
 
     def rows():
         pool, seed = pool_and_seed(run, results, study)
@@ -206,6 +194,11 @@ def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, 
                              **dict(zip(("ecle", "distance", "score"), values, strict=True))})
 
     return runs.remember(results.folder(run), f"picks-{sampler}-{budget}-a{alpha}-c{ratio}-k{prototypes}", settings, rows)
+
+
+def record_of(sampler, budget, alpha, ratio, prototypes, **_):
+    """Name of the measurement that holds the picks of one sampler."""
+    return f"picks-{sampler}-{budget}-a{alpha}-c{ratio}-k{prototypes}"
 
 
 def row(text, settings):
@@ -224,13 +217,6 @@ def pick_all(run, results, study, rows):
     """``pick`` for several rows, whose scores and features are then computed once."""
     for settings in rows:
         pick(run, results, study, **settings)
-
-
-def diversity(run, results, study, picks):
-    """``spread`` of each sampler's picks among the pool's features; ``picks`` has columns sampler, index. Rows: sampler, budget, …"""
-    features = pool_and_seed(run, results, study)[0]
-    return pd.DataFrame({"sampler": sampler, "budget": len(taken), **spread(features, torch.tensor(taken["index"].to_numpy()))}
-                        for sampler, taken in picks.groupby("sampler"))
 
 
 def enlarge(run, study, picks, sampler, schedule, epochs=None):
