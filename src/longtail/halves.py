@@ -15,8 +15,7 @@ from longtail.sources import ImageSet
 
 DIGITS = tuple("0123456789")
 TEST, VALIDATION, LABELLED = 50, 20, 100        # pictures of each digit; the rarest, 8, has 174
-TASKS = {"frequent classes": "label of the frequent classes, in half A", "rare classes": "label of the rare classes, in half B",
-         "half B": "picture in half B of frequent images"}
+TASKS = ("frequent classes", "rare classes", "half B")      # their labels, in half A and in half B; what half B of frequent images shows
 
 
 def beside(left, right):
