@@ -80,10 +80,11 @@ def save(figure, name, rows, folder):
 
 
 def _commits(rows, profile):
-    """The commit every plotted run was trained at, from its ``done.json``."""
+    """The commit every plotted run was trained at, from its ``done.json``, among the profile's runs or those that it keeps apart."""
     names = sorted(set(rows["run"].dropna())) if "run" in rows else []
-    done = {name: paths.RESULTS / profile / "runs" / name / "done.json" for name in names}
-    return {name: json.loads(file.read_text()).get("commit", "unknown") if file.exists() else "unknown" for name, file in done.items()}
+    done = {file.parent.name: file for file in [*(paths.RESULTS / profile).glob("*/runs/*/done.json"),
+                                                *(paths.RESULTS / profile).glob("runs/*/done.json")]}
+    return {name: json.loads(done[name].read_text()).get("commit", "unknown") if name in done else "unknown" for name in names}
 
 
 def image_grid(rows, columns=16, captions=None):

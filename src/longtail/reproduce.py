@@ -127,8 +127,9 @@ def parameters_of(notebooks):
 
 
 def finished(profile):
-    """How many runs of the profile are done, with labels and without."""
-    return sum(len(list((paths.RESULTS / profile).glob(mark))) for mark in ("runs/*/done.json", "supervised/*/scores.json"))
+    """How many runs of the profile are done, with labels and without, and those that are kept apart."""
+    marks = "runs/*/done.json", "*/runs/*/done.json", "supervised/*/scores.json"
+    return sum(len(list((paths.RESULTS / profile).glob(mark))) for mark in marks)
 
 
 def state(profile):

@@ -35,6 +35,7 @@ POLICIES = {
     "simsiam": Policy(area=(0.2, 1.0), kernel="bilinear", jitter=(0.4, 0.4, 0.4, 0.1), grey_share=0.2),
     "imagenet": Policy(area=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), grey_share=0.2, blur_share=0.5),
     "digits": Policy(area=(0.4, 1.0), flip=0.0, jitter=(0.4, 0.4, 0.0, 0.0)),     # a mirrored digit is another sign, and has no hue
+    "halves": Policy(area=(0.64, 1.0), aspect=(0.9, 1.1), flip=0.0, jitter=(0.4, 0.4, 0.0, 0.0)),      # neither half is cropped away
     "cifar_classifier": Policy(padding=4),
     "imagenet_classifier": Policy(area=(0.08, 1.0), kernel="bilinear"),
     "digits_classifier": Policy(padding=1, flip=0.0),
