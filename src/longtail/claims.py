@@ -4,6 +4,8 @@ A claim about numbers of a table is judged on the paper's own data at its publis
 judged, apart and marked "own data", on whatever other data a profile has. Nothing printed in a paper ever enters our side.
 """
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 
@@ -20,6 +22,7 @@ _ARM = ["subset", "method", "head_layers", "added", "schedule", "budget", "reser
 _CELL = ["rows", "protocol", "measure", "M"]      # what was measured: one linear model for each
 _COLUMNS = ["rows", "protocol", "sampling_set", "views", "M", "pool", "level", "measure", "value", "balanced", "run", "seed_images",
             *runs.FIELDS, *tables.PICKING]
+_UNITS = {"composition": "% of the picks", "phi": "φ", "disagreement": "φ", "diversity": "cosine distance", "overhead": "epochs"}
 FIRST = ["id", "claim", "paper", "primary", "effect", "low", "high", "n", "paper_effect", "mde", "n_needed", "verdict"]
 
 
@@ -219,7 +222,7 @@ def check(results, selection="last_epoch", asked=CLAIMS):
     One row per claim and data set. Columns: FIRST (effect ours, low to high its 95 % interval, n replicates, paper_effect in the same unit,
     mde: minimum detectable effect, n_needed: replicates that would find the paper's effect, both at 80 % power), then paper_data, where,
     scope (paper's data, own data), data, test, tolerance, p, p_holm, relative (percent of what lies above an untrained network),
-    above_floor, check, note, notebook. Runs on a paper's data at other settings count as own data.
+    above_floor, check, note, unit, notebook. Runs on a paper's data at other settings count as own data.
 
     Primary claims: their p values are corrected by Holm's method within each paper and data set over all that have one; *supported* and
     *contradicted* then also need a corrected p of at most 0.05. The interval shown stays the plain one.
@@ -265,7 +268,8 @@ def verdict_line(claim, scope, data, rows, floor=None):
     line = {"id": f"{claim.id}@{data.replace(' ', '-')}", "claim": claim.claim, "paper": claim.paper, "primary": claim.primary}
     line |= {name: found[name] for name in FIRST[4:]} | {"paper_data": found["paper_data"], "where": claim.where, "scope": scope,
                                                          "data": data, "test": claim.test, "tolerance": claim.tolerance}
-    return line | {name: found[name] for name in ("p", "p_holm", "relative", "above_floor", "check", "note")} | {"notebook": claim.notebook}
+    return line | {name: found[name] for name in ("p", "p_holm", "relative", "above_floor", "check", "note")} | {
+        "unit": _UNITS.get(claim.left["rows"], "points"), "notebook": claim.notebook}
 
 
 def corrected(lines):
@@ -277,6 +281,17 @@ def corrected(lines):
     lines.loc[lost, "note"] = lines.verdict[lost] + " before Holm's correction within the paper"
     lines.loc[lost, "verdict"] = "undecided"
     return lines
+
+
+def aligned(checked):
+    """The directions that have an interval, turned so that right is as claimed, primary ones first; with ``kind`` and a short ``label``."""
+    shown = checked[checked.test.isin(["above", "below"]) & checked.low.notna()].sort_values(["primary", "unit"], ascending=[False, False],
+                                                                                               kind="stable")
+    turned = shown[["effect", "low", "high", "paper_effect"]].mul(shown.test.map({"above": 1, "below": -1}), axis=0)
+    ends = turned[["low", "high"]]
+    label = shown.claim.where(shown.groupby("claim").data.transform("nunique") == 1, shown.claim + " (" + shown.data + ")")
+    return shown.assign(**turned, low=ends.min(axis=1), high=ends.max(axis=1), label=label.map(lambda text: textwrap.fill(text, 64)),
+                        kind=shown.primary.map({True: "primary", False: "exploratory"}))
 
 
 def write(checked, folder):

@@ -38,6 +38,7 @@ SAMPLER = _look(none=(7, "o"), random=(0, "s"), k_center=(1, "^"), tailness=(8, 
                 tailness_proximity=(2, "P"), mak=(3, "X"), colt=(9, "p"))
 LOSS = _look(ce=(7, "o"), focal=(7, "X"), cb=(1, "s"), cb_weighted=(1, "D"), resampling=(8, "P"), ce_drw=(5, "v"), ldam=(2, "^"),
              ldam_drw=(2, "v"), posthoc_la=(9, "o"), la=(0, "o"), cdt=(4, "s"), vs=(4, "D"), ddc=(3, "X"))     # families share a colour
+VERDICT = _look(**{"supported": (0, "o"), "contradicted": (3, "X"), "smaller": (1, "v"), "undecided": (7, "s"), "not tested": (8, "D")})
 GROUP = _look(many=(0, "o"), medium=(2, "s"), few=(3, "^"), all=(7, "D"), outsider=(1, "X"))
 
 
