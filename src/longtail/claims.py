@@ -55,7 +55,7 @@ def _extra(results, done, name):
     rows = rows.loc[:, ~rows.columns.duplicated(keep="last")].rename(columns={"pool": "sampling_set"})
     if "sampler" in rows:
         rows = rows.drop(columns="added").rename(columns={"sampler": "added"})
-    return rows.merge(done[["run", *done.columns.difference(rows.columns)]], on="run").assign(rows=name)
+    return rows.merge(done[["run", *done.columns.difference(rows.columns)]], on="run").assign(rows=name.rstrip("*"))
 
 
 def _gaps(scores):
