@@ -5,7 +5,6 @@ import ast
 import contextlib
 import hashlib
 import io
-import itertools
 import json
 import os
 import re
@@ -256,7 +255,7 @@ def wanted(values, replicates):
     arms = [({"added": "none", "epochs": values["epochs"], **read_arm(arm)[0]}, pairs)
             for key, pairs in (("arms", replicates), ("once", replicates[:1])) for arm in values.get(key, [])]
     picked = [({"added": row.split()[0], "schedule": schedule, "budget": int((re.findall(r"budget (\d+)", row) or [values["budget"]])[0])},
-               replicates) for row, schedule in itertools.product(values.get("retrain", []), values.get("schedules", []))]
+               replicates) for key, schedule in (("retrain", "epochs"), ("equal_updates", "updates")) for row in values.get(key, [])]
     return [{**run, "split": split, "seed": seed} for run, pairs in arms + picked for split, seed in pairs]
 
 
