@@ -197,7 +197,8 @@ def test_dry_run_counts_runs_and_hours(book, capsys):
 
 
 def test_rows_of_the_tables_are_counted_with_their_budgets():
-    rows = wanted({"retrain": ["random", "mak", "mak alpha 0.5", "mak budget 40 ratio 2"], "equal_updates": ["mak"], "budget": 30}, [(1, 7)])
+    retrain = ["random", "mak", "mak alpha 0.5", "mak budget 40 ratio 2"]
+    rows = wanted({"retrain": retrain, "equal_updates": ["mak"], "budget": 30}, [(1, 7)])
     assert [(row["added"], row["schedule"], row["budget"]) for row in rows] == [
         ("random", "epochs", 30), ("mak", "epochs", 30), ("mak", "epochs", 30), ("mak", "epochs", 40), ("mak", "updates", 30)]
 
