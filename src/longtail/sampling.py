@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from sklearn.cluster import KMeans
 
-from longtail import processes, runs, scoring, selection, shards
+from longtail import gpu, processes, runs, scoring, selection, shards
 from longtail.selection import k_center
 
 TILE = 4096   # pool rows compared with the prototypes at once
@@ -18,7 +18,8 @@ TILE = 4096   # pool rows compared with the prototypes at once
 def proximity(pool, seed, prototypes, random_state=0):
     """Cosine distance of every pool image to the nearest seed prototype; small is close (MAK, section 3.1).
 
-    pool (n, d), seed (s, d) -> (n,) in the pool's precision.
+    pool (n, d), seed (s, d) -> (n,) in the pool's precision. Sums are rounded, in another order on another device, so that distances of
+    two machines differ, by ``proximity_tolerance`` at most; images whose scores are closer than that may change places.
     """
     pool, seed = selection.as_rows(pool), selection.as_rows(seed)
     selection.check_width(pool, seed)
@@ -28,6 +29,24 @@ def proximity(pool, seed, prototypes, random_state=0):
         similarity.copy_((_unit(tile.to(means.device)) @ means.T).amax(1))
     selection.check_finite("pool", nearest)
     return 1 - nearest
+
+
+def proximity_tolerance(width, kind=torch.float32):
+    """How far apart two machines' distances of the same features and prototypes can be: features of this width and precision.
+
+    Twice the error of a product of two rows of length 1 that were themselves rounded: (width + 4) units in the last place of 1 at most,
+    for any order of the sum.
+    """
+    return (width + 4) * torch.finfo(kind).eps
+
+
+def near_ties(score, budget, ratio, tolerance):
+    """How many images score so close to the last candidate of ``select`` that another machine may choose otherwise; 1 is that one alone.
+
+    score (n,); ``tolerance``: how far apart two machines' scores can be, (1 − alpha) · ``proximity_tolerance`` / deviation of distances.
+    """
+    last = torch.as_tensor(score).double().sort(descending=True).values[min(int(ratio * budget), len(score)) - 1]
+    return int(((torch.as_tensor(score).double() - last).abs() <= tolerance).sum())
 
 
 def centroids(seed, prototypes, random_state=0):
@@ -155,16 +174,16 @@ def spread(pool, picks):
     coverage: mean over the pool of the cosine similarity to the nearest pick (the facility-location value, at most 1);
     nearest_pick_distance: mean over the picks of the cosine distance to the nearest other pick (near 0 when they collapse).
     """
-    pool, picks = selection.as_rows(pool), torch.as_tensor(picks)
+    pool, picks = selection.as_rows(pool), torch.as_tensor(picks, device=gpu.device())
     if len(picks) < 2:
         raise ValueError(f"{len(picks)} picks have no distance between them; give at least two")
-    grid = selection.Grid(pool, pool.device)
-    chosen, covered = grid[picks], torch.full((len(pool),), -torch.inf, dtype=torch.float64, device=pool.device)
+    grid = selection.Grid(pool, picks.device)       # products of integers: the same on a GPU, which has the cores for them
+    chosen, covered = grid[picks], torch.full((len(pool),), -torch.inf, dtype=torch.float64, device=picks.device)
     selection.cover(covered, grid, chosen)
     among = chosen.double() @ chosen.double().T
     among.fill_diagonal_(-torch.inf)
     unit = selection.GRID**2
-    return {"coverage": float(covered.mean()) / unit, "nearest_pick_distance": 1 - float(among.amax(1).mean()) / unit}
+    return {"coverage": float(covered.cpu().mean()) / unit, "nearest_pick_distance": 1 - float(among.amax(1).cpu().mean()) / unit}
 
 
 # ---- of a trained run
