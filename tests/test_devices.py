@@ -1,6 +1,6 @@
 """Every question of a GPU goes through one module, and what differs there is set and measured."""
 
-import contextlib
+import os
 import re
 import resource
 import subprocess
@@ -168,10 +168,31 @@ def test_spread_is_computed_where_the_cores_are(monkeypatch):
     asked, whole = [], selection.Grid.__init__
     monkeypatch.setattr(selection.Grid, "__init__", lambda grid, rows, device: asked.append(device) or whole(grid, rows, device))
     monkeypatch.setattr(gpu, "device", lambda: torch.device("meta"))
-    with contextlib.suppress(NotImplementedError, RuntimeError):
+    with pytest.raises(TypeError, match="meta"):
         sampling.spread(torch.rand(100, 8), torch.arange(9))
     assert asked == [torch.device("meta")]
 
 
 def test_memory_is_measured_in_bytes():
     assert gpu.peak_memory() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# ---- one run a GPU
+
+def each_gpu(folder, gpus, fails=-1):
+    """The script in a folder with a run_all.sh and an nvidia-smi of our own."""
+    (folder / "each_gpu.sh").write_text((paths.ROOT / "each_gpu.sh").read_text())
+    (folder / "run_all.sh").write_text(f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES gets $*"; [ "$CUDA_VISIBLE_DEVICES" != {fails} ]\n')
+    (folder / "nvidia-smi").write_text("#!/bin/sh\n" + "echo a GPU\n" * gpus)
+    for name in ("run_all.sh", "nvidia-smi"):
+        (folder / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    return subprocess.run(["bash", folder / "each_gpu.sh", "cifar10", "02"], env=environment, capture_output=True, text=True)
+
+
+def test_one_process_starts_for_each_gpu(tmp_path):
+    done = each_gpu(tmp_path, 3)
+    assert sorted(done.stdout.splitlines()) == [f"gpu {gpu}: {gpu} gets cifar10 02 --plain" for gpu in range(3)] and done.returncode == 0
+    assert each_gpu(tmp_path, 3, fails=1).returncode == 1
+    without = each_gpu(tmp_path, 0)
+    assert without.returncode == 1 and "lists no GPU; use ./run_all.sh" in without.stderr

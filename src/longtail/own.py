@@ -163,7 +163,7 @@ def find(place, size):
     print(f"reading {len(files)} files of {place}", flush=True)
     images, names, broken = sources.read_images(files, size)
     found = sources.ImageSet(images, torch.full((len(names),), sources.UNKNOWN), tuple(names))
-    return Found(found, dict(files), [f"{name} ({why})" for name, why in broken])
+    return Found(found, dict(files), broken)
 
 
 def path_of(text, name):

@@ -74,7 +74,7 @@ class Files:
         files = self.files[part] if isinstance(part, slice) else [self.files[place] for place in part]
         pictures, _, broken = read_images(files, self.size)
         if broken:
-            raise ValueError(f"{broken[0][0]} is no readable image ({broken[0][1]}); remove it")
+            raise ValueError(f"no readable image: {broken[0]}; remove it")
         return pictures
 
 
@@ -110,8 +110,7 @@ def folder(path, size, skip_broken=False, without=frozenset()):
     names instead.
     """
     files, folders = files_of(Path(path), without)
-    pictures, names, wrong = read_images(files, size)
-    broken = [f"{name} ({why})" for name, why in wrong]
+    pictures, names, broken = read_images(files, size)
     if broken and not skip_broken:
         raise ValueError(f"{path}: {len(broken)} of {len(files)} files are no readable images: {', '.join(broken[:5])}"
                          f"{', …' if len(broken) > 5 else ''}; remove them, or skip them with skip_broken")
@@ -122,7 +121,7 @@ def folder(path, size, skip_broken=False, without=frozenset()):
 
 
 def read_images(files, size):
-    """Squares (n, 3, size, size) and names of those ``files`` (name, what reads its bytes) that are images; (name, reason) of the others.
+    """Squares (n, 3, size, size) and names of those ``files`` (name, what reads its bytes) that are images; what is wrong with each other.
 
     Decoded by all cores, whatever torch's number of threads, and each straight into its place: the set is in memory once.
     """
@@ -137,7 +136,7 @@ def read_images(files, size):
         for start in range(0, len(files), AHEAD):       # not all at once: what has been decoded and not yet placed is a second copy
             for (name, _), found in zip(files[start:start + AHEAD], pool.map(decode, files[start:start + AHEAD]), strict=True):
                 if isinstance(found, str):
-                    broken.append((name, found))
+                    broken.append(f"{name} ({found})")
                 else:
                     pictures.numpy()[len(names)] = found
                     names.append(name)
