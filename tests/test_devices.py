@@ -158,11 +158,6 @@ def test_distances_of_two_machines_differ_by_the_stated_tolerance_at_most():
     assert 0 < (here - there).abs().max() <= sampling.proximity_tolerance(300)
 
 
-def test_near_ties_are_counted():
-    score = torch.tensor([5.0, 4.0, 3.0, 2.999, 2.0])
-    assert sampling.near_ties(score, 2, 1.5, 0.01) == 2 and sampling.near_ties(score, 2, 1.5, 1e-6) == 1
-
-
 def test_spread_is_computed_where_the_cores_are(monkeypatch):
     """In integers, so that the device does not matter; here one that computes nothing."""
     asked, whole = [], selection.Grid.__init__

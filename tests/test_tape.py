@@ -126,6 +126,13 @@ def test_what_a_graph_would_not_see_is_found(monkeypatch, mutant):
     assert not same(recorded, one_by_one)
 
 
+def test_numbers_copied_from_the_host_at_every_call_are_refused(monkeypatch):
+    """As BCL's table of operations once was."""
+    monkeypatch.setattr(gpu, "constant", gpu.constant.__wrapped__)
+    with pytest.raises(Refused, match="made of Python numbers"):
+        trained(planned(method="bcl"), "bcl")
+
+
 @pytest.mark.parametrize("work", [
     lambda x, places: x.sum().item(), lambda x, places: float(x.sum()), lambda x, places: bool(x.sum() > 0), lambda x, places: x.tolist(),
     lambda x, places: x.nonzero(), lambda x, places: x[x > 0], lambda x, places: x.masked_select(x > 0),

@@ -40,15 +40,6 @@ def proximity_tolerance(width, kind=torch.float32):
     return (width + 4) * torch.finfo(kind).eps
 
 
-def near_ties(score, budget, ratio, tolerance):
-    """How many images score so close to the last candidate of ``select`` that another machine may choose otherwise; 1 is that one alone.
-
-    score (n,); ``tolerance``: how far apart two machines' scores can be, (1 − alpha) · ``proximity_tolerance`` / deviation of distances.
-    """
-    last = torch.as_tensor(score).double().sort(descending=True).values[min(int(ratio * budget), len(score)) - 1]
-    return int(((torch.as_tensor(score).double() - last).abs() <= tolerance).sum())
-
-
 def centroids(seed, prototypes, random_state=0):
     """The seed's prototypes: means of the k-means clusters of its unit features (s, d) -> (prototypes, d)."""
     return torch.as_tensor(_k_means(_unit(seed).cpu().numpy(), prototypes, random_state).cluster_centers_)
