@@ -8,9 +8,11 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from longtail import processes, selection, shards
 
 PICKED = {"count": 2000, "width": 16, "seed": 60, "budget": 300}
 SHARES = [[2000], [700, 1300], [5, 0, 1595, 400], [0, 2000, 0, 0]]      # rows of each process: 1, 2, 4, uneven, empty
+PATIENCE = 300      # seconds that an exchange may take
 LARGE, WIDTH, ALLOWED = 330_000, 128, 100 * 2**20                       # 161 MiB of features, 100 MiB to work with
 
 
@@ -46,9 +49,31 @@ def together(function, count, *arguments):
 
 def _member(rank, count, function, arguments):
     store, os.environ["WORLD_SIZE"] = f"file://{arguments[0]}.{count}.store", str(count)
-    distributed.init_process_group("gloo", store, rank=rank, world_size=count)
+    distributed.init_process_group("gloo", store, rank=rank, world_size=count, timeout=timedelta(seconds=PATIENCE))
     function(*arguments)
     distributed.destroy_process_group()
+
+
+def claiming(folder):
+    """Two processes, whose exchanges may take three seconds, want a run that another process holds for six."""
+    from longtail import runs  # noqa: F401, once for all processes
+    globals()["PATIENCE"] = 3
+    with subprocess.Popen([sys.executable, "-c", HOLD, folder / "claim"], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        together(_claim, 2, folder / "held")
+
+
+HOLD = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(1, flush=True); time.sleep(6)"
+
+
+def _claim(path):
+    from longtail import runs
+    began, moments = time.monotonic(), {}
+    with runs.claim(path.parent, wait=False) as held:
+        moments["at once"] = held
+    with runs.claim(path.parent, wait=True) as held:
+        moments |= {"in the end": held, "seconds": time.monotonic() - began}
+    Path(f"{path}.{processes.world()[0]}.json").write_text(json.dumps(moments))
 
 
 def selecting(folder):

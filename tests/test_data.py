@@ -525,7 +525,7 @@ def test_a_pool_left_in_its_files_has_the_same_images(imagenet):
     forget()
     assert study(**IMAGENET_100 | {"pool_in_files": True}).pool.digest not in digests
     (imagenet / "imagenet/train/n04/n04_2.JPEG").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"n04/n04_2\.JPEG is no readable image \(empty\); remove it") as caught:
+    with pytest.raises(ValueError, match=r"no readable image: n04/n04_2\.JPEG \(empty\); remove it") as caught:
         left.images[0:3]
     one_line(caught)
 
@@ -562,7 +562,7 @@ def test_missing_parts_of_imagenet_are_named(imagenet):
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
 def test_a_broken_image_of_imagenet_is_named(imagenet, content):
     (imagenet / "imagenet/train/n01/n01_2.JPEG").write_bytes(content)
-    with pytest.raises(ValueError, match=r"n01_2\.JPEG is no readable image"):
+    with pytest.raises(ValueError, match=r"no readable image: .*n01_2\.JPEG"):
         study(**IMAGENET_100)
 
 

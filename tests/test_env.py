@@ -13,8 +13,8 @@ from packaging.utils import canonicalize_name
 
 from longtail import paths
 
-LIGHT = {"torch", "safetensors", "numpy", "scipy", "sklearn", "threadpoolctl", "pandas", "matplotlib", "seaborn", "yaml", "tqdm", "PIL",
-         "longtail"}
+LIGHT = {"torch", "filelock", "safetensors", "numpy", "scipy", "sklearn", "threadpoolctl", "pandas", "matplotlib", "seaborn", "yaml",
+         "tqdm", "PIL", "longtail"}
 
 
 def direct():

@@ -131,7 +131,7 @@ def test_images_in_files_are_decoded_once_and_score_as_those_in_memory(tmp_path,
     monkeypatch.setattr(evaluate, "CHUNK", 8)
     reads = []
     files = jpegs(30, reads)
-    lazy = sources.FileSet(sources.Files(files, 16, threads=2), torch.full((30,), -1), tuple(name for name, _ in files))
+    lazy = sources.FileSet(sources.Files(files, 16), torch.full((30,), -1), tuple(name for name, _ in files))
     memory = lazy.subset(range(30))
     assert memory.images.shape == (30, 3, 16, 16) and type(memory) is sources.ImageSet
     assert lazy.digest

@@ -86,7 +86,8 @@ def test_whatever_a_decoder_raises_names_the_file(monkeypatch):
         raise struct.error("unpack requires 4 bytes")
     content = file(halves(8, 8))
     monkeypatch.setattr(sources.ImageOps, "exif_transpose", foreign)
-    assert sources.read_images([("odd", lambda: content)], 8) == ([], [], ["odd (unpack requires 4 bytes)"])
+    squares, *found = sources.read_images([("odd", lambda: content)], 8)
+    assert squares.shape == (0, 3, 8, 8) and found == [[], ["odd (unpack requires 4 bytes)"]]
 
 
 def test_images_behind_a_password_are_named(tmp_path):

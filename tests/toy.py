@@ -8,7 +8,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import tape
 import torch
+import torch._dynamo  # noqa: F401, which every optimiser needs: children that are killed need not import it
 
 from longtail import paths, runs, sources, train
 
@@ -67,6 +69,8 @@ def main(folder, kills, *jobs):
     """Pre-train toy runs, each job a method, how many images and how many epochs, killed ``kills`` times before they may end."""
     torch.set_num_threads(1)
     paths.RESULTS = Path(folder)
+    if os.environ.get("TOY_STAND_IN"):      # takes the branches of a GPU
+        tape.stand_in().__enter__()
     for method, count, epochs in map(str.split, jobs):
         images = image_set(int(count))
         run = planned(images, method=method, epochs=int(epochs), warmup_epochs=0, learning_rate=1e-3)

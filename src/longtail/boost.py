@@ -6,7 +6,7 @@ Stronger is not monotone, as published: contrast, colour, brightness and sharpne
 import torch
 from torch.nn import functional
 
-from longtail import views
+from longtail import gpu, views
 
 OPERATIONS = {      # BCL's fifteen: value at magnitude 0 and at 30
     "ShearX": (0.0, 0.6), "ShearY": (0.0, 0.6), "TranslateX": (0.0, 0.66), "TranslateY": (0.0, 0.66),       # shares of the side
@@ -20,7 +20,7 @@ VIEWS = 2**20               # numbers of the views whose random numbers are used
 
 def values(magnitude, operation):
     """What each operation does at a magnitude on the scale of 0 … 30: both (b,), the operation a position in NAMES."""
-    low, high = magnitude.new_tensor(list(OPERATIONS.values()))[operation].unbind(-1)
+    low, high = gpu.constant(tuple(OPERATIONS.values()), magnitude.device, magnitude.dtype)[operation].unbind(-1)
     return low + magnitude / 30 * (high - low)
 
 
@@ -120,4 +120,4 @@ def cut_out(x, value, centre):
     end = (start + width).clamp(max=side).floor()
     across, down = ((reach >= start[:, k, None]) & (reach <= end[:, k, None]) for k in (0, 1))
     covered = (across[:, None, :] & down[:, :, None] & (width > 0)[:, None])[:, None]
-    return torch.where(covered, x.new_tensor(GREY).view(3, 1, 1), x)
+    return torch.where(covered, gpu.constant(GREY, x.device, x.dtype).view(3, 1, 1), x)

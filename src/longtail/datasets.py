@@ -232,5 +232,5 @@ def positions(names, wanted, root):
 
 def listed_files(root, names, size, label_of):
     """Files below ``root`` by their names <part>/<wnid>/<file>, left where they are."""
-    files = sources.Files([(name, (root / name).read_bytes) for name in names], size, torch.get_num_threads())
+    files = sources.Files([(name, (root / name).read_bytes) for name in names], size)
     return sources.FileSet(files, torch.tensor([label_of[name.split("/")[1]] for name in names]), tuple(names))

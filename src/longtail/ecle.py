@@ -8,12 +8,12 @@ from collections import deque
 import pandas as pd
 import torch
 
-from longtail import evaluate, runs, train
+from longtail import evaluate, gpu, runs, train
 from longtail.losses import nt_xent
 from longtail.shards import Alone
 from longtail.views import POLICIES, augment
 
-CELLS = {"cuda": 2**24, "cpu": 2**20}       # similarities held at once, 4 MiB in a processor's cache; bounds memory, never the result
+CELLS = {True: 2**24, False: 2**20}     # similarities held at once, by a GPU or not: 4 MiB in a processor's cache; never the result
 
 
 def ecle(projections, temperature, batch, repeats, permutations=None, generator=None):
@@ -54,7 +54,7 @@ def _one_cut(first, second, order, temperature, batch, group):
     """Loss of every image (n,) when `order` is cut into batches; the last one is filled with images that already have theirs."""
     starts = torch.arange(0, len(order), batch, device=order.device)
     places = starts.clamp(max=len(order) - batch)[:, None] + torch.arange(batch, device=order.device)
-    stacks = [part.split(max(1, CELLS[first.device.type] // (2 * batch) ** 2)) for part in (order[places], places >= starts[:, None])]
+    stacks = [part.split(max(1, CELLS[gpu.computes(first)] // (2 * batch) ** 2)) for part in (order[places], places >= starts[:, None])]
     loss = torch.zeros(len(order), dtype=torch.float64, device=first.device)
     for some, fresh in itertools.islice(zip(*stacks, strict=True), group.rank, None, group.size):
         loss[some[fresh]] = nt_xent(first[some], second[some], temperature).double()[fresh]
@@ -122,7 +122,7 @@ class Window:
 
     def __init__(self, images, start):
         self.images, self.start = images, start
-        self.shape, self.device, self.is_cuda = images.shape, images.device, images.is_cuda
+        self.shape, self.device = images.shape, images.device
 
     def __getitem__(self, index):
         return self.images[index - self.start]
@@ -132,7 +132,7 @@ class Window:
 def project_view(encoder, run, images, start, view):
     """Projections (n, d) of one random view of each of ``images``, uint8 on the device, which stand at ``start`` in their set."""
     index = torch.arange(start, start + len(images), device=images.device)
-    pixels = augment(Window(images, start), index, POLICIES[run.policy], run.seed, 0, view)
+    pixels = augment(Window(images, start), index, POLICIES[run.policy], run.seed, 0, view, fused=gpu.fuses(images))
     with torch.autocast(images.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
         return encoder(pixels.to(memory_format=torch.channels_last)).float()
 

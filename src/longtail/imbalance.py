@@ -110,7 +110,9 @@ def softmax(first, second=None, start=0):
 
 def averaged(loss, *arguments):
     """A per-image loss as the mean over the batch, at every epoch."""
-    return lambda epoch: lambda logits, labels: loss(logits, labels, *arguments).mean()
+    def mean(logits, labels):
+        return loss(logits, labels, *arguments).mean()
+    return lambda epoch: mean       # the same function every time: an update is recorded once for each
 
 
 def sigmoid(sizes, b, gamma):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from longtail import gpu
+
 
 def contrast(first, second, temperature):
     """What NT-Xent and its kin are made of, from (..., n, d) projections of two views, normalised here.
@@ -99,7 +101,7 @@ def adjusted_losses(logits, labels, spec):
     """The weighted loss of each image and its weight: logits (n, K), labels (n,) -> (n,), (n,)."""
     logits, labels = _checked(logits, labels)
     alpha, beta, iota, mu = (_per_class(name, getattr(spec, name), logits) for name in ("alpha", "beta", "iota", "mu"))
-    target = functional.one_hot(labels, logits.shape[1])
+    target = _named(labels, logits)
     weight = alpha.expand(logits.shape[1])[labels]
     return weight * functional.cross_entropy(beta * logits + iota - mu * target, labels, reduction="none"), weight
 
@@ -118,10 +120,15 @@ def _checked(logits, labels):
     labels = as_labels(labels, logits.device)
     if logits.ndim != 2 or len(logits) != len(labels):
         raise ValueError(f"logits have shape {tuple(logits.shape)} for {len(labels)} labels; give one row of logits an image")
-    if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[1]:   # no host read on a GPU
+    if not gpu.computes(labels) and len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[1]:   # no host read on a GPU
         raise ValueError(f"labels reach from {labels.min()} to {labels.max()}, the logits have classes 0 to {logits.shape[1] - 1}; "
                          f"leave out images without a label")
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits, labels
+
+
+def _named(labels, logits):
+    """Which class each label names, bool (n, K); torch's one_hot may read labels on the host."""
+    return labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
 
 
 def _per_class(name, value, logits):
@@ -150,7 +157,7 @@ def sigmoid_focal(logits, labels, alpha=1.0, gamma=0.0):
     γ = 0 is the plain sigmoid loss. The class-balanced reference has this form, and takes the mean (Cui et al. 2019).
     """
     logits, labels = _checked(logits, labels)
-    signed = logits * (2 * functional.one_hot(labels, logits.shape[1]) - 1)     # log p_t = logsigmoid of this
+    signed = logits * (2 * _named(labels, logits) - 1)     # log p_t = logsigmoid of this
     terms = -functional.logsigmoid(signed) * torch.exp(gamma * functional.logsigmoid(-signed))
     return _per_class("alpha", alpha, logits).expand(logits.shape[1])[labels] * terms.sum(1)
 
@@ -158,7 +165,7 @@ def sigmoid_focal(logits, labels, alpha=1.0, gamma=0.0):
 def softmax_focal(logits, labels, alpha=1.0, gamma=1.0):
     """α_y · (1 − p_y)^γ · cross-entropy: (n, K), (n,) -> (n,). The form of LDAM's code, with the weight outside the power."""
     logits, labels = _checked(logits, labels)
-    others = logits.masked_fill(functional.one_hot(labels, logits.shape[1]).bool(), -torch.inf).logsumexp(1)
+    others = logits.masked_fill(_named(labels, logits), -torch.inf).logsumexp(1)
     doubt = torch.exp(gamma * (others - logits.logsumexp(1)))       # by the logarithm of 1 − p: its gradient is finite at p = 1
     weight = _per_class("alpha", alpha, logits).expand(logits.shape[1])[labels]
     return weight * doubt * functional.cross_entropy(logits, labels, reduction="none")
@@ -168,5 +175,5 @@ def ldam_hinge(logits, labels, margins):
     """max(0, largest other logit − target's + its class's margin): (n, K), (n,) -> (n,). LDAM-HG; equal margins are HG."""
     logits, labels = _checked(logits, labels)
     target = logits.gather(1, labels[:, None])[:, 0]
-    others = logits.masked_fill(functional.one_hot(labels, logits.shape[1]).bool(), -torch.inf).amax(1)
+    others = logits.masked_fill(_named(labels, logits), -torch.inf).amax(1)
     return (others - target + _per_class("margins", margins, logits).expand(logits.shape[1])[labels]).clamp(min=0)

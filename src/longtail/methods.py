@@ -222,8 +222,9 @@ class COLT(SimCLR):
         found = KMeans(self.own["clusters"], n_init=10, random_state=0).fit(seed.cpu().numpy())
         labels, centers = torch.from_numpy(found.labels_).to(seed.device), torch.from_numpy(found.cluster_centers_).to(seed)
         picks = colt_sampling(self.state["crowding"][:self.count], labels, centers, pool, self.run.budget)
-        self.state["extras"] = self.count + processes.agreed(picks)
-        self.note("picks", epoch, self.state["extras"] - self.count)
+        picks = torch.tensor(processes.agreed(picks.tolist()), device=seed.device)
+        self.state["extras"] = self.count + picks
+        self.note("picks", epoch, picks)
 
     def objective(self, first, second, index):
         loss = super().objective(first, second, index)

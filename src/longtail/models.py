@@ -2,12 +2,11 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from longtail import processes, sources
+from longtail import gpu, norms, processes, sources
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # ImageNet's, for every data set, as in the authors' networks
 CIFAR_NORMAL = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)       # of ResNet-32 trained on CIFAR's labels (supervised spec 3)
@@ -23,7 +22,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x, branch):
         norm = self.sets[branch]
-        return processes.batch_norm(norm, x) if self.training and processes.world()[1] > 1 else norm(x)
+        return norms.batch_norm(norm, x) if self.training and processes.world()[1] > 1 else norm(x)
 
 
 class Conv(nn.Conv2d):
@@ -247,8 +246,5 @@ def magnitude_masks(weights, fraction):
     for part, weight in zip(magnitudes.split(sizes), weights, strict=True):
         torch.abs(weight.detach(), out=part.view_as(weight))
     position = min(math.ceil(fraction * len(magnitudes)), len(magnitudes) - 1)
-    if magnitudes.is_cuda:
-        threshold = magnitudes.kthvalue(position + 1).values
-    else:       # five times faster than torch's selection on a CPU
-        threshold = float(np.partition(magnitudes.numpy(), position)[position])
+    threshold = gpu.smallest(magnitudes, position)
     return [mask.view_as(weight) for mask, weight in zip((magnitudes >= threshold).split(sizes), weights, strict=True)]

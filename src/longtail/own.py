@@ -160,9 +160,9 @@ def find(place, size):
     """The images of a folder, zip or list as squares without labels, and what is wrong with the other files."""
     files, _ = sources.files_of(place)
     print(f"reading {len(files)} files of {place}", flush=True)
-    squares, names, broken = sources.read_images(files, size)
-    images = sources.stack(squares) if squares else torch.empty(0, 3, size, size, dtype=torch.uint8)
-    return Found(sources.ImageSet(images, torch.full((len(names),), sources.UNKNOWN), tuple(names)), dict(files), broken)
+    images, names, broken = sources.read_images(files, size)
+    found = sources.ImageSet(images, torch.full((len(names),), sources.UNKNOWN), tuple(names))
+    return Found(found, dict(files), broken)
 
 
 def path_of(text, name):

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from longtail import gpu
+
 SMALLEST_GRADIENT = 1e-5    # converged: no derivative of the mean loss is larger
 ITERATIONS = 5000           # of L-BFGS; more than ten times what features of CIFAR-10 need
 BLOCK = 256                 # images whose similarities to the whole bank are held at a time
@@ -88,7 +90,7 @@ def fit(features, labels, l2, seed=1):
     if not l2 > 0:
         raise ValueError(f"the L2 weight is {l2}; without one above 0, classes that can be told apart perfectly have no solution")
     first = torch.from_numpy(np.random.default_rng(seed).normal(0, 0.01, (len(counts), features.shape[1]))).to(features.device)
-    return (by_torch if features.is_cuda else by_scikit_learn)(features, labels, l2, first)
+    return (by_torch if gpu.computes(features) else by_scikit_learn)(features, labels, l2, first)
 
 
 def by_scikit_learn(features, labels, l2, first):

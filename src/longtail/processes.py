@@ -1,9 +1,12 @@
-"""Several processes, started by torchrun, that work on one run together: rows, sums and batch norm over all of them."""
+"""Several processes, started by torchrun, that work on one run together: rows and sums over all of them."""
 
 import os
 
 import torch
 from torch import distributed
+from torch.utils._pytree import tree_leaves
+
+from longtail import gpu
 
 
 def world():
@@ -11,14 +14,17 @@ def world():
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return 0, 1
     if not distributed.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group(gpu.join(int(os.environ.get("LOCAL_RANK", 0))))
     return distributed.get_rank(), distributed.get_world_size()
 
 
 def agreed(value):
-    """What the first process holds, in all of them; also the place where they wait for it."""
+    """What the first process holds, in all of them; also the place where they wait for it.
+
+    It travels as a pickle, and one of a GPU's tensor would land on the first process's GPU: ``TypeError`` for such a tensor.
+    """
+    if any(isinstance(leaf, torch.Tensor) and leaf.device.type != "cpu" for leaf in tree_leaves(value)):
+        raise TypeError("a tensor on a GPU cannot be agreed on; give a list of its numbers, or its copy on the CPU")
     if world()[1] > 1:
         told = [value]
         distributed.broadcast_object_list(told)
@@ -41,6 +47,20 @@ def share(rows):
     """This process's part of a batch: consecutive rows, as even as can be."""
     rank, size = world()
     return rows.tensor_split(size)[rank]
+
+
+def rows_of_all(row):
+    """The rows (d,) of all processes, (processes, d), in one exchange; without gradients."""
+    rows = row.new_zeros(world()[1], len(row))
+    rows[world()[0]] = row
+    distributed.all_reduce(rows)        # sums with zeros are exact
+    return rows
+
+
+def summed(values):
+    """The sum of a tensor over all processes; without gradients."""
+    distributed.all_reduce(values := values.clone())
+    return values
 
 
 def gather(rows, total):
@@ -66,37 +86,3 @@ def add_gradients(model):
         distributed.all_reduce(flat)
         for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
-
-
-class Total(torch.autograd.Function):
-    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(context, x):
-        distributed.all_reduce(x := x.clone())
-        return x
-
-    @staticmethod
-    def backward(context, gradient):
-        distributed.all_reduce(gradient := gradient.clone())
-        return gradient
-
-
-def batch_norm(norm, x):
-    """``norm``, a torch BatchNorm in training, of this process's rows by the statistics of all; running statistics move as there.
-
-    torch's own SyncBatchNorm refuses CPU tensors, so that what runs on GPUs could not be tested elsewhere.
-    """
-    values, dims, shape = x.float(), [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
-    count = Total.apply(values.new_tensor(values.numel() / values.shape[1]))
-    mean = Total.apply(values.sum(dims)) / count
-    centred = values - mean.view(shape)
-    variance = Total.apply((centred * centred).sum(dims)) / count
-    with torch.no_grad():
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
-        norm.num_batches_tracked += 1
-    if not norm.affine:
-        return (centred * (variance + norm.eps).rsqrt().view(shape)).to(x.dtype)
-    scale = norm.weight * (variance + norm.eps).rsqrt()
-    return (centred * scale.view(shape) + norm.bias.view(shape)).to(x.dtype)

@@ -1,7 +1,6 @@
 """What a run is, its name, its folder, whether it is done; all rows as one frame."""
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -10,12 +9,15 @@ import subprocess
 import time
 from dataclasses import asdict, dataclass, fields
 
+import filelock
 import pandas as pd
 import torch
 
-from longtail import paths, processes
+from longtail import gpu, paths, processes
+from longtail.gpu import device as device
 
 RECIPE = 1      # raised by hand when a change of the code alters the numbers of a run
+POLL_SECONDS = 0.2      # between two attempts to hold a run that another process holds
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Run:
     warmup_epochs: int
     temperature: float
     prune_fraction: float   # share of the convolution weights that SDCLR's pruned branch lacks
-    precision: str          # float32 or bfloat16 (autocast)
+    precision: str          # float32 (IEEE, on GPUs too: no TF32) or bfloat16 (autocast)
     images: str             # digest of the training images and their order; of the weights of an encoder that was given
     added: str = "none"     # how the images beyond the seed were picked
     budget: int = 0         # how many were, or how many of its pool the method picks at a time
@@ -156,32 +158,38 @@ def read_rows(path, record=None, key="sha256"):
 def claim(folder, wait):
     """Hold a run for this process; yields False at once if another process holds it and ``wait`` is false.
 
-    An advisory lock, so that a killed process leaves nothing stale behind. Of several processes the first holds it for all.
+    An advisory lock, so that a killed process leaves nothing stale behind. Of several processes the first holds it for all; while it
+    tries, all agree again and again, since one that waits for another's lock would leave the rest in an exchange until they give up.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "claim", "w") as file:
-        held = True
-        if processes.world()[0] == 0:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                held = False
-        yield processes.agreed(held)
+    lock = filelock.FileLock(folder / "claim")
+    try:
+        while not (held := processes.first(lambda: _taken(lock))) and wait:
+            time.sleep(POLL_SECONDS)
+        yield held
+    finally:
+        lock.release()
 
 
-def device():
-    """Where tensors live: the first GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _taken(lock):
+    """Whether the lock could be had at once."""
+    with contextlib.suppress(filelock.Timeout):
+        lock.acquire(blocking=False)
+    return lock.is_locked
 
 
 def machine():
     """Where something ran: commit, device, threads, versions. Never part of a run's name."""
-    git = ["git", "-C", str(paths.ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    dirty = subprocess.run([*git, "status", "--porcelain", "src"], capture_output=True, text=True).stdout.strip()
-    return {"commit": commit + ("+changes" if dirty else ""), "torch": torch.__version__,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    commit, dirty = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "src")
+    return {"commit": commit + ("+changes" if dirty else ""), "torch": torch.__version__, "device": gpu.name(),
             "threads": torch.get_num_threads(), "processes": processes.world()[1]}
+
+
+def _git(*words):
+    """What git says of this checkout; nothing on a bare node without git."""
+    with contextlib.suppress(FileNotFoundError):
+        return subprocess.run(["git", "-C", str(paths.ROOT), *words], capture_output=True, text=True).stdout.strip()
+    return ""
 
 
 class Results:

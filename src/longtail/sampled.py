@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from longtail import runs, sampling, selection, shards
+from longtail import gpu, runs, sampling, selection, shards
 from longtail.evaluate import SIZE_GROUPS, size_groups
 
 PARTS = ("outsider", *SIZE_GROUPS)      # of a pool
@@ -66,16 +66,16 @@ def spread(pool, picks):
     coverage: mean over the pool of the cosine similarity to the nearest pick (the facility-location value, at most 1);
     nearest_pick_distance: mean over the picks of the cosine distance to the nearest other pick (near 0 when they collapse).
     """
-    pool, picks = selection.as_rows(pool), torch.as_tensor(picks)
+    pool, picks = selection.as_rows(pool), torch.as_tensor(picks, device=gpu.device())
     if len(picks) < 2:
         raise ValueError(f"{len(picks)} picks have no distance between them; give at least two")
-    grid = selection.Grid(pool, pool.device)
-    chosen, covered = grid[picks], torch.full((len(pool),), -torch.inf, dtype=torch.float64, device=pool.device)
+    grid = selection.Grid(pool, picks.device)       # products of integers: the same on a GPU, which has the cores for them
+    chosen, covered = grid[picks], torch.full((len(pool),), -torch.inf, dtype=torch.float64, device=picks.device)
     selection.cover(covered, grid, chosen)
     among = chosen.double() @ chosen.double().T
     among.fill_diagonal_(-torch.inf)
     unit = selection.GRID**2
-    return {"coverage": float(covered.mean()) / unit, "nearest_pick_distance": 1 - float(among.amax(1).mean()) / unit}
+    return {"coverage": float(covered.cpu().mean()) / unit, "nearest_pick_distance": 1 - float(among.amax(1).cpu().mean()) / unit}
 
 
 def diversity(run, results, study, picks):

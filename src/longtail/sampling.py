@@ -18,7 +18,8 @@ TILE = 4096   # pool rows compared with the prototypes at once
 def proximity(pool, seed, prototypes, random_state=0):
     """Cosine distance of every pool image to the nearest seed prototype; small is close (MAK, section 3.1).
 
-    pool (n, d), seed (s, d) -> (n,) in the pool's precision.
+    pool (n, d), seed (s, d) -> (n,) in the pool's precision. Sums are rounded, in another order on another device, so that distances of
+    two machines differ, by ``proximity_tolerance`` at most; images whose scores are closer than that may change places.
     """
     pool, seed = selection.as_rows(pool), selection.as_rows(seed)
     selection.check_width(pool, seed)
@@ -28,6 +29,15 @@ def proximity(pool, seed, prototypes, random_state=0):
         similarity.copy_((_unit(tile.to(means.device)) @ means.T).amax(1))
     selection.check_finite("pool", nearest)
     return 1 - nearest
+
+
+def proximity_tolerance(width, kind=torch.float32):
+    """How far apart two machines' distances of the same features and prototypes can be: features of this width and precision.
+
+    Twice the error of a product of two rows of length 1 that were themselves rounded: (width + 4) units in the last place of 1 at most,
+    for any order of the sum.
+    """
+    return (width + 4) * torch.finfo(kind).eps
 
 
 def centroids(seed, prototypes, random_state=0):

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from longtail import ecle, evaluate, processes, runs, shards, train
+from longtail import ecle, evaluate, gpu, processes, runs, shards, train
 
 SAVE_SECONDS = 20       # between two savings of the running sum of losses
 LINE = re.compile(r"\d+ \d+ [0-9a-f]{64}")      # start and stop of a chunk, SHA-256 of its rows
@@ -173,10 +174,22 @@ def _measure(encoder, run, images, arrays):
 
     todo = processes.first(missing)
     mine = [todo[place] for place in processes.share(torch.arange(len(todo))).tolist()]
-    for start, places, pixels in _decoded(images, mine):
-        for place in places:
-            arrays[place].put(start, _rows(encoder, run, pixels, start, place))
+    with tqdm(total=len(mine) * evaluate.CHUNK, desc="scoring", unit=" images", mininterval=2, disable=processes.world()[0] > 0 or not mine,
+              leave=False) as bar, ThreadPoolExecutor(1) as writer:
+        written = []
+        for start, places, pixels in _decoded(images, mine):
+            rows = [(place, _rows(encoder, run, pixels, start, place)) for place in places]     # orders for the GPU: nothing waits here
+            _done(written)
+            written = [writer.submit(arrays[place].put, start, values) for place, values in rows]
+            bar.update(evaluate.CHUNK)
+        _done(written)
     processes.wait()        # nobody reads before all have written
+
+
+def _done(jobs):
+    """Wait for them; the first error of any is raised."""
+    for job in jobs:
+        job.result()
 
 
 def _rows(encoder, run, images, start, place):
@@ -189,9 +202,11 @@ def _rows(encoder, run, images, start, place):
 
 
 def _decoded(images, todo):
-    """(start, places, images) of each chunk to do; while one is measured the next is decoded."""
+    """(start, places, images on the device) of each chunk to do; while one is measured the next is decoded and sent."""
+    def read(start):
+        return gpu.sent(images[start:start + evaluate.CHUNK])
     with ThreadPoolExecutor(1) as reader:
-        coming = (reader.submit(images.__getitem__, slice(start, start + evaluate.CHUNK)) for start, _ in todo)
+        coming = (reader.submit(read, start) for start, _ in todo)
         ahead = next(coming, None)
         for start, places in todo:
             pixels, ahead = ahead.result(), next(coming, None)

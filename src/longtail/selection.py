@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import torch
 
+from longtail import gpu
 from longtail.shards import Alone, collect, inside
 
 GRID = 2**23        # unit rows are rounded to integers of this scale: their products and sums are exact in float64, in any order
@@ -81,7 +82,7 @@ def cover(bounds, grid, centers):
 
 def _raised(bound, rows, centers):
     """The larger of ``bound`` (n,) and each row's largest product with a center, exact, float64."""
-    plain = rows.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    plain = not gpu.computes(rows) and torch.get_float32_matmul_precision() == "highest"
     for some in centers.split(PANEL) if len(centers) else []:
         pairs = _contenders(bound, rows, some) if plain else None
         if pairs is None:
@@ -204,7 +205,7 @@ def lowest(values, count):
     """Positions of the ``count`` lowest values in ascending order of position; of equal ones the first."""
     if count >= len(values):
         return torch.arange(len(values), device=values.device)
-    border = values.kthvalue(count).values
+    border = gpu.smallest(values, count - 1)
     below = (values < border).nonzero()[:, 0]
     equal = (values == border).nonzero()[:count - len(below), 0]
     return torch.cat([below, equal]).sort().values

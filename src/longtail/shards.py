@@ -3,7 +3,7 @@
 import torch
 from torch import distributed
 
-from longtail import processes
+from longtail import gpu, processes
 
 
 class Alone:
@@ -30,7 +30,7 @@ class Group(Alone):
 
     def __init__(self):
         self.rank, self.size = processes.world()
-        self.device = torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
+        self.device = gpu.device() if distributed.get_backend() == "nccl" else torch.device("cpu")
 
     def gather(self, values):
         counts = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib
 import io
+import os
 import re
 import sys
 import zipfile
@@ -16,8 +17,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from longtail import paths, runs
+from longtail import paths
 
+AHEAD = 256         # images that are decoded before the first of them is put in its place
 UNKNOWN = -1        # the label of an image without one
 LINE = re.compile(r"(\S.*?)(?:\s+(-?\d+)(?:\s+(\w+))?)?\s*")       # of a list: path, perhaps a label, perhaps the source it belongs to
 BROKEN = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error)      # RuntimeError: of a zip with a password
@@ -49,7 +51,9 @@ class ImageSet:
     @functools.cached_property
     def digest(self):
         """First 16 hex digits of SHA-256 over content and order, labels left out."""
-        return runs.sha256(self.images.numpy(force=True).tobytes() + "\n".join(self.names).encode())[:16]
+        content = hashlib.sha256(np.ascontiguousarray(self.images.numpy(force=True)))      # by its memory, without a copy
+        content.update("\n".join(self.names).encode())
+        return content.hexdigest()[:16]
 
 
 # ---- sets larger than memory
@@ -60,37 +64,31 @@ class Files:
     ``files``: (name, what reads its bytes), as ``files_of`` lists them. A file that is no image is an error naming it.
     """
 
-    def __init__(self, files, size, threads=1):
-        self.files, self.size, self.threads = files, size, threads
+    def __init__(self, files, size):
+        self.files, self.size = files, size
 
     def __len__(self):
         return len(self.files)
 
     def __getitem__(self, part):
         files = self.files[part] if isinstance(part, slice) else [self.files[place] for place in part]
-        if not files:
-            return torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        with ThreadPoolExecutor(self.threads) as decoders:
-            return stack(list(decoders.map(self._decode, files)))
-
-    def _decode(self, file):
-        try:
-            return decoded(file[1](), self.size)
-        except BROKEN as error:
-            raise ValueError(f"{file[0]} is no readable image ({reason(error)}); remove it") from error
+        pictures, _, broken = read_images(files, self.size)
+        if broken:
+            raise ValueError(f"no readable image: {broken[0]}; remove it")
+        return pictures
 
 
 class FileSet(ImageSet):
     """An ImageSet whose images are ``Files``; a subset of it is decoded, a shuffled one stays in its files."""
 
     def __add__(self, other):
-        return FileSet(Files(self.images.files + other.images.files, self.images.size, self.images.threads),
+        return FileSet(Files(self.images.files + other.images.files, self.images.size),
                        torch.cat([self.labels, other.labels]), self.names + other.names)
 
     def shuffled(self, seed, count=None):
         """The same files in a random order, or the first ``count`` of it."""
         order = np.random.default_rng(seed).permutation(len(self))[:count].tolist()
-        files = Files([self.images.files[place] for place in order], self.images.size, self.images.threads)
+        files = Files([self.images.files[place] for place in order], self.images.size)
         return FileSet(files, self.labels[order], tuple(self.names[place] for place in order))
 
     @functools.cached_property
@@ -119,25 +117,41 @@ def folder(path, size, skip_broken=False, without=frozenset()):
     if broken:
         print(f"skipped {len(broken)} files of {path}: {', '.join(broken)}")
     labels, names = labels_of(path, names, folders)
-    return ImageSet(stack(pictures), labels, names)
+    return ImageSet(pictures, labels, names)
 
 
 def read_images(files, size):
-    """Squares and names of those ``files`` (name, what reads its bytes) that are images; of each other its name and what is wrong."""
-    pictures, names, broken = [], [], []
-    for name, read in files:
+    """Squares (n, 3, size, size) and names of those ``files`` (name, what reads its bytes) that are images; what is wrong with each other.
+
+    Decoded by all cores, whatever torch's number of threads, and each straight into its place: the set is in memory once.
+    """
+    pictures, names, broken = torch.empty(len(files), 3, size, size, dtype=torch.uint8), [], []
+
+    def decode(file):
         try:
-            pictures.append(decoded(read(), size))
-            names.append(name)
+            return decoded(file[1](), size).transpose(2, 0, 1)
         except BROKEN as error:
-            broken.append(f"{name} ({reason(error)})")
-    return pictures, names, broken
+            return reason(error)
+    with ThreadPoolExecutor(decoders()) as pool:
+        for start in range(0, len(files), AHEAD):       # not all at once: what has been decoded and not yet placed is a second copy
+            for (name, _), found in zip(files[start:start + AHEAD], pool.map(decode, files[start:start + AHEAD]), strict=True):
+                if isinstance(found, str):
+                    broken.append(f"{name} ({found})")
+                else:
+                    pictures.numpy()[len(names)] = found
+                    names.append(name)
+    return pictures[:len(names)], names, broken
+
+
+def decoders():
+    """How many images are decoded at once: the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def files(path, size, without=frozenset()):
     """The same images left in their files, a ``FileSet``: for sets larger than memory. A broken file is an error once it is read."""
     found, folders = files_of(Path(path), without)
-    return FileSet(Files(found, size, torch.get_num_threads()), *labels_of(path, [name for name, _ in found], folders))
+    return FileSet(Files(found, size), *labels_of(path, [name for name, _ in found], folders))
 
 
 def labels_of(path, names, folders):

@@ -1,6 +1,7 @@
 """Ours against how others do the same work: interleaved ratios, each behind a check that the answers agree."""
 
 import contextlib
+import os
 import statistics
 import time
 
@@ -8,6 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits
+
+from longtail import gpu
 
 COLUMNS = ["case", "against", "check", "error", "bound", "status", "ratio", "low", "high", "rounds", "goal"]
 AUTHORS = "SDCLR's authors"        # who the rows with their code are against
@@ -17,14 +20,18 @@ AUTHORS = "SDCLR's authors"        # who the rows with their code are against
 
 @contextlib.contextmanager
 def on_threads(count):
-    """So many cores for torch and for every BLAS, so that no contender wins by taking more of the machine."""
-    before = torch.get_num_threads()
+    """So many cores for torch, for every BLAS and for decoding, so that no contender wins by taking more of the machine."""
+    before, cores = torch.get_num_threads(), os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     torch.set_num_threads(count)
+    if cores:
+        os.sched_setaffinity(0, sorted(cores)[:count])
     try:
         with threadpool_limits(count):
             yield
     finally:
         torch.set_num_threads(before)
+        if cores:
+            os.sched_setaffinity(0, cores)
 
 
 def race(contenders, rounds):
@@ -44,11 +51,10 @@ def race(contenders, rounds):
 
 def seconds(function):
     """How long one call takes, until a GPU has done its part too."""
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    wait()
+    gpu.wait()
     began = time.perf_counter()
     function()
-    wait()
+    gpu.wait()
     return time.perf_counter() - began
 
 

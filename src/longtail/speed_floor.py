@@ -7,31 +7,35 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from longtail import runs, train
+from longtail import gpu, runs, train
 
 
 def seconds(work, repeats):
     """Seconds of ``work`` done ``repeats`` times, after one warm-up; a GPU is waited for at both ends."""
     work()
-    wait()
+    gpu.wait()
     began = time.perf_counter()
     for _ in range(repeats):
         work()
-    wait()
+    gpu.wait()
     return time.perf_counter() - began
-
-
-def wait():
-    """Until a GPU has done what it was told."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def matmul_rate(precision, side=None):
     """Floating-point operations a second of a large square matrix product, the best of five: what arithmetic alone could reach."""
-    side = side or (8192 if torch.cuda.is_available() else 1024)
+    side = side or (8192 if gpu.here() else 1024)
     square = torch.randn(side, side, device=runs.device(), dtype=getattr(torch, precision))
     return 2 * side**3 / min(seconds(lambda: square @ square, 1) for _ in range(5))
+
+
+def operations(step, index):
+    """Floating-point operations of products and convolutions in an update, forward and backward.
+
+    Counted uncompiled: a function that torch's compiler meets while a counter looks on stays uncompiled for the rest of the process.
+    """
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        step.update(index)
+    return counter.get_total_flops()
 
 
 def stepper(run, images):
@@ -49,32 +53,29 @@ def training_rate(run, images, updates, rounds):
     """One row for a run's method, network, batch and precision on so many images: views and operations a second, and their share.
 
     ``share`` is that of ``matmul_rate``, measured between the rounds; ``run_minutes`` are those of the whole run at this rate.
-    Operations are those of products and convolutions, forward and backward.
     """
     step, batches = stepper(run, images)
-    with FlopCounterMode(display=False) as counter:
-        step.update(batches[0])
+    counted = operations(step, batches[0])
     turn = iter(range(10**9))
     took, peaks = [], []
     for _ in range(rounds):
         took.append(seconds(lambda: step(batches[next(turn) % len(batches)], 0.01), updates) / updates)
         peaks.append(matmul_rate(run.precision))
-    update, operations = statistics.median(took), counter.get_total_flops()
+    update = statistics.median(took)
     views = 2 * len(batches[0]) / update
     return {"method": run.method, "architecture": run.architecture, "size": run.size, "batch": len(batches[0]), "precision": run.precision,
             **{key: value for key, value in runs.machine().items() if key in ("device", "threads")},
             "views_per_second": views, "low": 2 * len(batches[0]) / max(took), "high": 2 * len(batches[0]) / min(took),
-            "gflop_per_update": operations / 1e9, "share": operations / update / statistics.median(peaks),
+            "gflop_per_update": counted / 1e9, "share": counted / update / statistics.median(peaks),
             "run_minutes": run.epochs * images * 2 / views / 60, "rounds": rounds}
 
 
 def recorded_against_eager(run, images, updates, rounds):
     """A GPU's recorded updates against the same ones made one by one: ratio of seconds, and how far the losses part; none on a CPU."""
-    if not torch.cuda.is_available():
+    if not gpu.here():
         return None
     (recorded, batches), (eager, _) = stepper(run, images), stepper(run, images)
     eager.replays = False
-    eager.set_rate(0.01)
     losses = [torch.stack([step(batches[turn % len(batches)], 0.01) for turn in range(updates)]) for step in (recorded, eager)]
     error = ((losses[0] - losses[1]).abs() / losses[1].abs()).max().item()
     ratios = [seconds(lambda: eager(batches[0], 0.01), updates) / seconds(lambda: recorded(batches[0], 0.01), updates)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.data import WeightedRandomSampler
 from tqdm import tqdm
 
-from longtail import data, evaluate, imbalance, models, runs, train, views
+from longtail import data, evaluate, gpu, imbalance, models, runs, train, views
 from longtail.losses import as_labels
 
 # ---- lists
@@ -189,18 +189,42 @@ def fit(model, optimizer, inputs, labels, plan, schedule, seed, first=0):
 
     ``inputs(order, epoch)`` gives what the model sees of the images in that order. A last batch of one image is left out.
     """
+    update = Update(model, optimizer, labels)
     for epoch in range(first, schedule.epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = stepped_rate(schedule, epoch)
         order, loss_of, losses = order_of(labels, plan.draw(epoch), seed, epoch), plan.loss(epoch), []
         for seen, truth in zip(*(part.split(schedule.batch_size) for part in (inputs(order, epoch), labels[order])), strict=True):
             if len(truth) > 1:      # batch norm has no statistics of one image
-                optimizer.zero_grad()
-                loss = loss_of(model(seen), truth)
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.detach())
+                losses.append(update(loss_of, stepped_rate(schedule, epoch), seen, truth))
         yield torch.stack(losses).mean()
+
+
+class Update:
+    """One update of a network; on a GPU recorded once for each loss and size of a batch, since a small network's launches cost most."""
+
+    def __init__(self, model, optimizer, labels):
+        self.model, self.optimizer = model, optimizer
+        self.rate = torch.zeros((), device=labels.device) if gpu.computes(labels) else None
+        self.replays = gpu.computes(labels) and not gpu.eager()
+        self.recorded = gpu.Recorded(self.update, self.changed)
+
+    def __call__(self, loss_of, rate, seen, truth):
+        """Update by what the model sees and its labels; gives the loss, on the device."""
+        self.loss_of = loss_of
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate if self.rate is None else self.rate.fill_(rate)
+        return self.recorded((loss_of, len(truth)), seen, truth).clone() if self.replays else self.update(seen, truth)
+
+    def update(self, seen, truth):
+        """The update itself; nothing here depends on a value that the host would have to read."""
+        loss = self.loss_of(self.model(seen), truth)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def changed(self):
+        """What an update changes: weights, statistics and momentum."""
+        return [*self.model.parameters(), *self.model.buffers(), *(kept["momentum_buffer"] for kept in self.optimizer.state.values())]
 
 
 def optimizer_of(model, layer, plan, schedule):

@@ -1,11 +1,9 @@
 """The one loop: pre-train a run, with checkpoints and resume; several runs side by side."""
 
-import copy
 import io
 import itertools
 import json
 import os
-import resource
 import time
 from concurrent import futures
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from tqdm import tqdm
 
-from longtail import methods, processes, runs, simclr, views
+from longtail import gpu, methods, processes, runs, simclr, views
 from longtail.formulas import FINAL_RATE as FINAL_RATE
 from longtail.formulas import warmup_cosine as warmup_cosine
 
@@ -115,6 +113,7 @@ def train(run, images, folder, progress, checkpoint_seconds, teacher=None):
     """The loop itself, for the process that holds the run; ``teacher`` is the encoder of the run that the method learns from."""
     if run.images != images.digest:
         raise ValueError(f"{run.name} was planned for images {run.images}, these are {images.digest}")
+    gpu.forget_peak()
     images = replace(images, images=images.images.to(runs.device()))
     encoder, method, optimizer = initialise(run)
     method.start(images, teacher)
@@ -172,69 +171,42 @@ def log_csv(log):
 class Step:
     """One update of the encoder.
 
-    A GPU spends more time on waiting for orders than on a small network's work, so there every size of a batch is recorded once, as
-    a CUDA graph, and replayed; with several processes the same lines run one by one. LONGTAIL_EAGER=1 turns off compiler and graphs.
+    A GPU spends more time on waiting for orders than on a small network's work, so there an update is recorded once for each size of a
+    batch and each phase of the method, as a CUDA graph, and replayed; with several processes the same lines run one by one.
+    LONGTAIL_EAGER=1 turns off compiler and graphs, LONGTAIL_COMPILE=1 compiles the encoder too, with rounding of its own.
     """
 
     def __init__(self, run, encoder, method, optimizer, pixels):
         self.run, self.encoder, self.method, self.optimizer, self.pixels = run, encoder, method, optimizer, pixels
         self.policy = views.POLICIES[run.policy]
         self.epoch = torch.zeros((), dtype=torch.int64, device=pixels.device)
-        self.compiles = pixels.is_cuda and not os.environ.get("LONGTAIL_EAGER")
-        self.replays = self.compiles and processes.world()[1] == 1
-        self.recorded = {}      # (images, phase) -> (graph, the index it reads, the loss it writes)
-        self.set_rate(torch.zeros((), device=pixels.device) if self.replays else run.learning_rate)
+        self.fused = gpu.fuses(pixels)
+        self.replays = gpu.computes(pixels) and not gpu.eager() and processes.world()[1] == 1
+        self.recorded = gpu.Recorded(self.update, self.changed)
+        self.rate = torch.zeros((), device=pixels.device) if gpu.computes(pixels) else None      # a graph reads it; a CPU takes the number
+        if self.fused and os.environ.get("LONGTAIL_COMPILE"):
+            encoder.compile(dynamic=False)
 
     def __call__(self, index, rate):
         """Update by the images ``index`` (n,) at a rate; gives the mean loss, on the device."""
-        if not self.replays:
-            self.set_rate(rate)
-            return self.update(index)
-        kind = len(index), self.method.phase()
-        if kind not in self.recorded:
-            self.recorded[kind] = self.record(index)
-        graph, read, loss = self.recorded[kind]
-        read.copy_(index)
-        self.rate.fill_(rate)
-        graph.replay()
-        return loss.clone()
-
-    def set_rate(self, rate):
-        """The rate of the next update: a number, or a tensor on the device that a graph reads."""
-        self.rate = rate
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate if self.rate is None else self.rate.fill_(rate)
+        return self.recorded((self.method.phase(), len(index)), index).clone() if self.replays else self.update(index)
 
     def update(self, index):
         """The update itself; nothing here depends on a value that the host would have to read."""
         mine = processes.share(index)
-        first, second = (views.augment(self.pixels, mine, self.policy, self.run.seed, self.epoch, view, fused=self.compiles,
+        first, second = (views.augment(self.pixels, mine, self.policy, self.run.seed, self.epoch, view, fused=self.fused,
                                        boost=self.method.boost).to(memory_format=torch.channels_last) for view in (0, 1))
         loss = self.method.backward(self.encoder, first, second, index).mean()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def record(self, index):
-        """A graph of the update; the updates that warm it up leave no trace in weights, statistics, momentum and the method's memory."""
-        read, state = index.clone(), self.optimizer.state
-        weights, memory = copy.deepcopy(self.encoder.state_dict()), copy.deepcopy(self.method.state)
-        momenta = {parameter: kept["momentum_buffer"].clone() for parameter, kept in state.items()}
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(3):      # compiles the views, chooses convolutions, makes the momentum buffers
-                self.update(read)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            loss = self.update(read)
-        self.encoder.load_state_dict(weights)
-        for parameter, kept in state.items():       # a fresh optimiser's momentum is zero
-            kept["momentum_buffer"].copy_(momenta.get(parameter, torch.zeros_like(parameter)))
-        for name, values in memory.items():
-            self.method.state[name].copy_(values)
-        return graph, read, loss
+    def changed(self):
+        """What an update changes: weights, statistics, momentum and the method's memory."""
+        momenta = [kept["momentum_buffer"] for kept in self.optimizer.state.values()]
+        return [*self.encoder.parameters(), *self.encoder.buffers(), *momenta, *self.method.state.values()]
 
 
 def train_epoch(step, epoch, rates):
@@ -288,10 +260,8 @@ def finish(run, folder, encoder, log, images):
     """Write the encoder and, last of all, ``done.json``; an untrained encoder has a log without rows."""
     runs.write(folder / "log.csv", log_csv(log))
     keep_encoder(folder / "encoder.safetensors", encoder)
-    memory = (torch.cuda.max_memory_allocated() if torch.cuda.is_available()
-              else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     runs.write(folder / "done.json", json.dumps({
-        "seconds": round(sum(row["seconds"] for row in log), 1), "peak_memory_mib": round(memory / 2**20),
+        "seconds": round(sum(row["seconds"] for row in log), 1), "peak_memory_mib": round(gpu.peak_memory() / 2**20),
         "seed_images": run.seeds(images), **runs.machine(),
         "encoder_sha256": runs.sha256((folder / "encoder.safetensors").read_bytes()),
         "log_sha256": runs.sha256(log_csv(log).encode())}, indent=1))

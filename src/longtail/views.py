@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from longtail import gpu
+
 DRAWS = 36                                                  # uniform numbers behind one view
 GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)         # Pillow's luma weights
 
@@ -52,11 +54,11 @@ def augment(images, index, policy, seed, epoch, view, rounded=False, fused=False
     """
     side = images.shape[-1]
     result = torch.empty(len(index), 3, side, side, device=images.device)
-    size = len(index) if images.is_cuda else max(1, 2**(16 if fused else 17) // side**2)      # about what a CPU core's cache holds
+    size = len(index) if gpu.computes(images) else 2**(16 if fused else 17) // side**2      # about what a CPU core's cache holds
     change = _compiled() if fused else apply
     with torch.autocast(images.device.type, enabled=False):     # a caller's bfloat16 is for its network, not for pixels
         drawn = parameters(index, policy, seed, epoch, view, side)      # never compiled: torch 2.13 errs in Philox's products
-        for start in range(0, len(index), size):
+        for start in range(0, len(index), max(1, size)):        # a process may have no image of a batch
             some = slice(start, start + size)
             mine = {name: values[some] for name, values in drawn.items()}
             levels = change(images[index[some]], mine, policy, rounded)
@@ -68,7 +70,7 @@ def augment(images, index, policy, seed, epoch, view, rounded=False, fused=False
 def _compiled():
     """``apply`` as few kernels, built anew for every size of a chunk."""
     torch.compiler.assume_constant_result(table)        # here, not where it is defined: the compiler takes seconds to import
-    return torch.compile(apply, dynamic=False)
+    return gpu.compiled(apply)
 
 
 def apply(images, drawn, policy, rounded=False):
@@ -85,7 +87,7 @@ def apply(images, drawn, policy, rounded=False):
 
 def traced(x):
     """Whether a compiler or a GPU computes x: then no shape may depend on a value, and every image goes through every operation."""
-    return x.is_cuda or torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() or gpu.computes(x)
 
 
 def where(chosen, x, operation, *parameters):
@@ -171,7 +173,7 @@ def table(side, kernel, device):
     return tables(side, kernel, device)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.cache        # never dropped: a recorded update reads them by their address
 def tables(side, kernel, device):
     """All resampling matrices of a small square, row start · (side + 1) + length: 4 MB at 32 pixels, 68 MB at 64."""
     start, length = (grid.flatten() for grid in torch.meshgrid(torch.arange(side), torch.arange(side + 1), indexing="ij"))

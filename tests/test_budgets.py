@@ -1,0 +1,128 @@
+"""What an update costs, by counting, beside what is written down in golden/budgets.json: a number that changes is meant to.
+
+Kernels are those of the toy network without a compiler: one for each operator that does work. ``python tests/test_budgets.py`` writes anew.
+"""
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tape import stand_in
+from toy import FAMILY, IMAGES, planned
+
+from longtail import norms, processes, speed_budget, train
+
+GOLDEN = Path(__file__).with_name("golden") / "budgets.json"
+STATED = 40     # GiB, of the GPU that the largest profile asks for
+
+
+def kernels(name):
+    """Operators that do work in one recorded update of a method, in its last phase."""
+    run = planned(method=name)
+    encoder, method, optimizer = train.initialise(run)
+    method.start(IMAGES, encoder if "rwsam" in name else None)
+    with stand_in() as made:
+        step = train.Step(run, encoder, method, optimizer, IMAGES.images)
+        for epoch in range(3):
+            method.before_epoch(encoder, epoch)
+        step(torch.arange(8), 0.1)
+        return len(made[-1][1])
+
+
+@contextlib.contextmanager
+def of_two():
+    """Inside, this is the first of two processes, and exchanges are only counted."""
+    sent, before = [], (processes.world, torch.distributed.all_reduce)
+    processes.world, torch.distributed.all_reduce = lambda: (0, 2), sent.append
+    try:
+        yield sent
+    finally:
+        processes.world, torch.distributed.all_reduce = before
+
+
+def exchanges(name, architecture):
+    """Messages between processes in one update."""
+    run = planned(method=name, architecture=architecture, head_layers=2)
+    encoder, method, optimizer = train.initialise(run)
+    method.start(IMAGES, None)
+    with of_two() as sent:
+        train.Step(run, encoder, method, optimizer, IMAGES.images)(torch.arange(16), 0.1)
+    return len(sent)
+
+
+def synchronised_norm():
+    """Of one layer: kernels that pass over its rows, passes that they make, messages, bytes kept for each number of its input."""
+    passes, called, kept = {"stats": 1, "elemt": 2, "backward_reduce": 2, "backward_elemt": 3}, [], {}
+    before = {name: getattr(norms, f"batch_norm_{name}") for name in passes}
+    x = torch.randn(64, 16, 8, 8).bfloat16().requires_grad_()
+
+    def keep(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+    for name, kernel in before.items():
+        setattr(norms, f"batch_norm_{name}", lambda *given, name=name, kernel=kernel: called.append(name) or kernel(*given))
+    try:
+        with of_two() as sent, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            norms.batch_norm(torch.nn.BatchNorm2d(16), x).sum().backward()
+    finally:
+        for name, kernel in before.items():
+            setattr(norms, f"batch_norm_{name}", kernel)
+    held = sum(tensor.numel() * tensor.itemsize for tensor in kept.values())
+    return {"kernels": len(called), "passes": sum(passes[name] for name in called), "messages": len(sent),
+            "bytes kept": round(held / x.numel(), 1)}
+
+
+def counted():
+    """All of it."""
+    return {"kernels of an update": {name: kernels(name) for name in FAMILY},
+            "messages of an update": {f"{name}, {architecture}": exchanges(name, architecture) for name, architecture in
+                                      (("simclr", "convnet"), ("simclr", "resnet18_cifar"), ("sdclr", "resnet18_cifar"))},
+            "batch norm over processes": synchronised_norm(),
+            "KiB kept of a view": {f"{architecture}, {size} px": round(speed_budget.network(architecture, size)[2] / 1024)
+                                   for architecture, size in (("resnet18_cifar", 32), ("resnet18_cifar", 64), ("resnet50", 224))}}
+
+
+@pytest.fixture(scope="module")
+def found():
+    return counted()
+
+
+@pytest.mark.parametrize("what", json.loads(GOLDEN.read_text()) if GOLDEN.exists() else [])
+def test_counts_are_those_written_down(found, what):
+    assert found[what] == json.loads(GOLDEN.read_text())[what]
+
+
+def test_processes_exchange_less_than_half_of_what_a_composed_norm_would(found):
+    """That took five messages a layer and three more: 113 for ResNet-18."""
+    assert found["messages of an update"]["simclr, resnet18_cifar"] < 113 / 2
+
+
+def test_every_profile_fits_the_memory_that_is_stated():
+    for name, row in speed_budget.profiles().set_index("profile").iterrows():
+        assert 0 < row["kept, GiB"] < 0.75 * STATED, name       # the rest is for weights, views and convolutions' work space
+
+
+def test_floors_are_those_found_by_hand():
+    """Computed from the shapes on paper, for one H200: milliseconds of an update, minutes of ECLE."""
+    cases = speed_budget.cases().set_index("case")["H200, s"]
+    assert cases["update, ResNet-18, 32 px, batch 512"] == pytest.approx(6.7e-3, rel=0.02)
+    assert cases["update, ResNet-50, 224 px, batch 256"] == pytest.approx(37e-3, rel=0.02)
+    assert cases["ECLE, 1.14 million images, 10 views, ResNet-50"] == pytest.approx(3.9 * 60, rel=0.02)
+
+
+def test_hours_follow_from_runs_and_updates():
+    """By hand: four arms of 2,000 epochs on five splits."""
+    settings = speed_budget.published()["cifar10"]
+    runs = list(speed_budget.trainings(settings))
+    assert len(runs) == 20 and {run[2:] for run in runs} == {(2000, 512)}
+    updates = sum(images / 512 * epochs for _, images, epochs, _ in runs)
+    step = speed_budget.seconds(speed_budget.update("resnet18_cifar", 32, 512), "H100")
+    assert speed_budget.hours("H100", settings) == pytest.approx(updates * step / 3600)
+    doubled = {**settings, "arms": ["simsiam+rwsam long_tail"]}, {**settings, "arms": ["simsiam long_tail"]}
+    assert speed_budget.hours("H100", doubled[0]) == pytest.approx(2 * speed_budget.hours("H100", doubled[1]))
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(counted(), indent=1) + "\n")

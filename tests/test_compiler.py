@@ -1,0 +1,88 @@
+"""The compiler of random views: a program for each size and law, kept after a measurement, and done without where there is none."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tape import stand_in
+from toy import IMAGES, planned
+
+from longtail import gpu, speed_floor, views
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """Counts the programs that the compiler makes, with torch's own operators in place of the kernels it would build."""
+    from torch._dynamo.testing import CompileCounter
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    torch._dynamo.reset()
+    views._compiled.cache_clear()
+    yield counter
+    torch._dynamo.reset()
+    views._compiled.cache_clear()
+
+
+def fused(count, policy):
+    return views.augment(IMAGES.images, torch.arange(count), views.POLICIES[policy], 1, 2, 0, fused=True)
+
+
+def test_every_size_and_law_is_a_program_of_its_own_also_the_ninth(programs):
+    """A profile trains in two sizes and few laws; all laws in two sizes are more than the eight that torch keeps."""
+    kinds = [(count, policy) for policy in views.POLICIES for count in (8, 5)]
+    for count, policy in kinds:
+        fused(count, policy)
+    assert programs.frame_count == len(kinds) == 14
+    for count, policy in kinds:
+        whole = views.augment(IMAGES.images, torch.arange(count), views.POLICIES[policy], 1, 2, 0)
+        assert (fused(count, policy) - whole).abs().max() <= 1e-5
+    assert programs.frame_count == len(kinds)
+
+
+def test_more_programs_than_are_kept_are_an_error_and_not_slow(programs, monkeypatch):
+    monkeypatch.setattr(gpu, "PROGRAMS", 2)
+    fused(2, "digits"), fused(3, "digits")
+    with pytest.raises(Exception, match="recompile"):
+        fused(4, "digits")
+
+
+def test_views_are_still_compiled_after_a_measurement(programs, monkeypatch):
+    class Plain:
+        def __init__(self, work, memory):
+            self.result, self.replay = work(), work
+    monkeypatch.setattr(speed_floor, "matmul_rate", lambda precision: 1e9)
+    with stand_in():
+        monkeypatch.setattr(gpu, "compiler", lambda: True)
+        monkeypatch.setattr(gpu, "Graph", Plain)
+        assert speed_floor.training_rate(planned(), 20, 1, 1)["gflop_per_update"] > 0
+    assert programs.frame_count == 1        # the size of a batch
+    fused(5, "digits")
+    assert programs.frame_count == 2
+
+
+BARE = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+import tape, toy
+from longtail import gpu, paths, runs, train
+from pathlib import Path
+compiler = gpu.compiler
+paths.RESULTS = Path(sys.argv[2])
+with tape.stand_in():
+    gpu.compiler = compiler
+    for seed in (1, 2):
+        train.pretrain(toy.planned(epochs=2, seed=seed), toy.IMAGES, runs.Results("bare"), progress=False)
+"""
+
+
+def test_without_a_c_compiler_one_line_says_so_and_training_goes_on(tmp_path):
+    bare = {**os.environ, "PATH": "/nowhere", "CXX": "", "CC": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", BARE, Path(__file__).parent, tmp_path], env=bare, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("bare/runs/*/done.json"))) == 2
+    [line] = done.stdout.splitlines()
+    assert line.startswith("not compiled, so slower: ") and "ompiler" in line
