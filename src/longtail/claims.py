@@ -288,9 +288,9 @@ def aligned(checked):
     shown = checked[checked.test.isin(["above", "below"]) & checked.low.notna()].sort_values(["primary", "unit"], ascending=[False, False],
                                                                                                kind="stable")
     turned = shown[["effect", "low", "high", "paper_effect"]].mul(shown.test.map({"above": 1, "below": -1}), axis=0)
-    ends = turned[["low", "high"]]
+    turned = turned.assign(low=turned[["low", "high"]].min(axis=1), high=turned[["low", "high"]].max(axis=1))
     label = shown.claim.where(shown.groupby("claim").data.transform("nunique") == 1, shown.claim + " (" + shown.data + ")")
-    return shown.assign(**turned, low=ends.min(axis=1), high=ends.max(axis=1), label=label.map(lambda text: textwrap.fill(text, 64)),
+    return shown.assign(**turned, label=label.map(lambda text: textwrap.fill(text, 64)),
                         kind=shown.primary.map({True: "primary", False: "exploratory"}))
 
 
