@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from longtail import sources
+from longtail import pixels
 
 EXAMPLES = 4        # picks of each sampler that are shown with the seed images nearest to them
 TYPICAL = 8         # seed images shown for a prototype
@@ -26,7 +26,7 @@ TAKES = {
 def thumbnail(read):
     """The picture in a file, as an address that holds it."""
     with io.BytesIO() as file:
-        Image.fromarray(sources.decoded(read(), SIDE)).save(file, "JPEG", quality=85)
+        Image.fromarray(pixels.decoded(read(), SIDE)).save(file, "JPEG", quality=85)
         return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
