@@ -84,7 +84,7 @@ def tiff_of(array, kind, samples=1, extra=()):
     ("other floats", lambda g: tiff_of((g * 40 - 20).astype(np.float32), 3), "floats", 9)])
 def test_deep_greys_look_as_they_do_in_a_viewer(name, content, depth, tolerance):
     expected = pixels.square(Image.fromarray((greys() * 255).astype(np.uint8)).convert("RGB"), 64).astype(int)
-    _, shown, remarks = pixels.opened(content(greys()), 64)
+    _, shown, remarks, *_ = pixels.opened(content(greys()), 64)
     assert abs(shown.astype(int) - expected).max() <= tolerance + 2 and remarks == {f"grey of {depth}"}
 
 
@@ -103,13 +103,13 @@ def test_bands_that_are_no_mask_hide_nothing():
         assert (pixels.decoded(content, 32) == colours).all(), extra
     clear = halves(32, 32)
     clear.putalpha(0)
-    _, shown, remarks = pixels.opened(file(clear), 32)
+    _, shown, remarks, *_ = pixels.opened(file(clear), 32)
     assert (shown == colours).all() and remarks == {"alpha that hides nothing or all"}
 
 
 def test_animations_that_begin_blank_show_their_first_picture():
     frames = [Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16)), halves(16, 16)]
-    _, shown, remarks = pixels.opened(file(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50), 16)
+    _, shown, remarks, *_ = pixels.opened(file(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50), 16)
     assert shown[8, 1, 0] > 200 and shown[8, 14, 2] > 200 and remarks == {"animation that begins with a blank frame"}
 
 

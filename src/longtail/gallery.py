@@ -30,20 +30,21 @@ def thumbnail(read):
         return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def render(request, run, study, found, picks, seed, average):
+def render(request, run, study, found, picks, seed, average, said):
     """The page as text.
 
     ``study``: what was picked from and for, ``found``: seed and pool as they lie in their places. ``picks``, ``seed``: rows of picks and
     of seed images with what is nearest to them. ``average``: ECLE and distance of the whole pool.
     """
     import jinja2
+    files = [dict(part.files) for part in found]
     page = jinja2.Template(Path(__file__).with_name("gallery.html").read_text(encoding="utf-8"), autoescape=True)
     return page.render(
         request=request, run=run, study=study, average=average,
         settings={name: value for name, value in vars(request).items() if name not in ("name", "folder")},
-        broken=sum(len(part.broken) for part in found), known=len(found[1].images) - len(study.pool),
-        prototypes=[prototype(number, rows, picks, found[0].files) for number, rows in seed.groupby("prototype")],
-        samplers=[sampler(name, picks[picks.sampler == name], request.shown, study, found) for name in request.samplers])
+        broken=sum(len(part.broken) for part in found), said=said,
+        prototypes=[prototype(number, rows, picks, files[0]) for number, rows in seed.groupby("prototype")],
+        samplers=[sampler(name, picks[picks.sampler == name], request.shown, study, files) for name in request.samplers])
 
 
 def prototype(number, rows, picks, files):
@@ -53,9 +54,9 @@ def prototype(number, rows, picks, files):
             "picks": picks[picks.prototype == number].sampler.value_counts()}
 
 
-def sampler(name, picks, shown, study, found):
+def sampler(name, picks, shown, study, files):
     """What the page says of one sampler: its picks, and the first of them with the seed images nearest to them."""
-    seed, pool = (part.files for part in found)
+    seed, pool, _ = files
     cards = [{**pick, "image": thumbnail(pool[pick["name"]])} for pick in picks.head(shown).to_dict("records")]
     for card in cards[:EXAMPLES]:
         places = [int(key.removeprefix("seed_")) for key in card if key.startswith("seed_")]

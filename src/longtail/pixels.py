@@ -24,13 +24,17 @@ def decoded(content, size):
 
 
 def opened(content, size):
-    """The picture in RGB (PIL), its square, uint8 (size, size, 3), and remarks, a set of words; ``OSError`` when there is none."""
+    """An image file as a viewer shows it: picture in RGB (PIL, perhaps reduced), its square, uint8 (size, size, 3), remarks (a set), kind
+    of file, and sides in pixels; ``OSError`` when it is none.
+    """
     try:
         if content[4:8] == b"ftyp" and content[8:12] in HEIF:
             from pillow_heif import register_heif_opener
             register_heif_opener()
-        picture, remarks = as_shown(Image.open(io.BytesIO(content)), size)
-        return picture, square(picture, size), remarks
+        stored = Image.open(io.BytesIO(content))
+        kind, sides = stored.format, stored.size
+        picture, remarks = as_shown(stored, size)
+        return picture, square(picture, size), remarks, kind, sides
     except UnidentifiedImageError as error:
         raise OSError(kind_of(content)) from error
     except Exception as error:      # whatever decoders make of foreign bytes
