@@ -371,9 +371,92 @@ def test_train_val_and_test_have_each_their_use(disk):
     assert one.test.images.amax((1, 2, 3)).tolist() == [*range(5), *range(100, 105)]
     write(disk / "mine", {"test/cat/1.png": picture(9)})
     forget()
-    with pytest.raises(ValueError, match="class cat is in only one of train and test; give both the same folders") as caught:
+    with pytest.raises(ValueError, match="class cat is in only one of train and test; give both the same classes") as caught:
         study(dataset="mine", outsider_count=0)
     one_line(caught)
+
+
+@pytest.mark.parametrize("names", [
+    ("train", "valid", "test"), ("Train", "Validation", "Test"), ("Training", "dev", "Testing"), ("seg_train", "seg_val", "seg_test"),
+    ("train_images", "eval_images", "test_images"), ("trainset", "valset", "testset"), ("TRAIN", "VAL", "TEST"),
+    ("train2017", "val2017", "test2017")])
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "in a zip"])
+def test_parts_in_every_spelling_are_used_as_what_they_are(disk, capsys, names, packed):
+    train, validation, test = names
+    files = parts("", **{train: 40, validation: 3, test: 5}) | {"README.dataset.txt": b"exported", "data.yaml": b"nc: 2"}
+    place = zipped(disk / "mine.zip", files) if packed else write(disk / "mine", files)
+    one = study(dataset=place.name, largest=40, factor=0.5, pool_per_class=0, outsider_count=0)
+    assert one.classes == ("ant", "bee") and [len(one.train), len(one.validation), len(one.test)] == [80, 6, 10]
+    said = capsys.readouterr().out
+    assert all(f"{name} is {part}" in said for name, part in zip(names, ("train", "validation", "test"), strict=True))
+
+
+def test_parts_without_a_test_set_say_what_serves_as_one(disk, capsys):
+    write(disk / "mine", parts("all/", train=40, valid=3, extra=2))
+    one = study(dataset="mine", largest=20, factor=0.5, pool_per_class=0, outsider_count=0)
+    assert [len(one.test), len(one.validation)] == [6, 4] and one.classes == ("ant", "bee")
+    assert "valid is validation, and the test set, for there is no other; left out, as no part: extra" in capsys.readouterr().out
+
+
+def test_training_part_alone_is_the_data_set(disk):
+    write(disk / "mine", parts("", train=40))
+    assert study(dataset="mine", largest=20, factor=0.5, pool_per_class=0, outsider_count=0).classes == ("ant", "bee")
+
+
+def test_classes_named_as_parts_are_classes(disk):
+    names = "train", "bus", "eval station"
+    write(disk / "mine", {f"{name}/{k:02d}.png": picture(60 * c + k) for c, name in enumerate(names) for k in range(24)})
+    assert datasets.parts_of(disk / "mine") == (disk / "mine", {}, [])
+    assert study(dataset="mine", largest=10, factor=0.5, pool_per_class=0, outsider_count=0).classes == ("bus", "eval station", "train")
+
+
+@pytest.mark.parametrize("counts, words", [
+    (dict(valid=3, test=3), "test, valid and no part to train on"), (dict(train=9, val=3, dev=3), "dev and val may be the same part"),
+    (dict(train=9, Training=9, test=3), "Training and train may be the same part")])
+def test_doubtful_parts_are_refused(disk, counts, words):
+    write(disk / "mine", parts("", **counts))
+    with pytest.raises(ValueError, match=words) as caught:
+        study(dataset="mine", outsider_count=0)
+    one_line(caught)
+
+
+def test_a_file_beside_class_folders_and_a_single_class_are_named(disk):
+    write(disk / "mine", {"ant/1.png": picture(1), "bee/2.png": picture(2), "cover.png": picture(3), "labels.csv": b"file,label"})
+    with pytest.raises(ValueError, match=r"cover\.png lies beside the class folders"):
+        study(dataset="mine", outsider_count=0)
+    write(disk / "one", {"ant/1.png": picture(1), "ant/2.png": picture(2)})
+    with pytest.raises(ValueError, match="one has one class, ant; a long tail needs several"):
+        study(dataset="one", outsider_count=0)
+
+
+def labelled_rows(disk):
+    """48 pictures of 4 classes in a flat folder: row by row their path and class."""
+    rows = [(f"flat/{k:05d}.png", k % 4) for k in range(48)]
+    write(disk, {name: picture(k, (12, 10)) for k, (name, _) in enumerate(rows)})
+    return rows
+
+
+def test_published_lists_with_labels_make_a_study(disk, capsys):
+    rows = labelled_rows(disk)
+    for part, some in (("train", rows[:32]), ("val", rows[32:40]), ("test", rows[40:])):
+        write(disk, {f"LT_{part}.txt": "".join(f"{name} {label}\n" for name, label in some).encode()})
+    one = study(dataset="LT_train.txt", largest=8, factor=0.5, pool_per_class=0, outsider_count=0)
+    assert one.classes == ("0", "1", "2", "3") and [len(one.train), len(one.validation), len(one.test)] == [32, 8, 8]
+    assert one.test.names == tuple(name for name, _ in rows[40:]) and one.test.labels.tolist() == [label for _, label in rows[40:]]
+    assert "LT_val.txt is validation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, text", [
+    ("labels.csv", lambda rows: "id,label\n" + "".join(f"{name[5:10]},kind {label}\n" for name, label in rows)),
+    ("labels.tsv", lambda rows: "path\tsize\tspecies\n" + "".join(f"{name}\t9\tkind {label}\n" for name, label in rows)),
+    ("labels.json", lambda rows: json.dumps([{"file_name": name[5:], "class": f"kind {label}"} for name, label in rows])),
+    ("labels.jsonl", lambda rows: "".join(json.dumps({"image": name, "label": f"kind {label}"}) + "\n" for name, label in rows))])
+def test_tables_with_labels_make_a_study(disk, name, text):
+    rows = labelled_rows(disk)
+    write(disk, {name: text(rows).encode()})
+    one = study(dataset=name, largest=6, factor=0.5, pool_per_class=0, outsider_count=0)
+    assert one.classes == tuple(f"kind {label}" for label in range(4))
+    assert all(int(name[5:10]) % 4 == label for name, label in zip(one.seed.names, one.seed.labels.tolist(), strict=True))
 
 
 def test_a_class_with_too_few_images_is_named(disk):
@@ -510,7 +593,7 @@ def test_a_list_of_paths_is_as_good_as_a_folder(disk, lines):
     assert found.names == ("2.png", "deep/1.png") and found.labels.tolist() == [-1, -1]
     assert found.images.amax((1, 2, 3)).tolist() == [20, 10]
     write(disk / "mine", {"list.txt": b"2.png\ngone away.png\n"})
-    with pytest.raises(ValueError, match=r"1 of 2 files are no readable images: gone away\.png \(No such file or directory\)"):
+    with pytest.raises(ValueError, match=r"1 of 2 files are no readable images: gone away\.png \(no such file, line 2 of list\.txt\)"):
         sources.folder(disk / "mine" / "list.txt", 6)
 
 

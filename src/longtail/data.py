@@ -10,7 +10,8 @@ import torch
 
 from longtail import paths
 from longtail.datasets import class_orders, letters, load
-from longtail.sources import UNKNOWN, ImageSet, container, files, files_of, folder
+from longtail.places import container, files_of
+from longtail.sources import UNKNOWN, ImageSet, files, folder
 
 # ImageNet-100-LT's class sizes, sorted (SDCLR's list; neither exponential nor a power law, so the table itself; spec 5)
 IMAGENET_100_LT = [
@@ -187,7 +188,7 @@ def outsiders_of(place, size, count, classes, known, in_files, skip_broken):
         if count < 0 or in_files:
             raise ValueError("letters are drawn, not read: there are no files of them, nor all of them; say how many with outsider_count")
         return letters(size, count)
-    folders = files_of(paths.DATA / place)[1]
+    folders = files_of(paths.DATA / place).folders
     if folders and folders <= set(known):
         raise ValueError(f"{place} has only folders named as classes of the study ({min(folders)}, …); outsiders belong to none of them")
     if own := sorted(folders & set(known)):

@@ -2,6 +2,8 @@
 
 import functools
 import importlib
+import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +12,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from longtail import paths, sources
-from longtail.sources import UNKNOWN, ImageSet, class_names, container, files_of, folder, require
+from longtail import paths, pixels, sources
+from longtail.places import OnDisk, container, files_of, is_list, lines_of, require
+from longtail.sources import UNKNOWN, ImageSet, class_names, folder
+
+PARTS = {"train": {"train", "training", "trn", "trainval"}, "test": {"test", "testing", "tst", "holdout", "heldout"},
+         "validation": {"val", "valid", "validation", "validate", "dev", "devel", "development", "eval", "evaluation"}}
+FILLERS = {"set", "sets", "image", "images", "img", "imgs", "data", "dataset", "split", "part"}      # words beside those in a part's name
 
 
 @dataclass(frozen=True)
@@ -46,39 +53,101 @@ def load(dataset, size, lists="", skip_broken=False):
         return cifar(dataset, size, lists)
     if dataset == "imagenet100":
         return imagenet100(size, lists)
-    if container(paths.DATA / dataset):
-        return class_folders(paths.DATA / dataset, size, skip_broken)
+    if container(place := paths.DATA / Path(dataset).expanduser()):
+        return class_folders(place, size, skip_broken)
     raise ValueError(f"no data set {dataset!r}: there are digits, cifar10, cifar100, imagenet100, and any folder or zip of class folders "
-                     f"by its path (looked for {paths.DATA / dataset}; LONGTAIL_DATA says where data lie)")
+                     f"by its path (looked for {place}; LONGTAIL_DATA says where data lie)")
 
 
 def class_folders(path, size, skip_broken):
-    """A source from a folder for each class, or from such folders below train beside val or test (or both); others are no part of it.
+    """A source from a folder for each class or a labelled list or table, or from several of them, the parts train, validation and test.
 
-    With all three, val serves validation; else a twentieth of each class does (20 images of 400, as many as ImageNet-100 has).
+    With all three parts each is used as what it is; without a test part validation is the test set, and a twentieth of each class serves
+    validation (20 images of 400, as many as ImageNet-100 has). What was recognised is printed, and what is no part is left out.
     """
-    held = sorted({"val", "test"} & (parts := files_of(path)[1]))
-    if "train" not in parts or not held:
-        images = labelled_folder(path, size, skip_broken)
-        smallest = int(torch.bincount(images.labels).min())
-        return hold_out(images, tuple(class_names(images.names)), test=smallest // 4, validation=max(1, smallest // 10))
-    train, *others = (labelled_folder(path / part, size, skip_broken) for part in ["train", *held])
-    classes = tuple(class_names(train.names))
-    for part, images in zip(held, others, strict=True):
-        if odd := set(classes) ^ set(class_names(images.names)):
-            raise ValueError(f"{path}: class {min(odd)} is in only one of train and {part}; give both the same folders")
-    if len(held) == 1:
-        return with_test(train, others[0], classes, share=20)
-    everything = train + others[1]          # test comes before val
-    return Source(everything, np.arange(len(train)), np.arange(len(train), len(everything)), others[0], classes)
+    root, parts, others = parts_of(path)
+    if not parts:
+        images, classes = labelled(path, size, skip_broken)
+        smallest = int(torch.bincount(images.labels, minlength=len(classes)).min())
+        return hold_out(images, classes, test=smallest // 4, validation=max(1, smallest // 10))
+    print(f"{path}: {', '.join(f'{name} is {part}' for part, name in sorted(parts.items()))}"
+          + (", and the test set, for there is no other" if parts.keys() == {"train", "validation"} else "")
+          + (f"; left out, as no part: {', '.join(others)}" if others else ""))
+    found = {part: labelled(root / name, size, skip_broken) for part, name in parts.items()}
+    train, classes = found.pop("train")
+    for part, (_, theirs) in found.items():
+        if odd := set(classes) ^ set(theirs):
+            raise ValueError(f"{path}: class {min(odd)} is in only one of {parts['train']} and {parts[part]}; give both the same classes")
+    if not found:
+        smallest = int(torch.bincount(train.labels).min())
+        return hold_out(train, classes, test=smallest // 4, validation=max(1, smallest // 10))
+    if len(found) == 1:
+        return with_test(train, next(iter(found.values()))[0], classes, share=20)
+    everything = train + found["validation"][0]          # test comes before val
+    return Source(everything, np.arange(len(train)), np.arange(len(train), len(everything)), found["test"][0], classes)
 
 
-def labelled_folder(path, size, skip_broken):
-    """``folder``, when its images lie in a folder for each class."""
+def parts_of(path):
+    """The parts of a data set: folder they lie in, part -> name there, and names that are no part; no parts where classes lie there.
+
+    A train part beside a validation or test part, in any usual spelling; of lists and tables those that are named alike beside the path.
+    One folder that holds everything is entered.
+    """
+    if is_list(path):
+        place, own = path.parent, part_of(path.stem)
+        lists = [other for other in place.iterdir() if is_list(other)] if own[0] == "train" else []
+        name_of = {other.stem: other.name for other in lists if part_of(other.stem)[1] == own[1]}
+    else:
+        place, name_of = path, {name: name for name in files_of(path).folders}
+        if len(name_of) == 1 and path.is_dir() and not part_of(next(iter(name_of)))[0] and not files_beside(path):
+            root, parts, others = parts_of(path / next(iter(name_of)))
+            return (root, parts, others) if parts else (path, {}, [])
+    alike = defaultdict(lambda: defaultdict(list))
+    for name in sorted(name_of):
+        part, others = part_of(name)
+        if part:
+            alike[others][part].append(name_of[name])
+    whole = [parts for parts in alike.values() if "train" in parts and len(parts) > 1]
+    alone = [parts for parts in alike.values() if sum(map(len, parts.values())) == len(name_of)]        # every folder is a part
+    if not whole and alone and "train" not in alone[0] and not is_list(path):
+        raise ValueError(f"{path} has {', '.join(sorted(name_of))} and no part to train on; give the folder of one part that has classes")
+    chosen = (whole or (alone if not is_list(path) else []) or [{}])[0]
+    if len(whole) > 1 or any(len(names) > 1 for names in chosen.values()):
+        twice = next((names for names in chosen.values() if len(names) > 1), sorted(name_of))
+        raise ValueError(f"{path}: {' and '.join(twice)} may be the same part of the data set; leave one of them there")
+    parts = {part: name for part, (name,) in chosen.items()}
+    return place, parts, sorted(set(name_of.values()) - set(parts.values())) if parts else []
+
+
+def part_of(name):
+    """The part of a data set that a name stands for, empty for none, and the other words in it: "seg_train" is train, ("seg",)."""
+    words = [word.lower() for word in re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))]
+    words = [next((word.removesuffix(filler) for filler in FILLERS if word != filler and word.endswith(filler)
+                   and any(word.removesuffix(filler) in spellings for spellings in PARTS.values())), word) for word in words]
+    for part, spellings in PARTS.items():
+        if found := [word for word in words if word in spellings]:
+            return part, tuple(word for word in words if word not in FILLERS and word != found[0])
+    return "", tuple(words)
+
+
+def files_beside(path):
+    """Names of the images that lie in a folder itself."""
+    return [name for name, _ in files_of(path).files if "/" not in name]
+
+
+def labelled(path, size, skip_broken):
+    """``folder`` and the names of its classes; an error unless every image has a class and there are at least two."""
     images = folder(path, size, skip_broken)
     if int(images.labels.min()) == UNKNOWN:
-        raise ValueError(f"{path} is flat: evaluation needs a folder for each class")
-    return images
+        beside = [name for name in images.names if "/" not in name]
+        if len(beside) < len(images):
+            raise ValueError(f"{path}: {beside[0]} lies beside the class folders, as {len(beside) - 1} more do; move them into one or away")
+        raise ValueError(f"{path} is flat: evaluation needs a folder for each class, or a list or table that gives labels")
+    place = files_of(path)
+    classes = tuple(sources.classes_of(images.names, place))
+    if len(classes) < 2:
+        raise ValueError(f"{path} has one class, {classes[0]}; a long tail needs several, a folder for each")
+    return images, classes
 
 
 def with_test(train, test, classes, share):
@@ -190,7 +259,7 @@ def torchvision_cifar(dataset, size):
                 f"put one there or set LONGTAIL_DATA to the folder that has it") from error
         labels = torch.tensor(part.targets)
         names = tuple(f"{'train' if train else 'test'}/{part.classes[label]}/{k:05d}" for k, label in enumerate(part.targets))
-        parts.append(ImageSet(sources.stack([sources.square(Image.fromarray(image), size) for image in part.data]), labels, names))
+        parts.append(ImageSet(pixels.stack([pixels.square(Image.fromarray(image), size) for image in part.data]), labels, names))
     return *parts, tuple(part.classes)
 
 
@@ -209,7 +278,7 @@ def imagenet100(size, lists):
     root = require(paths.DATA / "imagenet", "ImageNet has to be unpacked there as train/<wnid>/*.JPEG and val/<wnid>/*.JPEG "
                                             "(from image-net.org); LONGTAIL_DATA says where data lie")
     place = Path(lists) / "imagenet-100"
-    lines = {part: sources.lines_of(require(place / f"{file}.txt", "SDCLR's repository has it in split/; set `lists` to that folder"))
+    lines = {part: lines_of(require(place / f"{file}.txt", "SDCLR's repository has it in split/; set `lists` to that folder"))
              for part, file in IMAGENET_LISTS.items()}
     label_of = {name.split("/")[1]: int(label) for name, label, _ in lines["long_tail"]}
     named = {part: [name for name, *_ in listed] for part, listed in lines.items()}
@@ -232,5 +301,5 @@ def positions(names, wanted, root):
 
 def listed_files(root, names, size, label_of):
     """Files below ``root`` by their names <part>/<wnid>/<file>, left where they are."""
-    files = sources.Files([(name, (root / name).read_bytes) for name in names], size)
+    files = sources.Files([(name, OnDisk(root / name)) for name in names], size)
     return sources.FileSet(files, torch.tensor([label_of[name.split("/")[1]] for name in names]), tuple(names))

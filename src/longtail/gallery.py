@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from longtail import sources
+from longtail import pixels
 
 EXAMPLES = 4        # picks of each sampler that are shown with the seed images nearest to them
 TYPICAL = 8         # seed images shown for a prototype
@@ -26,24 +26,25 @@ TAKES = {
 def thumbnail(read):
     """The picture in a file, as an address that holds it."""
     with io.BytesIO() as file:
-        Image.fromarray(sources.decoded(read(), SIDE)).save(file, "JPEG", quality=85)
+        Image.fromarray(pixels.decoded(read(), SIDE)).save(file, "JPEG", quality=85)
         return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def render(request, run, study, found, picks, seed, average):
+def render(request, run, study, found, picks, seed, average, said):
     """The page as text.
 
     ``study``: what was picked from and for, ``found``: seed and pool as they lie in their places. ``picks``, ``seed``: rows of picks and
     of seed images with what is nearest to them. ``average``: ECLE and distance of the whole pool.
     """
     import jinja2
+    files = [dict(part.files) for part in found]
     page = jinja2.Template(Path(__file__).with_name("gallery.html").read_text(encoding="utf-8"), autoescape=True)
     return page.render(
         request=request, run=run, study=study, average=average,
         settings={name: value for name, value in vars(request).items() if name not in ("name", "folder")},
-        broken=sum(len(part.broken) for part in found), known=len(found[1].images) - len(study.pool),
-        prototypes=[prototype(number, rows, picks, found[0].files) for number, rows in seed.groupby("prototype")],
-        samplers=[sampler(name, picks[picks.sampler == name], request.shown, study, found) for name in request.samplers])
+        broken=sum(len(part.broken) for part in found), said=said,
+        prototypes=[prototype(number, rows, picks, files[0]) for number, rows in seed.groupby("prototype")],
+        samplers=[sampler(name, picks[picks.sampler == name], request.shown, study, files) for name in request.samplers])
 
 
 def prototype(number, rows, picks, files):
@@ -53,9 +54,9 @@ def prototype(number, rows, picks, files):
             "picks": picks[picks.prototype == number].sampler.value_counts()}
 
 
-def sampler(name, picks, shown, study, found):
+def sampler(name, picks, shown, study, files):
     """What the page says of one sampler: its picks, and the first of them with the seed images nearest to them."""
-    seed, pool = (part.files for part in found)
+    seed, pool, _ = files
     cards = [{**pick, "image": thumbnail(pool[pick["name"]])} for pick in picks.head(shown).to_dict("records")]
     for card in cards[:EXAMPLES]:
         places = [int(key.removeprefix("seed_")) for key in card if key.startswith("seed_")]

@@ -8,7 +8,7 @@ import torch
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from longtail import models, runs, train
-from longtail.sources import require
+from longtail.places import require
 
 LEGACY = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")        # DenseNet's published files spell norm1 as norm.1
 

@@ -1,78 +1,19 @@
-"""Your own images, without labels: what a file asks for, checked; then an encoder, picks from a pool, a table and a page of them."""
+"""Picks from images of one's own, without labels: an encoder, picks from a pool, a table and a page of them."""
 
-import inspect
 import os
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from longtail import gallery, given, models, runs, sampling, sources, train, views
-from longtail.settings import Refused, checked, refuse_unknown
+from longtail import copies, gallery, given, inventory, places, runs, sampling, sources, train
+from longtail.request import DECIDED, TRAINING
 
 NEAREST = 5         # seed images kept for every image
 TILE = 4096         # images compared with the seed at once
-
-
-@dataclass(frozen=True)
-class Request:
-    """The settings of such a file; it may name every field but the first two."""
-
-    name: str                       # of the file, and of the folder under results/
-    folder: Path                    # of the file: other paths are relative to it
-    seed_images: str                # what you have: a folder, a zip (zip/folder goes into one), or a .txt with a path on each line
-    pool_images: str                # what to pick from, likewise; labels of neither are read
-    budget: int = 100               # images that each sampler picks
-    samplers: list[str] = field(default_factory=lambda: ["mak", "tailness", "proximity", "k_center", "random"])
-    skip_broken: bool = False       # go on without files that are no readable images
-    encoder: str = ""               # empty: train one on the seed; else a finished run's folder, or a file of torchvision weights
-    architecture: str = "resnet10_small"    # torchvision/<name> with a file of weights
-    size: int = 48                  # side of the squares the encoder sees, pixels; 224 with a file of weights
-    method: str = "simclr"          # or sdclr
-    epochs: int = 60                # passes over the seed
-    batch_size: int = 64            # images an update; two views of each
-    learning_rate: float = 0.15
-    weight_decay: float = 1e-4
-    warmup_epochs: int = 5
-    prune_fraction: float = 0.9     # share of the convolution weights that SDCLR's twin lacks
-    seed: int = 1                   # of weights, order of the images, views
-    policy: str = "cifar"           # random views, in training and for ECLE
-    temperature: float = 0.2        # of the contrastive loss
-    precision: str = "float32"      # or bfloat16: faster where the processor has it
-    views: int = 5                  # M, random views of each pool image
-    ecle_batch: int = 512           # images contrasted with each other
-    ecle_repeats: int = 2           # re-drawn batches for each pair of views
-    alpha: float = 0.3              # weight of tailness against proximity
-    ratio: float = 1.5              # candidates of MAK, as a multiple of the budget
-    prototypes: int = 10            # of the seed
-    shown: int = 100                # picks of each sampler on the page
-
-    def place(self, text):
-        """Where a path in the file leads."""
-        return (self.folder / Path(text).expanduser()).absolute()
-
-
-SETTINGS = {entry.name: inspect.formatannotation(entry.type) for entry in fields(Request) if entry.name not in ("name", "folder")}
-TRAINING = {"method", "epochs", "batch_size", "learning_rate", "weight_decay", "warmup_epochs", "prune_fraction"}
-DECIDED = TRAINING | {"architecture", "size", "seed", "policy", "temperature", "precision"}      # what a finished run has decided
-LIMITS = {  # least and most
-    "budget": (1, 10**9), "size": (8, 1024), "epochs": (1, 10**6), "batch_size": (2, 10**6), "warmup_epochs": (0, 10**6),
-    "learning_rate": (0, 100), "weight_decay": (0, 1), "prune_fraction": (0, 1), "temperature": (0.001, 100), "views": (2, 1000),
-    "ecle_batch": (2, 10**6), "ecle_repeats": (1, 1000), "alpha": (0, 1), "ratio": (1, 10**9), "prototypes": (1, 10**6),
-    "shown": (1, 10**6), "seed": (0, 2**31)}
-CHOICES = {"samplers": set(sampling.SAMPLERS), "method": {"simclr", "sdclr"}, "precision": {"float32", "bfloat16"},
-           "policy": {name for name in views.POLICIES if not name.endswith("_classifier")}}
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """What lies in one place; ``files`` name -> what reads its bytes, ``broken`` is a line for each that is no readable image."""
-
-    images: sources.ImageSet
-    files: dict
-    broken: list
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,121 +21,128 @@ class Study:
     """The two image sets that training and sampling ask for; what lies there is taken to be long-tailed."""
 
     seed: sources.ImageSet
-    pool: sources.ImageSet
+    pool: sources.FileSet
 
 
-# ---- the request
-
-def ask(name, settings, folder):
-    """The request of a file's settings, and the number of files in each place; or a refusal."""
-    refuse_unknown(settings, SETTINGS, f"{name}: picking from images of your own has no setting")
-    if missing := sorted({"seed_images", "pool_images"} - settings.keys()):
-        raise Refused(f"{name}: {missing[0]} is missing; picking from images of your own takes seed_images and pool_images")
-    request = Request(name, folder, **checked(SETTINGS, settings))
-    for key in [key for key in LIMITS if key in settings]:
-        least, most = LIMITS[key]
-        if not least <= getattr(request, key) <= most:
-            raise Refused(f"{key} is {getattr(request, key)}; it lies between {least} and {most}")
-    for key in [key for key in CHOICES if key in settings]:
-        value = getattr(request, key)
-        refuse_unknown(value if isinstance(value, list) else [value], CHOICES[key], f"{key}: there is no")
-    if not request.samplers:
-        raise Refused(f"samplers is empty; name some of {', '.join(sampling.SAMPLERS)}")
-    for key in ("seed_images", "pool_images", "encoder"):
-        if not sources.container(place := request.place(getattr(request, key))):
-            raise Refused(f"{key}: {place} is missing; paths are relative to the file that names them")
-    try:
-        counts = {key: len(sources.files_of(request.place(getattr(request, key)))[0]) for key in ("seed_images", "pool_images")}
-        return with_encoder(request, settings.keys()), counts
-    except ValueError as error:
-        raise Refused(str(error)) from None
-
-
-def with_encoder(request, named):
-    """The request with the settings that its encoder decides; those that it would not use are refused."""
-    place, foreign = request.place(request.encoder), request.architecture.startswith("torchvision/")
-    if not request.encoder:
-        if request.architecture not in models.ARCHITECTURES:
-            raise Refused(f"architecture {request.architecture}: {', '.join(models.ARCHITECTURES)} are trained here; "
-                          f"torchvision/<name> needs a file of its weights as encoder")
-        return request
-    if place.is_file() and not foreign:
-        raise Refused("a file of weights as encoder needs an architecture, such as torchvision/resnet50; runs of ours are given by folder")
-    if place.is_dir() and not (place / "run.json").exists():
-        raise Refused(f"encoder: {place} is no run; give the folder of a finished one, results/<profile>/runs/<run>")
-    if unused := sorted(named & (TRAINING if foreign else DECIDED)):
-        raise Refused(f"the encoder is given, so that {', '.join(unused)} would change nothing; leave out what its training decided")
-    if foreign:
-        return replace(request, size=request.size if "size" in named else 224)
-    trained = runs.recorded(place / "run.json")
-    if missing := DECIDED - trained.keys():
-        raise Refused(f"encoder: {place / 'run.json'} does not say {min(missing)}; give the folder of a run made here")
-    return replace(request, **{key: trained[key] for key in DECIDED})
-
-
-# ---- what is made of it
+# ---- what is made of a request
 
 def make(request):
-    """Do what is asked: ``picks.csv``, ``gallery.html`` and, where files are broken, ``broken.txt`` appear in results/<name>/."""
+    """Do what is asked: ``picks.csv``, ``duplicates.csv``, ``gallery.html`` and, for broken files, ``broken.txt`` in results/<name>/."""
     results = runs.Results(request.name)
-    seed, pool = (find(request.place(text), request.size) for text in (request.seed_images, request.pool_images))
-    report_broken(request, results, seed, pool)
-    study = Study(seed.images, without(pool.images, seed.images))
-    check_counts(request, study)
+    runs.write(results.root / ".gitignore", "*\n")      # other people's pictures
+    seed, pool, test = found = take(request, results.root / "files")
+    report_broken(request, results, found)
+    alike = duplicates(request, found)
+    runs.write(results.root / "duplicates.csv", alike.to_csv(index=False))
+    study = Study(in_memory(request, seed), without(request, pool, alike))
+    said = left_out(pool, alike)
+    print(*said, sep="\n", flush=True)
+    check(request, seed, study)
     run = extractor(request, results, study)
     scoring = {"prototypes": request.prototypes, "views": request.views, "batch": request.ecle_batch, "repeats": request.ecle_repeats}
     picks = pd.concat(sampling.pick(run, results, study, sampler, request.budget, request.alpha, request.ratio, **scoring)
                       for sampler in request.samplers)
     near = neighbours(run, results, study, request.prototypes)
     picks = picks.join(near.iloc[len(study.seed):].reset_index(drop=True).drop(columns="name"), on="index")
-    runs.write(results.root / "picks.csv", table(request, study, picks).to_csv(index=False))
+    runs.write(results.root / "picks.csv", table(request, study, picks, alike).to_csv(index=False))
     measured = pd.DataFrame(dict(zip(("ecle", "distance"), sampling.score_pool(run, results, study, **scoring), strict=True)))
-    page = gallery.render(request, run, study, (seed, pool), picks, near.iloc[:len(study.seed)], measured.mean())
+    page = gallery.render(request, run, study, found, picks, near.iloc[:len(study.seed)], measured.mean(), said)
     runs.write(results.root / "gallery.html", page)
     print(os.path.relpath(results.root / "gallery.html"), flush=True)
 
 
+def look(request):
+    """Print what lies in the places of a request, and which pictures are copies; nothing is written."""
+    found = take(request)
+    alike = duplicates(request, found)
+    print(*left_out(found[1], alike), sep="\n")
+
+
 # ---- images
 
-def find(place, size):
-    """The images of a folder, zip or list as squares without labels, and what is wrong with the other files."""
-    files, _ = sources.files_of(place)
-    print(f"reading {len(files)} files of {place}", flush=True)
-    images, names, broken = sources.read_images(files, size)
-    found = sources.ImageSet(images, torch.full((len(names),), sources.UNKNOWN), tuple(names))
-    return Found(found, dict(files), broken)
+def take(request, folder=None):
+    """The inventories of seed, pool and test set, their records in ``folder``; what lies there is printed."""
+    found = []
+    for part, text in (("seed", request.seed_images), ("pool", request.pool_images), ("test", request.test_images)):
+        record = folder and folder / f"{part}.jsonl"
+        found.append(inventory.take(text, request.place(text), request.size, record) if text else inventory.Inventory("", [], [], [], []))
+        for line in found[-1].sentences() if text else ():
+            print(f"{part}, {text}: {line}", flush=True)
+    return found
 
 
 def path_of(text, name):
     """Path of an image, relative to the file of the request, from the text that names its place there."""
-    return str((Path(text).parent if text.endswith(".txt") else Path(text)) / name)
+    return str((Path(text).parent if places.is_list(text) else Path(text)) / name)
 
 
-def report_broken(request, results, seed, pool):
+def report_broken(request, results, found):
     """Name every file that is no readable image in ``broken.txt``; they stop the request unless it skips them."""
     report = results.root / "broken.txt"
     report.unlink(missing_ok=True)
-    lines = [path_of(text, line) for text, found in ((request.seed_images, seed), (request.pool_images, pool)) for line in found.broken]
+    lines = [path_of(part.text, line) for part in found for line in part.broken]
     if not lines:
         return
     runs.write(report, "\n".join(lines) + "\n")
     if not request.skip_broken:
         raise ValueError(f"{len(lines)} files are no readable images, such as {lines[0]}; {os.path.relpath(report)} names them all: "
-                         f"remove them, or leave them out with skip_broken: true")
+                         f"mend or remove them, or leave them out with skip_broken: true")
     print(f"left out {len(lines)} files that are no readable images, named in {os.path.relpath(report)}", flush=True)
 
 
-def without(pool, seed):
-    """The pool images that are none of the seed's, pixel by pixel: a seed is often cut out of its pool."""
-    known = {image.tobytes() for image in seed.images.numpy()}
-    return pool.subset([place for place, image in enumerate(pool.images.numpy()) if image.tobytes() not in known])
+def duplicates(request, found):
+    """The pictures of seed, test set and pool that have copies, by group: rows of ``copies.groups``, paths as in ``picks.csv``."""
+    parts = [("seed", found[0]), ("test", found[2]), ("pool", found[1])]
+    contents = [content for _, part in parts for content in part.contents]
+    hashes, colours = (np.concatenate(both) for both in zip(*(part.prints() for _, part in parts), strict=True))
+    leaders, similarity = copies.leaders(contents, hashes, colours)
+    names = [path_of(part.text, name) for _, part in parts for name, _ in part.files]
+    rows = copies.groups([place for place, part in parts for _ in part.files], names, contents, leaders, similarity)
+    return rows.assign(pickable=rows.pickable | ((rows.place == "pool") & (rows.kind == "near") & request.keep_near_copies))
 
 
-def check_counts(request, study):
-    """Refuse before training what the images are too few for."""
-    for key, images, place in (("budget", study.pool, request.pool_images), ("prototypes", study.seed, request.seed_images)):
-        if getattr(request, key) > len(images):
-            raise ValueError(f"{key} is {getattr(request, key)}, but {place} has {len(images)} images for it; lower {key}, or give more")
+def without(request, pool, alike):
+    """The pool images that may be picked, left in their files: one of each group of copies, none of those that seed or test set hold."""
+    barred = set(alike.path[(alike.place == "pool") & ~alike.pickable])
+    files = [file for file in pool.files if path_of(pool.text, file[0]) not in barred]
+    images = sources.Files(files, request.size)
+    return sources.FileSet(images, torch.full((len(files),), sources.UNKNOWN), tuple(name for name, _ in files))
+
+
+def in_memory(request, seed):
+    """The seed's squares without labels."""
+    images = sources.Files(seed.files, request.size)[:]
+    return sources.ImageSet(images, torch.full((len(images),), sources.UNKNOWN), tuple(name for name, _ in seed.files))
+
+
+def left_out(pool, alike):
+    """What a person should know of copies: a few sentences, none without copies."""
+    barred = alike[(alike.place == "pool") & ~alike.pickable]
+    first = alike[~alike.duplicated("group")].set_index("group").place
+    of = barred.group.map(first).value_counts()
+    said = []
+    if len(barred):
+        whose = ", ".join(f"{of[place]} copies of {what}" for place, what in (
+            ("seed", "the seed's images"), ("test", "the test set's"), ("pool", "others in the pool")) if place in of)
+        exact = (barred.kind == "exact").sum()
+        said.append(f"{len(barred)} of {len(pool.files)} pool images are left out: {whose} ({exact} exact, {len(barred) - exact} near); "
+                    f"duplicates.csv lists them")
+    if kept := ((alike.place == "pool") & alike.pickable & (alike.kind == "near")).sum():
+        said.append(f"{kept} near copies in the pool may be picked, as keep_near_copies asks; picks.csv marks them")
+    if tested := ((alike.place == "test") & (alike.group.map(first) == "seed")).sum():
+        said.append(f"{tested} images of the test set are copies of the seed's: what is measured on them is too good")
+    if twice := ((alike.place == "seed") & (alike.kind != "first")).sum():
+        said.append(f"{twice} images of the seed are copies of others in it")
+    return said
+
+
+def check(request, seed, study):
+    """Refuse before training what the images cannot give."""
+    for key, count, place in (("budget", len(study.pool), request.pool_images), ("prototypes", len(study.seed), request.seed_images)):
+        if getattr(request, key) > count:
+            raise ValueError(f"{key} is {getattr(request, key)}, but {place} has {count} images for it; lower {key}, or give more")
+    if all(row["blank"] for row in seed.rows):
+        raise ValueError(f"every image of {request.seed_images} is of one colour: nothing can be learned from them; look at the files")
 
 
 # ---- encoder and picks
@@ -240,9 +188,14 @@ def compare(tile, seed, means):
     return pd.DataFrame({name: values.numpy(force=True) for name, values in columns.items()})
 
 
-def table(request, study, picks):
-    """The picks as people use them: where the file is, what was measured, which prototype and which seed image is nearest."""
+def table(request, study, picks, alike):
+    """The picks as people use them: where the file is, what was measured, nearest prototype and seed image, what it is a near copy of."""
+    paths = [path_of(request.pool_images, name) for name in picks.name]
+    first = alike[~alike.duplicated("group")].set_index("group").path
+    near = alike[alike.kind == "near"].set_index("path")
     return pd.DataFrame({
-        "sampler": picks.sampler, "rank": picks["rank"], "path": [path_of(request.pool_images, name) for name in picks.name],
-        "ecle": picks.ecle, "distance": picks.distance, "score": picks.score, "nearest_prototype": picks.prototype,
-        "nearest_seed": [path_of(request.seed_images, study.seed.names[place]) for place in picks.seed_1]})
+        "sampler": picks.sampler, "rank": picks["rank"], "path": paths, "ecle": picks.ecle, "distance": picks.distance,
+        "score": picks.score, "nearest_prototype": picks.prototype,
+        "nearest_seed": [path_of(request.seed_images, study.seed.names[place]) for place in picks.seed_1],
+        "copy_of": [first[near.group[path]] if path in near.index else "" for path in paths],
+        "similarity": [near.similarity[path] if path in near.index else "" for path in paths]})

@@ -277,18 +277,34 @@ def dry_run(plan):
 
 
 def pick_own(name, settings, options):
-    """Pick from images of one's own as the file asks, or print what would be done."""
-    from longtail import own
+    """Pick from images of one's own as the file asks, or print what lies in its places and what would be done."""
+    from longtail import own, request
     numbers = [word for word in options.words if word.isdigit()]
     if numbers:
         raise Refused(f"{name} names images of your own, which no notebook reads; leave out {' '.join(numbers)}")
     [file] = options.words
-    asked, counts = own.ask(name, settings | options.p, Path(file).parent)
+    asked = request.ask(name, settings | options.p, Path(file).parent, settings.lines)
     if options.dry_run:
-        for key in own.SETTINGS:
-            print(f"{key:<14} {getattr(asked, key)}", *([f"({counts[key]} files)"] if key in counts else []))
+        for key in request.FIELDS:
+            print(f"{key:<16} {getattr(asked, key)}")
+        own.look(asked)
         return 0
+    settle(name, file)
     return 0 if attempt(name, name, partial(own.make, asked)) else 1
+
+
+def taken(name, file):
+    """Refuse a file whose results would overwrite those of another file with the same name."""
+    note = paths.RESULTS / name / "made_for.txt"
+    if note.exists() and (other := Path(note.read_text(encoding="utf-8").strip())) != Path(file).absolute() and other.exists():
+        raise Refused(f"results/{name} holds what {other} asked for; give {file} another name, or delete that folder")
+
+
+def settle(name, file):
+    """Note which file of one's own a folder of results is for."""
+    note = paths.RESULTS / name / "made_for.txt"
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(f"{Path(file).absolute()}\n", encoding="utf-8")
 
 
 class Parser(argparse.ArgumentParser):
@@ -320,9 +336,14 @@ def main(arguments=None, notebooks=paths.NOTEBOOKS):
     try:
         options = parse(arguments)
         profile, settings = find_profile(options.words, notebooks)
+        file = next((word for word in options.words if word.endswith((".yaml", ".yml"))), None)
+        if file:
+            taken(profile, file)
         if OWN & settings.keys():
             return pick_own(profile, settings, options)
         plan = make_plan(options.words, options.p, notebooks)
+        if file and not options.dry_run:
+            settle(profile, file)
         return (dry_run if options.dry_run else run_plain if options.plain else run_notebooks)(plan)
     except Refused as error:
         print(f"refused: {error}", file=sys.stderr)

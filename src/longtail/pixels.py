@@ -1,0 +1,136 @@
+"""One image file becomes a square of pixels, as a viewer shows the picture; what that took is remarked."""
+
+import io
+import zipfile
+import zlib
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+BROKEN = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error)      # RuntimeError: of a zip with a password
+FRAMES = 100        # of an animation, tried until one is not blank
+LONGEST = 16        # sides of a picture; what reaches further from the centre is cut before it is resized
+HEIF = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
+KINDS = {b"PK\3\4": "a zip; give it as a place of its own", b"%PDF": "a PDF", b"\x93NUMPY": "a NumPy array", b"PAR1": "a Parquet table",
+         b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the picture", b"<svg": "an SVG drawing",
+         b"<?xml": "an XML or SVG file", b"<!DOCTYPE": "a web page", b"<html": "a web page", b"\x1f\x8b": "a gzip archive",
+         b"7z\xbc\xaf": "a 7-Zip archive", b"Rar!": "a RAR archive", b"\x89HDF": "an HDF5 file", b"\0\5\26\7": "what macOS notes of a file"}
+
+
+def decoded(content, size):
+    """The bytes of an image file as a square, uint8 (size, size, 3), as a viewer shows it; ``OSError`` when they are none."""
+    return opened(content, size)[1]
+
+
+def opened(content, size):
+    """An image file as a viewer shows it: picture in RGB (PIL, perhaps reduced), its square, uint8 (size, size, 3), remarks (a set), kind
+    of file, and sides in pixels; ``OSError`` when it is none.
+    """
+    try:
+        if content[4:8] == b"ftyp" and content[8:12] in HEIF:
+            from pillow_heif import register_heif_opener
+            register_heif_opener()
+        stored = Image.open(io.BytesIO(content))
+        kind, sides = stored.format, stored.size
+        picture, remarks = as_shown(stored, size)
+        return picture, square(picture, size), remarks, kind, sides
+    except UnidentifiedImageError as error:
+        raise OSError(kind_of(content)) from error
+    except Exception as error:      # whatever decoders make of foreign bytes
+        raise OSError(reason(error)) from error
+
+
+def kind_of(content):
+    """What bytes are that no decoder of images knows."""
+    known = next((kind for mark, kind in KINDS.items() if content.lstrip().startswith(mark)), f"{len(content)} bytes of no known kind")
+    return "a film" if content[4:8] == b"ftyp" else known if content else "empty"
+
+
+def as_shown(picture, size):
+    """An opened PIL image in RGB, with remarks: turned as the camera says, white where transparent, of an animation the first frame.
+
+    Where the first frame is blank, the first one that is not.
+    """
+    shown, remarks = frame(picture, size)
+    if getattr(picture, "is_animated", False) and blank(shown):
+        for number in range(1, min(picture.n_frames, FRAMES)):
+            picture.seek(number)
+            other, more = frame(picture, size)
+            if not blank(other):
+                return other, more | {"animation that begins with a blank frame"}
+    return shown, remarks
+
+
+def frame(picture, size):
+    """The frame at which a PIL image stands in RGB, and remarks."""
+    picture.draft(None, (4 * size, 4 * size))       # a JPEG many times larger is reduced while it is decoded, several times faster
+    tags = getattr(picture, "tag_v2", None)         # of a TIFF
+    masked = tags is None or bool({1, 2} & set(np.atleast_1d(tags.get(338, 0)).tolist()))      # whether it says that a band is alpha
+    picture, remarks = ImageOps.exif_transpose(picture), set()
+    if picture.mode.startswith("I") or picture.mode == "F":
+        grey, depth = eight_bits(np.asarray(picture))
+        picture, remarks = Image.fromarray(255 - grey if tags and tags.get(262) == 0 else grey), {f"grey of {depth}"}
+    if picture.has_transparency_data:
+        layers = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
+        if not masked or not is_mask(np.asarray(layers.getchannel("A"))) or (blank(picture) and not blank(layers.convert("RGB"))):
+            picture, remarks = layers, remarks | {"alpha that hides nothing or all"}
+    return picture.convert("RGB"), remarks
+
+
+def is_mask(alpha):
+    """Whether a band is a mask: at least a hundredth of it is wholly clear or opaque, which other bands seldom are."""
+    return bool(((alpha == 0) | (alpha == 255)).mean() >= 0.01)
+
+
+def eight_bits(values):
+    """Greys deeper than 8 bits as uint8, and their depth in words.
+
+    Black is 0, white the largest value of the depth (the least of 8, 10, 12, 14, 16 bits that holds the picture; floats: 1, or 255).
+    Where the picture covers less than a quarter of that, has values below 0 or more than 16 bits, black and white are its 1st and 99th
+    percentile, as instruments show what they measure. NaN and infinity are black.
+    """
+    known = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    if not known.size:
+        return np.zeros(values.shape, np.uint8), "floats"
+    least, most = known.min(), known.max()
+    low, high = np.percentile(known, [1, 99])
+    bits = next((bits for bits in (8, 10, 12, 14, 16) if most < 2**bits), 0) if least >= 0 else 0
+    white = 2**bits - 1
+    if values.dtype.kind == "f":
+        white = (1 if most <= 1 else 255 if most <= 255 else 0) if least >= 0 else 0
+    elif bits and high - low >= white / 4:
+        return (values >> (bits - 8)).astype(np.uint8), f"{bits} bits"
+    low, high = (0, white) if white and high - low >= white / 4 else (low, high) if low < high else (least, most)
+    scaled = (np.nan_to_num(values.astype(np.float64), nan=low, posinf=low, neginf=low) - low) * (255 / max(high - low, 1e-30))
+    return scaled.clip(0, 255).round().astype(np.uint8), "floats" if values.dtype.kind == "f" else f"{bits or 32} bits"
+
+
+def blank(picture):
+    """Whether a PIL image is of one colour."""
+    return all(low == high for low, high in np.reshape(picture.getextrema(), (-1, 2)))
+
+
+def reason(error):
+    """What an error says, short enough to stand beside others."""
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:80]
+
+
+def square(picture, size):
+    """A PIL image as uint8 (size, size, 3): short side resized (bilinear), centre cut."""
+    short = min(picture.size)
+    if max(picture.size) > LONGEST * short:
+        left, top = (max(0, side - LONGEST * short) // 2 for side in picture.size)
+        picture = picture.crop((left, top, picture.width - left, picture.height - top))
+    scale = size / short
+    wide, high = (max(size, round(side * scale)) for side in picture.size)
+    if (wide, high) != picture.size:
+        picture = picture.resize((wide, high), Image.BILINEAR)
+    left, top = (wide - size) // 2, (high - size) // 2
+    return np.asarray(picture.crop((left, top, left + size, top + size)))
+
+
+def stack(pictures):
+    """Arrays (s, s, 3) as one tensor (n, 3, s, s)."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,175 @@
+"""Every place that people name is read as what it is; what is left out or absent is said."""
+
+import io
+import os
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from longtail import places, sources
+
+
+def picture(level):
+    """The bytes of a small PNG of one grey."""
+    with io.BytesIO() as content:
+        Image.fromarray(np.full((6, 6, 3), level, np.uint8)).save(content, "PNG")
+        return content.getvalue()
+
+
+def write(root, names):
+    """Small pictures of different greys under these names."""
+    for level, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(picture(level))
+    return root
+
+
+def names_in(path):
+    return [name for name, _ in places.files_of(path).files]
+
+
+# ---- litter
+
+SYSTEM = ["Thumbs.db", "thumbs.DB", "Desktop.ini", "ehthumbs_vista.db", "Icon\r", "Picasa.ini", "SyncToy_8a.dat", ".DS_Store", "._1.png",
+          "@eaDir/1.png/SYNOPHOTO_THUMB_S.jpg", "$RECYCLE.BIN/$R1.jpg", "__MACOSX/._x.jpg", ".Trash-1000/1.png", "#recycle/2.png",
+          "System Volume Information/1.png", "lost+found/1.png", "below/@EADIR/2.png"]
+BESIDE = ["IMG_1.AAE", "IMG_1.xmp", "IMG_2.MOV", "labels.csv", "README.txt", "annotations.json"]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+def test_what_tools_leave_is_left_out_and_counted_and_the_unknown_is_kept(tmp_path, packed):
+    write(tmp_path / "pool", ["1.png", "below/2.png", "odd.dat", *SYSTEM, *BESIDE])
+    place = tmp_path / "pool"
+    if packed:
+        with zipfile.ZipFile(place := tmp_path / "pool.zip", "w") as archive:
+            for file in sorted((tmp_path / "pool").rglob("*")):
+                archive.write(file, file.relative_to(tmp_path / "pool"))
+    found = places.files_of(place)
+    assert [name for name, _ in found.files] == ["1.png", "below/2.png", "odd.dat"] and found.folders == {"below"}
+    said = " ".join(found.notes)
+    assert f"{len(SYSTEM)} " in said and "that systems leave" in said and "1 .aae, 1 .csv, 1 .json, 1 .mov, 1 .txt, 1 .xmp" in said
+
+
+def test_order_is_that_of_sorted_paths(tmp_path):
+    root = write(tmp_path, ["b.png", "b/2.png", "b/10.png", "b-c/1.png", "B/1.png", "a/z/1.png", "a/z.png"])
+    expected = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file()]
+    assert names_in(root) == expected
+
+
+# ---- links
+
+def test_links_are_followed_once_and_loops_end(tmp_path):
+    write(tmp_path / "disk", ["2021/1.png", "2022/2.png"])
+    pool = write(tmp_path / "pool", ["here/0.png"])
+    for name, target in {"2021": "../disk/2021", "again": "../disk/2021", "all": "../disk", "loop": "..", "here/self": "."}.items():
+        (pool / name).symlink_to(target)
+    (pool / "one.png").symlink_to("../disk/2022/2.png")
+    found = places.files_of(pool)
+    assert [name for name, _ in found.files] == ["2021/1.png", "all/2022/2.png", "here/0.png", "one.png"]
+    assert sorted(found.notes) == ["links to folders reached twice, read once: 1",
+                                   "links to folders that lead back to a folder above them, not followed: 2"]
+
+
+def test_linked_class_folders_are_classes(tmp_path):
+    write(tmp_path / "store", ["ant/1.png", "bee/1.png"])
+    (tmp_path / "classes").mkdir()
+    for name in ("ant", "bee"):
+        (tmp_path / "classes" / name).symlink_to(f"../store/{name}")
+    assert sources.folder(tmp_path / "classes", 4).labels.tolist() == [0, 1]
+
+
+def test_links_to_absent_content_are_named_with_the_remedy(tmp_path):
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool/1.png").symlink_to("../.git/annex/objects/1.png")
+    _, _, [line] = sources.read_images(places.files_of(tmp_path / "pool").files, 4)
+    assert line == f"1.png ({places.ABSENT})" and "git annex get" in line
+
+
+def test_names_that_are_no_text_can_be_read_and_written(tmp_path):
+    (tmp_path / "pool").mkdir()
+    with open(os.fsencode(tmp_path / "pool") + b"/caf\xe9.png", "wb") as file:
+        file.write(picture(3))
+    [(name, read)] = places.files_of(tmp_path / "pool").files
+    assert name == "caf\\xe9.png" and name.encode() and read() == picture(3)
+
+
+# ---- lists
+
+ODD = ["COVID 1", "page 12 of 3", "my photo.jpg", "ends in blank .jpg", "a 7 b", "Vögel/Möwe 3.jpg", "100%.jpg", "#hash.jpg",
+       "tab\there.jpg", "-5 degrees.jpg", "comma, and.jpg"]
+LINES = [f"pool/{name}" for name in ODD]
+
+
+@pytest.mark.parametrize("content", [
+    "\n".join(LINES).encode(), "\r\n".join(LINES).encode("utf-8-sig"), "\r\n".join(LINES).encode("utf-16"),
+    "\n".join(LINES).encode("cp1252"), "".join(f'"{line}"\n' for line in LINES).encode(),
+    "\n".join(line.replace("/", "\\") for line in LINES).encode(), "".join(f"./{line}\n" for line in LINES).encode(),
+    ("# mine, 2024\n" + "\n".join(LINES) + "\n\n   \n").encode(),
+    "\n".join(LINES + LINES).encode(), "".join(f"{line} {n % 3}\n" for n, line in enumerate(LINES)).encode(),
+    "".join(f"{line},{n % 3}\n" for n, line in enumerate(LINES)).encode(), b"pool\n"],
+    ids=["plain", "crlf_bom", "utf16", "cp1252", "quoted", "backslashes", "dotslash", "comments", "twice", "labelled", "commas", "folder"])
+@pytest.mark.parametrize("ending", ["txt", "TXT", "lst"])
+def test_lists_are_read_however_they_were_written(tmp_path, content, ending):
+    write(tmp_path / "pool", ODD)
+    (tmp_path / f"mine.{ending}").write_bytes(content)
+    found = places.files_of(tmp_path / f"mine.{ending}")
+    assert sorted(name for name, _ in found.files) == sorted(LINES) and all(read() for _, read in found.files)
+    assert found.notes == ([f"{len(LINES)} paths are listed twice and count once"] if content.count(b"COVID") == 2 else [])
+
+
+def test_labels_of_a_list_are_read_where_every_line_has_one(tmp_path):
+    write(tmp_path, ["a 1.png", "b.png"])
+    (tmp_path / "mine.txt").write_text("a 1.png 3\nb.png 0\n")
+    assert places.files_of(tmp_path / "mine.txt").labels == {"a 1.png": "3", "b.png": "0"}
+    (tmp_path / "mine.txt").write_text("a 1.png 3\nb.png\n")
+    assert places.files_of(tmp_path / "mine.txt").labels == {}
+
+
+def test_lines_that_name_nothing_are_named_as_written(tmp_path):
+    write(tmp_path, ["a.png"])
+    (tmp_path / "mine.txt").write_text("a.png\nno such thing.png\n")
+    _, _, [line] = sources.read_images(places.files_of(tmp_path / "mine.txt").files, 4)
+    assert line == "no such thing.png (no such file, line 2 of mine.txt)"
+
+
+# ---- archives and what is no place
+
+def test_paths_into_a_zip_are_those_that_unzip_prints(tmp_path):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("top/a/1.png", picture(1))
+        archive.writestr("top/b/2.png", picture(2))
+    assert names_in(tmp_path / "all.zip/top/a") == names_in(tmp_path / "all.zip/a") == ["1.png"]
+
+
+def test_a_tar_is_as_good_as_a_folder(tmp_path):
+    root = write(tmp_path / "pool", ["a/1.png", "a/2.png"])
+    with tarfile.open(tmp_path / "pool.tar", "w") as archive:
+        archive.add(root, "pool")
+    assert sources.folder(tmp_path / "pool.tar", 4).digest == sources.folder(root, 4).digest
+
+
+def test_members_that_python_cannot_unpack_are_told_apart_from_broken_ones(tmp_path):
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.writestr("a.png", picture(1))
+    content = bytearray((tmp_path / "some.zip").read_bytes())
+    for mark, place in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        content[content.index(mark) + place] = 9        # Deflate64, as Windows packs large folders
+    (tmp_path / "some.zip").write_bytes(content)
+    _, _, [line] = sources.read_images(places.files_of(tmp_path / "some.zip").files, 4)
+    assert line == "a.png (packed by a method that Python cannot unpack; unpack the zip, give the folder)"
+
+
+@pytest.mark.parametrize("name", ["array.npy", "photo.jpg", "shards.tar.gz"])
+def test_files_that_are_no_place_are_refused_as_such(tmp_path, name):
+    (tmp_path / name).write_bytes(b"some bytes")
+    with pytest.raises(ValueError, match="is no place of images; give a folder, a .zip"):
+        places.files_of(tmp_path / name)
+
+
+def test_a_table_without_a_column_of_files_says_what_it_has(tmp_path):
+    (tmp_path / "labels.csv").write_text("number,label\n1,a\n2,b\n")
+    with pytest.raises(ValueError, match="has the columns number, label, and none names files below"):
+        places.files_of(tmp_path / "labels.csv")
