@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from toy import IMAGES, planned
 
-from longtail import evaluate, gpu, paths, runs, sampling, scoring, selection, sources, train
+from longtail import evaluate, gpu, paths, runs, sampled, sampling, scoring, selection, sources, train
 
 SOURCE = paths.ROOT / "src" / "longtail"
 
@@ -101,9 +101,9 @@ MEMORY = """
 import resource, sys
 import numpy as np, torch
 from pathlib import Path
-from longtail import sources
+from longtail import places, sources
 sources.decoded = lambda content, size: np.full((size, size, 3), len(content), np.uint8)
-sources.files_of = lambda path, without: ([(f"{k:05d}.png", lambda: b"123") for k in range(2000)], set())
+sources.files_of = lambda path, without: places.Place([(f"{k:05d}.png", lambda: b"123") for k in range(2000)], set())
 sources.folder(Path("x"), 8).digest
 before = int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
 images = sources.folder(Path("x"), 256)
@@ -164,7 +164,7 @@ def test_spread_is_computed_where_the_cores_are(monkeypatch):
     monkeypatch.setattr(selection.Grid, "__init__", lambda grid, rows, device: asked.append(device) or whole(grid, rows, device))
     monkeypatch.setattr(gpu, "device", lambda: torch.device("meta"))
     with pytest.raises(TypeError, match="meta"):
-        sampling.spread(torch.rand(100, 8), torch.arange(9))
+        sampled.spread(torch.rand(100, 8), torch.arange(9))
     assert asked == [torch.device("meta")]
 
 

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from toy import image_set
 
-from longtail import evaluate, given, inventory, models, own, paths, pixels, places, reproduce, request, runs, sampling, sources, train
+from longtail import evaluate, given, inventory, models, own, paths, places, reproduce, request, runs, sampling, sources, train
 from longtail.gallery import TAKES
 from longtail.settings import read_yaml
 
@@ -62,7 +62,7 @@ def picked(album):
 def pictures(place):
     """The readable images of a place, in memory."""
     squares, names, _ = sources.read_images(places.files_of(place).files, 16)
-    return sources.ImageSet(pixels.stack(squares), torch.full((len(names),), sources.UNKNOWN), tuple(names))
+    return sources.ImageSet(squares, torch.full((len(names),), sources.UNKNOWN), tuple(names))
 
 
 def picks(root, name="mine"):
