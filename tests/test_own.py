@@ -393,11 +393,11 @@ def test_refused_in_one_line_and_nothing_written(tmp_path, capsys, monkeypatch, 
 
 def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path, capsys):
     (tmp_path / "seed").mkdir()
-    (tmp_path / "mine.yaml").write_text("seed_images: seed\npool_images: lost\n# a comment\nbudget: 0.5\nalpha: 3\nbudgets: 4\n"
+    (tmp_path / "wrong.yaml").write_text("seed_images: seed\npool_images: lost\n# a comment\nbudget: 0.5\nalpha: 3\nbudgets: 4\n"
                                         "samplers: [mak, mask]\nepochs: true\nskip_broken: 'yes'\non: 1\n5: five\nencoder:\n")
-    assert reproduce.main([str(tmp_path / "mine.yaml")]) == 2
+    assert reproduce.main([str(tmp_path / "wrong.yaml")]) == 2
     first, *lines = capsys.readouterr().err.splitlines()
-    assert first == "refused: mine has 10 mistakes:"
+    assert first == "refused: wrong has 10 mistakes:"
     for number, words in {2: "lost is missing", 4: "budget takes a whole number, not 0.5", 5: "alpha is 3; it lies between 0 and 1",
                           6: "no setting budgets", 7: "samplers: there is no mask", 8: "epochs takes a whole number, not True",
                           9: "skip_broken takes true or false, not 'yes'", 10: "no setting on", 11: "no setting 5",
