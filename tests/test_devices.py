@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from toy import IMAGES, planned
 
-from longtail import evaluate, gpu, paths, runs, sampling, scoring, selection, sources, train
+from longtail import evaluate, gpu, paths, runs, sampled, sampling, scoring, selection, sources, train
 
 SOURCE = paths.ROOT / "src" / "longtail"
 
@@ -164,7 +164,7 @@ def test_spread_is_computed_where_the_cores_are(monkeypatch):
     monkeypatch.setattr(selection.Grid, "__init__", lambda grid, rows, device: asked.append(device) or whole(grid, rows, device))
     monkeypatch.setattr(gpu, "device", lambda: torch.device("meta"))
     with pytest.raises(TypeError, match="meta"):
-        sampling.spread(torch.rand(100, 8), torch.arange(9))
+        sampled.spread(torch.rand(100, 8), torch.arange(9))
     assert asked == [torch.device("meta")]
 
 
