@@ -136,6 +136,23 @@ def test_a_sameness_and_a_number_are_judged_by_their_tolerance(truth, tolerance,
     assert share(inference.verdict("same", *border, tolerance=tolerance), "supported") <= 0.05
 
 
+@pytest.mark.parametrize("truth, tolerance", [(0.0, 1.2), (0.4, 1.5), (2.0, 1.0)])
+def test_the_power_of_a_sameness_is_what_was_computed(truth, tolerance):
+    estimate = inference.fit(*study([0, truth, 0, 0], 6, 31)).contrast(1, 0)
+    found = share(inference.verdict("same", *estimate.interval, tolerance=tolerance), "supported")
+    computed = inference.power_within(truth, NOISE * np.sqrt(2 / 6), estimate.freedom, tolerance)
+    assert found == pytest.approx(computed, abs=slack(computed) + 1e-3)
+
+
+def test_the_replicates_that_a_sameness_asks_for_are_enough():
+    pilot = inference.Estimate(0.0, NOISE * np.sqrt(2 / 3), 6, 3)
+    count = inference.needed(0.2, pilot, tolerance=1.0)
+    estimate = inference.fit(*study([0, 0.2, 0, 0], count, 37)).contrast(1, 0)
+    assert share(inference.verdict("same", *estimate.interval, tolerance=1.0), "supported") >= 0.8 - slack(0.8)
+    assert inference.power_within(0.2, NOISE * np.sqrt(2 / (count - 1)), 3 * (count - 2), 1.0) < 0.8
+    assert inference.needed(1.5, pilot, tolerance=1.0) == np.inf         # no number of replicates makes a difference of 1.5 the same
+
+
 # ---- by hand
 
 def test_two_arms_are_the_paired_t_test_and_one_the_single_sample_one():
