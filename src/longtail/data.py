@@ -114,6 +114,15 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
     return Study(*map(source.images.subset, lists), source.test, functools.reduce(operator.add, pool).shuffled(split), source.classes)
 
 
+def check_groups(study, groups):
+    """Refuse before training what the tables could not show: class sizes that do not make many, medium and few."""
+    if lacking := [group for group in ("many", "medium", "few") if group not in groups]:
+        sizes = sorted(set(study.counts), reverse=True)
+        raise ValueError(f"no class is {' or '.join(lacking)}: the {len(study.classes)} classes have {', '.join(map(str, sizes[:5]))} "
+                         f"images, and tables compare many, medium and few; give three or more classes of different sizes, or another "
+                         f"group_rule")
+
+
 def labels_of(source, count):
     """Positions of ``count`` labelled images of each class, 0 for all, the same in every split."""
     orders = class_orders(source.images.labels.numpy(), source.labelled, len(source.classes), np.random.default_rng(0))

@@ -153,12 +153,17 @@ def _kept_sum(path, settings):
 def _measured(run, results, images, name, views):
     """Features and, one tensor each, the projections of ``views`` random views of an image set."""
     folder = results.folder(run) / "scoring" / name
-    settings = {"images": images.digest, "precision": run.precision, "chunk": evaluate.CHUNK}
+    settings = {"images": images.digest, "precision": run.precision, "chunk": chunk_of(run)}
     arrays = [Stored(folder, part, len(images), settings) for part in ("features", *(f"view{number}" for number in range(views)))]
     with runs.claim(folder, wait=True):
         if not processes.first(lambda: all(array.whole() for array in arrays)):
             _measure(train.encoder_of(run, results), run, images.images, arrays)
         return [array.read() for array in arrays]
+
+
+def chunk_of(run):
+    """Images that are decoded, augmented and encoded at once: fewer where they are larger than 64 pixels, so that memory is bounded."""
+    return max(1, min(evaluate.CHUNK, 2**22 // run.size**2))
 
 
 def _measure(encoder, run, images, arrays):
@@ -167,13 +172,13 @@ def _measure(encoder, run, images, arrays):
         starts, blank = {}, torch.zeros(1, 3, run.size, run.size, dtype=torch.uint8)
         for place, array in enumerate(arrays):
             array.prepare(_rows(encoder, run, blank, 0, place).shape[1:], np.float32)
-            for start in array.missing(evaluate.CHUNK):
+            for start in array.missing(chunk_of(run)):
                 starts.setdefault(start, []).append(place)
         return sorted(starts.items())
 
     todo = processes.first(missing)
     mine = [todo[place] for place in processes.share(torch.arange(len(todo))).tolist()]
-    for start, places, pixels in _decoded(images, mine):
+    for start, places, pixels in _decoded(images, mine, chunk_of(run)):
         for place in places:
             arrays[place].put(start, _rows(encoder, run, pixels, start, place))
     processes.wait()        # nobody reads before all have written
@@ -188,10 +193,10 @@ def _rows(encoder, run, images, start, place):
         return evaluate.in_chunks(encoder.trunk, images)
 
 
-def _decoded(images, todo):
+def _decoded(images, todo, chunk):
     """(start, places, images) of each chunk to do; while one is measured the next is decoded."""
     with ThreadPoolExecutor(1) as reader:
-        coming = (reader.submit(images.__getitem__, slice(start, start + evaluate.CHUNK)) for start, _ in todo)
+        coming = (reader.submit(images.__getitem__, slice(start, start + chunk)) for start, _ in todo)
         ahead = next(coming, None)
         for start, places in todo:
             pixels, ahead = ahead.result(), next(coming, None)
