@@ -208,6 +208,21 @@ def test_sizes_that_make_no_three_groups_are_refused_before_training(rule, large
     data.check_groups(study(), evaluate.size_groups(study().counts, "thirds"))
 
 
+def test_test_images_that_training_or_the_pool_hold_are_told(disk, capsys):
+    files = parts("", ("ant", "bee", "cat"), train=40, test=5)
+    files |= {f"test/{name}/copy.png": files[f"train/{name}/39.png"] for name in ("ant", "bee")}
+    files = {name: content if "test" not in name or "copy" in name else picture(230 + number)      # other greys than in training
+             for number, (name, content) in enumerate((name, files[name]) for name in sorted(files, key=lambda name: "train" in name))}
+    write(disk, {f"mine/{name}": content for name, content in files.items()})
+    write(disk, {"more/1.png": files["test/ant/copy.png"], "more/2.png": picture(255)})
+    capsys.readouterr()
+    rows = data.tell_copies(study(dataset="mine", largest=20, factor=0.2, pool_per_class=0, outsiders=["more"], outsider_count=-1))
+    found = {(row["list"], row["other"]): row for row in rows}
+    assert found["pool", "test"]["images"] == 1 and found["pool", "test"]["first"] == "1.png = ant/copy.png"
+    assert found["train", "test"]["images"] + found.get(("train", "validation"), {"images": 0})["images"] >= 1
+    assert "images of pool are in test, too (1.png = ant/copy.png)" in capsys.readouterr().out
+
+
 def test_digest_covers_content_and_order_but_not_labels():
     one = study().few
     other = sources.ImageSet(one.images, one.labels.flip(0), one.names)
