@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from longtail import data, datasets, paths, sources
+from longtail import data, datasets, evaluate, paths, sources
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "longtail_counts.json").read_text())["cases"]
 SETTINGS = dict(dataset="digits", size=16, split=1, largest=40, factor=0.1, kind="exponential", pool_per_class=20, outsiders="letters",
@@ -194,6 +194,34 @@ def test_a_pool_of_several_places_keeps_them_apart(disk):
 
 
 # ---- image sets
+
+@pytest.mark.parametrize("rule, largest, factor, words", [
+    ("thirds", 40, 1.0, "no class is many or medium or few: the 10 classes have 40 images"),
+    ("thresholds", 60, 0.1, "no class is many: the 10 classes have 60, "),
+    ("step", 40, 0.1, "no class is medium: the 10 classes have 40, 4")])
+def test_sizes_that_make_no_three_groups_are_refused_before_training(rule, largest, factor, words):
+    one = study(largest=largest, factor=factor, kind="step" if rule == "step" else "exponential")
+    groups = evaluate.size_groups(one.counts, "thirds" if rule == "step" else rule)
+    with pytest.raises(ValueError, match=words) as caught:
+        data.check_groups(one, groups)
+    one_line(caught)
+    data.check_groups(study(), evaluate.size_groups(study().counts, "thirds"))
+
+
+def test_test_images_that_training_or_the_pool_hold_are_told(disk, capsys):
+    files = parts("", ("ant", "bee", "cat"), train=40, test=5)
+    files |= {f"test/{name}/copy.png": files[f"train/{name}/39.png"] for name in ("ant", "bee")}
+    files = {name: content if "test" not in name or "copy" in name else picture(230 + number)      # other greys than in training
+             for number, (name, content) in enumerate((name, files[name]) for name in sorted(files, key=lambda name: "train" in name))}
+    write(disk, {f"mine/{name}": content for name, content in files.items()})
+    write(disk, {"more/1.png": files["test/ant/copy.png"], "more/2.png": picture(255)})
+    capsys.readouterr()
+    rows = data.tell_copies(study(dataset="mine", largest=20, factor=0.2, pool_per_class=0, outsiders=["more"], outsider_count=-1))
+    found = {(row["list"], row["other"]): row for row in rows}
+    assert found["pool", "test"]["images"] == 1 and found["pool", "test"]["first"] == "1.png = ant/copy.png"
+    assert found["train", "test"]["images"] + found.get(("train", "validation"), {"images": 0})["images"] >= 1
+    assert "images of pool are in test, too (1.png = ant/copy.png)" in capsys.readouterr().out
+
 
 def test_digest_covers_content_and_order_but_not_labels():
     one = study().few

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors import torch as safetensors
 from toy import image_set
 
 from longtail import evaluate, given, inventory, models, own, paths, places, reproduce, request, runs, sampling, sources, train
@@ -319,6 +320,85 @@ def test_torchvision_features_are_the_input_of_the_classifier(tmp_path, name, pa
     torch.testing.assert_close(ours, seen[0].flatten(1), atol=1e-5, rtol=1e-5)
 
 
+def named(prefix, state):
+    """A state dict with this in front of all names."""
+    return {prefix + name: value for name, value in state.items()}
+
+
+def numbered(state, net):
+    """A state dict as torch numbers the layers of a Sequential made of the network's children."""
+    places = {name: str(number) for number, (name, _) in enumerate(net.named_children())}
+    return {".".join([places[name.split(".")[0]], *name.split(".")[1:]]): value for name, value in state.items()}
+
+
+LAYOUTS = {     # how other tools save a network: plain state dict, the same without the classifier, network -> what is in the file
+    "MoCo": lambda whole, body, net: {"epoch": 9, "state_dict": named("module.encoder_q.", body) | {
+        "module.encoder_q.fc.0.weight": torch.zeros(9, 9), "module.queue": torch.zeros(3)} | named("module.encoder_k.", zeros(body))},
+    "DINO": lambda whole, body, net: {"student": named("module.backbone.", zeros(body)), "teacher": named("backbone.", body), "epoch": 9},
+    "solo-learn": lambda whole, body, net: {"state_dict": named("backbone.", body) | {"classifier.weight": torch.zeros(9, 9)}},
+    "lightly": lambda whole, body, net: {"state_dict": named("backbone.", numbered(body, net))},
+    "VISSL": lambda whole, body, net: {"classy_state_dict": {"base_model": {"model": {
+        "trunk": named("_feature_blocks.", body), "heads": {}}}}},
+    "SwAV": lambda whole, body, net: named("module.", body) | {"module.prototypes.weight": torch.zeros(3, 9)},
+    "NumPy beside": lambda whole, body, net: {"epoch": 1, "best_acc": np.float64(71.3), "state_dict": whole},
+    "another classifier": lambda whole, body, net: body | {"fc.weight": torch.zeros(7, 9), "fc.bias": torch.zeros(7)},
+    "half precision": lambda whole, body, net: {
+        name: value.half() if value.is_floating_point() else value for name, value in whole.items()},
+    "compiled": lambda whole, body, net: named("_orig_mod.", whole),
+    "compiled DDP": lambda whole, body, net: named("module._orig_mod.", whole)}
+
+
+def zeros(state):
+    """The same names and shapes without content."""
+    return {name: torch.zeros_like(value) for name, value in state.items()}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A small torchvision network, and its features of three images as this package gives them of its plain state dict."""
+    net = network("shufflenet_v2_x0_5")
+    state = dict(net.state_dict())
+    return net, state, {name: value for name, value in state.items() if not name.startswith("fc.")}
+
+
+def encode(file):
+    """Features of three images by the weights in a file."""
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    run = SimpleNamespace(architecture="torchvision/shufflenet_v2_x0_5", head_layers=0, size=32)
+    with torch.no_grad():
+        return given.foreign_encoder(file, run)(images)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_weights_of_other_tools_give_the_same_features_and_say_what_was_used(tmp_path, capsys, small, layout):
+    net, whole, body = small
+    torch.save(whole, tmp_path / "plain.pth")
+    torch.save(layout(whole, body, net), tmp_path / "theirs.pth")
+    theirs, plain = encode(tmp_path / "theirs.pth"), encode(tmp_path / "plain.pth")
+    rounded = layout is LAYOUTS["half precision"]
+    assert torch.nn.functional.cosine_similarity(theirs, plain).min() > 0.999 if rounded else torch.equal(theirs, plain)
+    assert re.search(rf"theirs\.pth: {len(body)} tensors used.*left aside", capsys.readouterr().out)
+
+
+def test_safetensors_are_read(tmp_path, small):
+    torch.save(small[1], tmp_path / "plain.pth")
+    safetensors.save_file(small[1], tmp_path / "weights.safetensors")
+    assert torch.equal(encode(tmp_path / "weights.safetensors"), encode(tmp_path / "plain.pth"))
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "weights.safetensors").read_bytes()[:99])
+    with pytest.raises(ValueError, match="cut.safetensors is no whole file of safetensors"):
+        encode(tmp_path / "cut.safetensors")
+
+
+def test_pickled_models_and_diverged_weights_are_refused_as_such(tmp_path, small):
+    net, whole, _ = small
+    torch.save(net, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"model\.pth is a pickled torchvision\.models\.shufflenetv2\.ShuffleNetV2, whose code"):
+        encode(tmp_path / "model.pth")
+    torch.save(whole | {"conv5.0.weight": torch.full_like(whole["conv5.0.weight"], torch.nan)}, tmp_path / "nan.pth")
+    with pytest.raises(ValueError, match=r"conv5\.0\.weight holds NaN"):
+        encode(tmp_path / "nan.pth")
+
+
 def test_torchvision_weights_pick_and_decide_what_is_remembered(picked, capsys):
     address = demand(picked.root, "given", encoder="weights.pth", architecture="torchvision/shufflenet_v2_x0_5", size=32,
                      samplers=["mak", "random"], skip_broken=True)
@@ -391,7 +471,8 @@ def test_refused_in_one_line_and_nothing_written(tmp_path, capsys, monkeypatch, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path, capsys):
+def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     (tmp_path / "seed").mkdir()
     (tmp_path / "wrong.yaml").write_text("seed_images: seed\npool_images: lost\n# a comment\nbudget: 0.5\nalpha: 3\nbudgets: 4\n"
                                         "samplers: [mak, mask]\nepochs: true\nskip_broken: 'yes'\non: 1\n5: five\nencoder:\n")

@@ -7,6 +7,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +19,7 @@ import pytest
 from conftest import PARAMETERS, reproduce
 
 from longtail import paths, runs
-from longtail.reproduce import images, main, wanted
+from longtail.reproduce import alone, images, main, wanted
 
 STOP = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
 
@@ -158,6 +159,29 @@ def test_own_profile_starts_from_a_base(book, capfd, tmp_path):
     (tmp_path / "mine.yaml").write_text("base: long\nseeds: [7]\n")
     assert main([str(tmp_path / "mine.yaml"), "--plain"], book("01_says", "print(profile, seeds, rate)")) == 0
     assert capfd.readouterr().out.startswith("mine [7] 1.0")
+
+
+def test_files_of_one_name_in_two_folders_do_not_share_results(book, capsys, tmp_path):
+    folder = book("01_says", "print(seeds)")
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.yaml").write_text("base: long\n")
+    assert main([str(tmp_path / "here/mine.yaml"), "--plain"], folder) == 0
+    assert main([str(tmp_path / "there/mine.yaml"), "--plain"], folder) == 2
+    assert f"results/mine holds what {tmp_path / 'here/mine.yaml'} asked for" in capsys.readouterr().err
+    assert main([str(tmp_path / "here/mine.yaml"), "--plain"], folder) == 0
+
+
+def test_a_second_command_waits_for_the_notebooks_of_the_first(book, capsys):
+    folder, ended = book("01_says", "print(seeds)"), []
+    with alone(paths.RESULTS / "demo/notebooks"):
+        second = threading.Thread(target=lambda: ended.append(main([], folder)))
+        second.start()
+        second.join(3)
+        assert second.is_alive() and not ended and not list((paths.RESULTS / "demo/notebooks").glob("*.ipynb"))
+    second.join(120)
+    assert ended == [0] and (paths.RESULTS / "demo/notebooks/01_says.ipynb").exists()
+    assert "another command runs notebooks of demo; waiting" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -167,7 +167,15 @@ def test_a_measurement_without_rows_still_has_its_columns(results):
 
 
 def test_settings_are_kept_for_later_notebooks(results):
-    with pytest.raises(FileNotFoundError, match=r"data\.json is missing; 01_data writes data"):
+    with pytest.raises(FileNotFoundError, match=r"data\.json is missing; 01_data writes it"):
         results.kept("data")
     results.keep("data", {"size": 16})
     assert results.kept("data") == {"size": 16}
+
+
+@pytest.mark.parametrize("name, notebook", runs.KEEPERS.items())
+def test_what_is_not_kept_yet_names_the_notebook_that_keeps_it(tmp_path, monkeypatch, name, notebook):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"{name}\.json is missing; {notebook} writes it: run that first"):
+        runs.Results("demo").kept(name)
+    assert f'results.keep(\\"{name}\\"' in next(paths.NOTEBOOKS.glob(f"{notebook}.ipynb")).read_text()

@@ -194,3 +194,8 @@ def test_shipped_picks_are_remembered_without_their_encoder(record, monkeypatch)
     how = {name: settings[name] for name in ("sampler", "budget", "alpha", "ratio", "prototypes", "views", "batch", "repeats")}
     picks = sampling.pick(run, results, study, **how)
     assert len(picks) == settings["budget"] and (picks.sampler == settings["sampler"]).all()
+
+
+def test_chunks_hold_fewer_large_images_and_no_other_small_ones():
+    sizes = {size: scoring.chunk_of(SimpleNamespace(size=size)) for size in (16, 32, 48, 64, 96, 224, 1024)}
+    assert sizes == {16: evaluate.CHUNK, 32: evaluate.CHUNK, 48: evaluate.CHUNK, 64: evaluate.CHUNK, 96: 455, 224: 83, 1024: 4}

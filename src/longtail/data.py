@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from longtail import paths
+from longtail import paths, runs
 from longtail.datasets import class_orders, letters, load
 from longtail.places import container, files_of
-from longtail.sources import UNKNOWN, ImageSet, files, folder
+from longtail.sources import UNKNOWN, FileSet, ImageSet, files, folder
 
 # ImageNet-100-LT's class sizes, sorted (SDCLR's list; neither exponential nor a power law, so the table itself; spec 5)
 IMAGENET_100_LT = [
@@ -112,6 +112,33 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
         pool = [source.images.subset(left), *pool]
     lists = long_tail, balanced, few, labels_of(source, labelled_per_class), source.validation
     return Study(*map(source.images.subset, lists), source.test, functools.reduce(operator.add, pool).shuffled(split), source.classes)
+
+
+def tell_copies(study):
+    """Say which images of the test set training or the pool hold, too, pixel by pixel, and which of the seed the pool does.
+
+    Rows of what was found: list, other (list), images, first (its name and the other's). A pool left in its files is not looked into.
+    """
+    def contents(images):
+        return {} if isinstance(images, FileSet) else {runs.sha256(image.tobytes()): name for image, name in zip(
+            images.images.numpy(force=True), images.names, strict=True)}
+    known = {name: contents(getattr(study, name)) for name in ("seed", "train", "validation", "test", "pool")}
+    rows = []
+    for part, other in (("seed", "test"), ("train", "test"), ("train", "validation"), ("pool", "test"), ("pool", "seed")):
+        if both := [content for content in known[part] if content in known[other]]:
+            first = f"{known[part][both[0]]} = {known[other][both[0]]}"
+            rows.append({"list": part, "other": other, "images": len(both), "first": first})
+            print(f"{len(both)} images of {part} are in {other}, too ({first}); remove them from one of the two")
+    return rows
+
+
+def check_groups(study, groups):
+    """Refuse before training what the tables could not show: class sizes that do not make many, medium and few."""
+    if lacking := [group for group in ("many", "medium", "few") if group not in groups]:
+        sizes = sorted(set(study.counts), reverse=True)
+        raise ValueError(f"no class is {' or '.join(lacking)}: the {len(study.classes)} classes have {', '.join(map(str, sizes[:5]))} "
+                         f"images, and tables compare many, medium and few; give three or more classes of different sizes, or another "
+                         f"group_rule")
 
 
 def labels_of(source, count):

@@ -36,7 +36,8 @@ def make(request):
     runs.write(results.root / "duplicates.csv", alike.to_csv(index=False))
     study = Study(in_memory(request, seed), without(request, pool, alike))
     said = left_out(pool, alike)
-    print(*said, sep="\n", flush=True)
+    for line in said:
+        print(line, flush=True)
     check(request, seed, study)
     run = extractor(request, results, study)
     scoring = {"prototypes": request.prototypes, "views": request.views, "batch": request.ecle_batch, "repeats": request.ecle_repeats}
@@ -55,7 +56,8 @@ def look(request):
     """Print what lies in the places of a request, and which pictures are copies; nothing is written."""
     found = take(request)
     alike = duplicates(request, found)
-    print(*left_out(found[1], alike), sep="\n")
+    for line in left_out(found[1], alike):
+        print(line)
 
 
 # ---- images

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -220,9 +221,27 @@ def run_plain(plan):
         return 0 if succeeded else 1
 
 
+@contextlib.contextmanager
+def alone(folder):
+    """Hold the notebooks of a profile: a second command waits, so that neither undoes the other's copies and record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "claim", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another command runs notebooks of {folder.parent.name}; waiting for it to end", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def run_notebooks(plan):
     """Run the selected notebooks that are not fresh, each in a kernel of its own; the first failure ends it."""
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    with alone(plan.folder):
+        return run_held(plan)
+
+
+def run_held(plan):
+    """``run_notebooks`` for the command that holds them."""
     os.environ.pop("MPLBACKEND", None)      # kernels inherit it; another back end than theirs would keep the figures out of the pages
     record = plan.folder / "record.json"
     known, succeeded = json.loads(record.read_text()) if record.exists() else {}, []

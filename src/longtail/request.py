@@ -145,7 +145,8 @@ def with_encoder(request, named):
                           f"torchvision/<name> needs a file of its weights as encoder")
         return request
     if place.is_file() and not foreign:
-        raise Refused("a file of weights as encoder needs an architecture, such as torchvision/resnet50; runs of ours are given by folder")
+        raise Refused(f"architecture {request.architecture}: a file of weights as encoder needs an architecture of torchvision, such as "
+                      f"torchvision/resnet50; runs of ours are given by folder")
     if place.is_dir() and not (place / "run.json").exists():
         raise Refused(f"encoder: {place} is no run; give the folder of a finished one, results/<profile>/runs/<run>")
     if unused := sorted(named & (TRAINING if foreign else DECIDED)):

@@ -69,6 +69,7 @@ class Run:
 FIELDS = [field.name for field in fields(Run)]
 OF_AN_ARM = {"head_layers", "architecture", "policy", "epochs", "batch_size", "learning_rate", "weight_decay", "warmup_epochs",
              "temperature", "prune_fraction", "precision", "budget"}      # fields that an arm may set for itself
+KEEPERS = {"data": "01_data", "images": "01_data", "plan": "02_pretrain", "classifier": "03_evaluate", "picking": "05_sampling"}
 KEYS = ["run", "dataset", "subset", "split", "seed", "method", "head_layers", "epochs", "added", "budget", "schedule"]
 
 
@@ -208,7 +209,7 @@ class Results:
         """What ``keep`` noted."""
         file = self.root / f"{name}.json"
         if not file.exists():
-            raise FileNotFoundError(f"{file} is missing; 01_data writes data, 02_pretrain plan, 05_sampling picking: run that first")
+            raise FileNotFoundError(f"{file} is missing; {KEEPERS.get(name, 'a notebook before this one')} writes it: run that first")
         return json.loads(file.read_text())
 
     def folder(self, run):

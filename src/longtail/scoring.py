@@ -154,12 +154,17 @@ def _kept_sum(path, settings):
 def _measured(run, results, images, name, views):
     """Features and, one tensor each, the projections of ``views`` random views of an image set."""
     folder = results.folder(run) / "scoring" / name
-    settings = {"images": images.digest, "precision": run.precision, "chunk": evaluate.CHUNK}
+    settings = {"images": images.digest, "precision": run.precision, "chunk": chunk_of(run)}
     arrays = [Stored(folder, part, len(images), settings) for part in ("features", *(f"view{number}" for number in range(views)))]
     with runs.claim(folder, wait=True):
         if not processes.first(lambda: all(array.whole() for array in arrays)):
             _measure(train.encoder_of(run, results), run, images.images, arrays)
         return [array.read() for array in arrays]
+
+
+def chunk_of(run):
+    """Images that are decoded, augmented and encoded at once: fewer where they are larger than 64 pixels, so that memory is bounded."""
+    return max(1, min(evaluate.CHUNK, 2**22 // run.size**2))
 
 
 def _measure(encoder, run, images, arrays):
@@ -168,20 +173,21 @@ def _measure(encoder, run, images, arrays):
         starts, blank = {}, torch.zeros(1, 3, run.size, run.size, dtype=torch.uint8)
         for place, array in enumerate(arrays):
             array.prepare(_rows(encoder, run, blank, 0, place).shape[1:], np.float32)
-            for start in array.missing(evaluate.CHUNK):
+            for start in array.missing(chunk_of(run)):
                 starts.setdefault(start, []).append(place)
         return sorted(starts.items())
 
     todo = processes.first(missing)
     mine = [todo[place] for place in processes.share(torch.arange(len(todo))).tolist()]
-    with tqdm(total=len(mine) * evaluate.CHUNK, desc="scoring", unit=" images", mininterval=2, disable=processes.world()[0] > 0 or not mine,
+    chunk = chunk_of(run)
+    with tqdm(total=len(mine) * chunk, desc="scoring", unit=" images", mininterval=2, disable=processes.world()[0] > 0 or not mine,
               leave=False) as bar, ThreadPoolExecutor(1) as writer:
         written = []
-        for start, places, pixels in _decoded(images, mine):
+        for start, places, pixels in _decoded(images, mine, chunk):
             rows = [(place, _rows(encoder, run, pixels, start, place)) for place in places]     # orders for the GPU: nothing waits here
             _done(written)
             written = [writer.submit(arrays[place].put, start, values) for place, values in rows]
-            bar.update(evaluate.CHUNK)
+            bar.update(chunk)
         _done(written)
     processes.wait()        # nobody reads before all have written
 
@@ -201,10 +207,10 @@ def _rows(encoder, run, images, start, place):
         return evaluate.in_chunks(encoder.trunk, images)
 
 
-def _decoded(images, todo):
+def _decoded(images, todo, chunk):
     """(start, places, images on the device) of each chunk to do; while one is measured the next is decoded and sent."""
     def read(start):
-        return gpu.sent(images[start:start + evaluate.CHUNK])
+        return gpu.sent(images[start:start + chunk])
     with ThreadPoolExecutor(1) as reader:
         coming = (reader.submit(read, start) for start, _ in todo)
         ahead = next(coming, None)

@@ -1,0 +1,59 @@
+"""Every file is opened once: what was found is kept, goes on after a kill, and is found anew where a file changes."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from longtail import inventory, pixels
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder of five small pictures and a text."""
+    (tmp_path / "pool").mkdir()
+    for number in range(5):
+        colours = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(colours).save(tmp_path / "pool" / f"{number}.png")
+    (tmp_path / "pool/text.jpg").write_text("none")
+    return tmp_path / "pool"
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """How many files are opened."""
+    calls, real = [], pixels.opened
+    monkeypatch.setattr(inventory.pixels, "opened", lambda content, size: calls.append(size) or real(content, size))
+    return calls
+
+
+def test_what_was_found_is_kept_and_the_same(place, tmp_path, opened):
+    first = inventory.take("pool", place, 16, tmp_path / "pool.jsonl")
+    assert len(opened) == 6 and len(first.files) == 5 and first.broken == ["text.jpg (4 bytes of no known kind)"]
+    again = inventory.take("pool", place, 16, tmp_path / "pool.jsonl")
+    assert len(opened) == 6 and (again.rows, again.broken, again.contents) == (first.rows, first.broken, first.contents)
+    assert all((left == right).all() for left, right in zip(first.prints(), again.prints(), strict=True))
+    assert first.sentences()[0] == "5 images: 5 PNG; short sides 20 to 20 pixels"
+
+
+def test_after_a_kill_only_the_rest_is_opened(place, tmp_path, opened):
+    whole = inventory.take("pool", place, 16, record := tmp_path / "pool.jsonl")
+    content = record.read_text()
+    record.write_text(content[:content.rindex("\n[") + 9])     # in the middle of its last line
+    assert inventory.take("pool", place, 16, record).rows == whole.rows and len(opened) == 6 + 1
+    assert inventory.take("pool", place, 16, record).rows == whole.rows and len(opened) == 6 + 1
+
+
+def test_changed_files_and_other_sizes_are_opened_again(place, tmp_path, opened):
+    first = inventory.take("pool", place, 16, record := tmp_path / "pool.jsonl")
+    Image.new("RGB", (30, 40), "red").save(place / "2.png")
+    second = inventory.take("pool", place, 16, record)
+    assert len(opened) == 6 + 1 and second.rows[2]["blank"] and second.rows[2]["high"] == 40
+    assert [a == b for a, b in zip(first.contents, second.contents, strict=True)] == [True, True, False, True, True]
+    inventory.take("pool", place, 8, record)
+    assert len(opened) == 6 + 1 + 6 and opened[-6:] == [8] * 6
+
+
+def test_without_a_record_nothing_is_written(place, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    inventory.take("pool", place, 16)
+    assert sorted(tmp_path.rglob("*")) == before
