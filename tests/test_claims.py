@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longtail import claims, inference, paths, runs, statements
+from longtail import claim_forms, claims, inference, mechanisms, paths, runs, statements
 
 DIGITS = runs.Run(dataset="digits", subset="long_tail", split=1, seed=1, method="simclr", head_layers=2, architecture="convnet", size=16,
                   policy="digits", epochs=60, batch_size=128, learning_rate=0.5, weight_decay=1e-4, warmup_epochs=6, temperature=0.2,
@@ -225,6 +225,10 @@ def test_each_method_and_sampler_is_asked_for_its_own_mechanism():
     for name in ("alpha-0.7-same-linear-all", "ratio-2.5-trend-linear-all", "random-vs-none-linear-all", "finetune-vs-frozen-mak",
                  "balanced-vs-long-tailed-linear_converged-few", "simclr-fewshot-bias", "gap-simsiam-linear", "sdclr-pruning-finds-tail"):
         assert checks[name] is None, name
+
+
+def test_claims_ask_no_less_of_a_mechanism_than_where_it_is_measured():
+    assert {name.split()[0]: least for name, least in claim_forms.MECHANISMS.values()} == mechanisms.LEAST
 
 
 def test_where_pruned_networks_disagree_is_asked_of_sdclr_and_of_the_balanced_list(results):
