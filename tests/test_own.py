@@ -108,6 +108,16 @@ def test_picks_and_neighbours_are_those_of_the_features(picked):
     assert (np.diff(table.loc["proximity"].distance) > 0).all()
 
 
+def test_picks_are_a_place_for_the_next_request(picked):
+    table = picks(picked.root)
+    for sampler, some in table.groupby("sampler"):
+        found = places.files_of(picked.results / "picks" / f"{sampler}.txt")
+        assert [read() for _, read in found.files] == [(picked.root / path).read_bytes() for path in some.path]
+    (picked.root / "both.txt").write_text("seed\n" + (picked.results / "picks/mak.txt").read_text())
+    names = [name for name, _ in places.files_of(picked.root / "both.txt").files]
+    assert len(names) == 21 + 4 and sum(name.startswith("seed/") for name in names) == 21
+
+
 def test_page_shows_all_picks_and_loads_nothing(picked):
     page = (picked.results / "gallery.html").read_text()
     shown = re.findall(r'src="([^"]{,30})', page)

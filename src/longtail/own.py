@@ -27,7 +27,10 @@ class Study:
 # ---- what is made of a request
 
 def make(request):
-    """Do what is asked: ``picks.csv``, ``duplicates.csv``, ``gallery.html`` and, for broken files, ``broken.txt`` in results/<name>/."""
+    """Do what is asked: ``picks.csv``, ``duplicates.csv``, ``gallery.html`` and, for broken files, ``broken.txt`` in results/<name>/.
+
+    The picks of each sampler are also a list of paths, ``picks/<sampler>.txt``, a place for the next request; not of a zip or tar.
+    """
     results = runs.Results(request.name)
     runs.write(results.root / ".gitignore", "*\n")      # other people's pictures
     seed, pool, test = found = take(request, results.root / "files")
@@ -45,7 +48,9 @@ def make(request):
                       for sampler in request.samplers)
     near = neighbours(run, results, study, request.prototypes)
     picks = picks.join(near.iloc[len(study.seed):].reset_index(drop=True).drop(columns="name"), on="index")
-    runs.write(results.root / "picks.csv", table(request, study, picks, alike).to_csv(index=False))
+    runs.write(results.root / "picks.csv", (listed := table(request, study, picks, alike)).to_csv(index=False))
+    for sampler, some in listed.groupby("sampler") if on_disk(request) else ():
+        runs.write(results.root / "picks" / f"{sampler}.txt", "".join(f"{request.place(path)}\n" for path in some.path))
     measured = pd.DataFrame(dict(zip(("ecle", "distance"), sampling.score_pool(run, results, study, **scoring), strict=True)))
     page = gallery.render(request, run, study, found, picks, near.iloc[:len(study.seed)], measured.mean(), said)
     runs.write(results.root / "gallery.html", page)
@@ -76,6 +81,12 @@ def take(request, folder=None):
 def path_of(text, name):
     """Path of an image, relative to the file of the request, from the text that names its place there."""
     return str((Path(text).parent if places.is_list(text) else Path(text)) / name)
+
+
+def on_disk(request):
+    """Whether the pool's images are files of their own, so that a list can name them."""
+    place = places.container(request.place(request.pool_images))
+    return place.is_dir() or places.is_list(place)
 
 
 def report_broken(request, results, found):
