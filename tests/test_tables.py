@@ -216,3 +216,11 @@ def test_harmony_is_also_set_against_its_control(results):
         finish(results, "linear", [80, 70, few, 71], change={"method": method, "options": options})
     gains = tables.gains(results).set_index(["method", "against"]).few
     assert gains.to_dict() == {("two_stage", "simclr"): "+1.0", ("gh", "simclr"): "+4.0", ("gh", "two_stage"): "+3.0"}
+
+
+def test_readme_shows_the_rows_of_the_study():
+    ours = tables.outcomes(runs.Results("cifar10-small")).query("protocol == 'linear_converged' and split == 1")
+    readme = (paths.ROOT / "README.md").read_text()
+    assert len(ours) >= 5
+    for _, row in ours.iterrows():
+        assert " | ".join(f"{row[measure]:.1f}" for measure in tables.MEASURES) in readme, row.run
