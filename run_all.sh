@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the environment if there is none (.venv, or the active conda one), then hands its arguments to longtail.reproduce.
+# Makes the environment if there is none (.venv, or the active conda one), then hands its arguments to longtail.command.reproduce.
 #   ./run_all.sh [profile or file.yaml] [NN ...] [-p name value]... [--dry-run] [--plain]     see --help
 #   ./run_all.sh --test [pytest arguments]      lint and tests
 #   ./run_all.sh --no-setup ...                 with the python3 that is there, for bare GPU nodes
@@ -61,4 +61,4 @@ if [ "${1:-}" = --test ]; then
     "$python" -m ruff check .
     exec "$python" -m pytest "$@"
 fi
-exec "$python" -m longtail.reproduce "$@"
+exec "$python" -m longtail.command.reproduce "$@"

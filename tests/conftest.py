@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from longtail import paths
+from longtail.store import paths
 
 PYTHON3 = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 PARAMETERS = 'profile: str = "demo"  # folder\nseeds: list[int] = [1, 2]  # one run for each\nrate: float = 0.5  # step'
@@ -25,7 +25,7 @@ PARAMETERS = 'profile: str = "demo"  # folder\nseeds: list[int] = [1, 2]  # one 
 
 def reproduce(*arguments, output, **environment):
     """The command as a user starts it, in a process of its own, with results and figures under ``output``."""
-    command = [sys.executable, "-m", "longtail.reproduce", *arguments]
+    command = [sys.executable, "-m", "longtail.command.reproduce", *arguments]
     began = time.perf_counter()
     done = subprocess.run(command, env={**os.environ, "LONGTAIL_OUTPUT": str(output), **environment}, capture_output=True, text=True)
     return SimpleNamespace(status=done.returncode, out=done.stdout, err=done.stderr, seconds=time.perf_counter() - began)

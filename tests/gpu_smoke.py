@@ -17,7 +17,12 @@ from tape import stand_in
 from torch.nn import functional
 from toy import FAMILY, image_set, planned
 
-from longtail import gpu, imbalance, norms, paths, processes, runs, sampling, selection, speed_budget, speed_floor, supervised, train, views
+from longtail.bench import speed_budget, speed_floor
+from longtail.images import views
+from longtail.label import adjusted, supervised
+from longtail.learn import norms, train
+from longtail.pick import samplers, selection
+from longtail.store import gpu, paths, processes, runs
 
 RATE = 0.05     # of the updates that are compared: few and small, so that rounding does not grow
 IMAGES = image_set(20)
@@ -106,7 +111,7 @@ def replays(method):
 def labelled():
     """The same for training on labels, with two stages."""
     schedule, ends = supervised.Schedule(4, 8, RATE, drops=(2,), drop=0.1, warmup_epochs=1), []
-    method, parameters = imbalance.parse("ldam_drw")
+    method, parameters = adjusted.parse("ldam_drw")
     run = supervised.Run("toy", "step", 2, 8, 0, 1, method, parameters, "resnet32", 16, "cifar_classifier", schedule, "float32", False, "")
     for recorded in (False, True):
         with without_waiting() if recorded else one_by_one():
@@ -161,8 +166,8 @@ def picks():
     pool, seed = rows[count // 6:], rows[:count // 6]
     here, there = (selection.k_center(pool.to(where), seed.to(where), count // 3) for where in ("cpu", gpu.device()))
     assert torch.equal(here, there.cpu()), f"{int((here != there.cpu()).sum())} of {len(here)} picks differ"
-    near, far = (sampling.proximity(pool.to(where), seed.to(where), 10).cpu() for where in ("cpu", gpu.device()))
-    error, bound = float((near - far).abs().max()), sampling.proximity_tolerance(64)
+    near, far = (samplers.proximity(pool.to(where), seed.to(where), 10).cpu() for where in ("cpu", gpu.device()))
+    error, bound = float((near - far).abs().max()), samplers.proximity_tolerance(64)
     return f"{len(here)} picks equal; distances: {checked(error, bound)}"
 
 

@@ -20,7 +20,9 @@ import torch
 import toy
 from torch import distributed, multiprocessing
 
-from longtail import processes, selection, shards
+from longtail.learn import encode
+from longtail.pick import selection, shards
+from longtail.store import processes
 
 PICKED = {"count": 2000, "width": 16, "seed": 60, "budget": 300}
 SHARES = [[2000], [700, 1300], [5, 0, 1595, 400], [0, 2000, 0, 0]]      # rows of each process: 1, 2, 4, uneven, empty
@@ -56,7 +58,7 @@ def _member(rank, count, function, arguments):
 
 def claiming(folder):
     """Two processes, whose exchanges may take three seconds, want a run that another process holds for six."""
-    from longtail import runs  # noqa: F401, once for all processes
+    from longtail.store import runs  # noqa: F401, once for all processes
     globals()["PATIENCE"] = 3
     with subprocess.Popen([sys.executable, "-c", HOLD, folder / "claim"], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
@@ -67,7 +69,7 @@ HOLD = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file
 
 
 def _claim(path):
-    from longtail import runs
+    from longtail.store import runs
     began, moments = time.monotonic(), {}
     with runs.claim(path.parent, wait=False) as held:
         moments["at once"] = held
@@ -78,22 +80,22 @@ def _claim(path):
 
 def selecting(folder):
     """Picks, scores and certificates of every way in SHARES to spread the pool, and those of a process with little memory."""
-    import longtail.sampling  # noqa: F401, once for all processes
+    import longtail.pick.samplers  # noqa: F401, once for all processes
     multiprocessing.start_processes(_frugal, (folder,), 1, start_method="fork")
     for number, counts in enumerate(SHARES):
         together(_select, len(counts), folder / str(number), counts)
 
 
 def _select(path, counts):
-    from longtail import sampling
+    from longtail.pick import samplers
     group = shards.everyone()
     pool, seed, loss, distance = inputs()
     mine = slice(sum(counts[:group.rank]), sum(counts[:group.rank + 1]))
     picks = [selection.k_center(pool[mine], seed, PICKED["budget"], block=block, group=group) for block in (40, 1024)]
     picks.append(selection.k_center(pool[mine], seed, PICKED["budget"], picks=picks[0][:100], group=group))
     picks.append(selection.k_center(pool[mine], seed, len(pool), group=group))
-    q = sampling.score(loss[mine], distance[mine], 0.3, group)
-    picks += [sampling.select(q, pool[mine], seed, budget, ratio, group) for budget, ratio in ((PICKED["budget"], 1.5), (40, 1.0))]
+    q = samplers.score(loss[mine], distance[mine], 0.3, group)
+    picks += [samplers.select(q, pool[mine], seed, budget, ratio, group) for budget, ratio in ((PICKED["budget"], 1.5), (40, 1.0))]
     swapped = picks[0].clone()
     swapped[[50, 200]] = picks[0][[200, 50]]
     violations = [selection.certificate(pool[mine], seed, order, group=group) for order in (picks[0], swapped)]
@@ -128,7 +130,8 @@ CHUNK = 16      # images; the pool has 60, so that there are four chunks, the la
 
 def extractor(root, images):
     """(run, results) of an untrained extractor that counts as finished, in a results folder of its own."""
-    from longtail import runs, train
+    from longtail.learn import train
+    from longtail.store import runs
     run, results = toy.planned(images), runs.Results("here")
     results.root = Path(root)
     if not results.is_done(run):
@@ -147,13 +150,14 @@ class Study:
 
 def score(root):
     """Losses, features and picks of the pool, as lists, and the chunks that had to be measured for them."""
-    from longtail import evaluate, runs, sampling, scoring
-    evaluate.CHUNK, put, measured, study = CHUNK, scoring.Stored.put, [], Study()
+    from longtail.pick import samplers, scoring
+    from longtail.store import runs
+    encode.CHUNK, put, measured, study = CHUNK, scoring.Stored.put, [], Study()
     run, results = extractor(root, study.seed)
     scoring.Stored.put = lambda stored, start, rows: [put(stored, start, rows), measured.append(chunk(stored.path, start))]
-    picks = sampling.pick(run, results, study, "mak", 12, 0.3, 1.5, 4, **HOW)
+    picks = samplers.pick(run, results, study, "mak", 12, 0.3, 1.5, 4, **HOW)
     scoring.Stored.put, losses = put, runs.read_rows(results.folder(run) / "pool-ecle.csv").ecle
-    features = sampling.pool_and_seed(run, results, study)[0]
+    features = samplers.pool_and_seed(run, results, study)[0]
     return {"losses": losses.tolist(), "features": features.tolist(), "picks": picks["index"].tolist(), "measured": measured}
 
 
@@ -164,7 +168,7 @@ def chunk(path, start):
 
 def recorded(root):
     """The chunks that are whole in a results folder."""
-    from longtail import scoring
+    from longtail.pick import scoring
     return [chunk(file, line.split()[0]) for file in root.rglob("*.chunks") for line in file.read_text().split("\n")
             if scoring.LINE.fullmatch(line)]
 
@@ -229,7 +233,7 @@ KILLS = ["within a chunk", "within a record", "between sums"]
 
 def _die_at(moment):
     """Have this process killed at its sixth chunk, or at its fourth sum of losses."""
-    from longtail import scoring
+    from longtail.pick import scoring
     put, keep, calls = scoring.Stored.put, scoring._keep_sum, []
 
     def killed_put(stored, start, rows):

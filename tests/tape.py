@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from longtail import gpu
+from longtail.store import gpu
 
 WAITS = {"_local_scalar_dense": "item() or a comparison in Python", "nonzero": "nonzero", "masked_select": "masked_select",
          "bincount": "bincount", "_unique2": "unique", "unique_dim": "unique", "unique_consecutive": "unique", "histc": "histc",

@@ -6,7 +6,8 @@ import types
 import pytest
 import torch
 
-from longtail import authors, models
+from longtail.bench import authors
+from longtail.learn import models
 
 
 def test_a_folder_without_their_code_is_refused(tmp_path):

@@ -12,7 +12,9 @@ import torch
 from tape import stand_in
 from toy import FAMILY, IMAGES, planned
 
-from longtail import norms, processes, speed_budget, train
+from longtail.bench import speed_budget
+from longtail.learn import norms, train
+from longtail.store import processes
 
 GOLDEN = Path(__file__).with_name("golden") / "budgets.json"
 STATED = 40     # GiB, of the GPU that the largest profile asks for

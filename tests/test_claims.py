@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longtail import claim_forms, claims, inference, mechanisms, paths, runs, statements
+from longtail.measure import mechanisms
+from longtail.papers import claim_forms, claims, inference, statements
+from longtail.store import paths, runs
 
 DIGITS = runs.Run(dataset="digits", subset="long_tail", split=1, seed=1, method="simclr", head_layers=2, architecture="convnet", size=16,
                   policy="digits", epochs=60, batch_size=128, learning_rate=0.5, weight_decay=1e-4, warmup_epochs=6, temperature=0.2,

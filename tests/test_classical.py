@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from longtail import classical, data, imbalance, paths, runs, supervised, train
+from longtail.images import studies
+from longtail.label import adjusted, classical, supervised
+from longtail.learn import train
+from longtail.store import paths, runs
 
 SCHEDULE = supervised.Schedule(epochs=10, batch_size=64, learning_rate=0.1, drops=(8,), drop=0.1, warmup_epochs=0)
 
@@ -38,8 +41,8 @@ def test_moved_thresholds_are_the_definition(case):
         torch.testing.assert_close(moved, tensor(want["moved_probabilities"], dtype), rtol=bound, atol=0)
         assert moved.argmax(1).tolist() == want["prediction"]
         if want["equals_logit_adjustment"]:
-            adjusted = imbalance.posthoc_logit_adjust(probabilities.log(), inputs["counts"], float(case["name"].split("tau")[1]))
-            assert adjusted.argmax(1).tolist() == moved.argmax(1).tolist()
+            shifted = adjusted.posthoc_logit_adjust(probabilities.log(), inputs["counts"], float(case["name"].split("tau")[1]))
+            assert shifted.argmax(1).tolist() == moved.argmax(1).tolist()
 
 
 def test_moved_thresholds_are_not_the_least_expected_cost_where_costs_of_a_row_differ():
@@ -68,8 +71,8 @@ def test_plugin_threshold_is_the_definition(case):
     for dtype, _ in BOTH:
         eta = tensor(case["inputs"]["eta"], dtype)
         assert torch.where(eta > threshold, 1, -1).tolist() == want["prediction"]
-        adjusted = imbalance.posthoc_logit_adjust(torch.stack([1 - eta, eta], 1).log(), torch.bincount(truth), 1.0)
-        assert torch.where(adjusted.argmax(1) > 0, 1, -1).tolist() == want["prediction"]            # the same rule in another form
+        shifted = adjusted.posthoc_logit_adjust(torch.stack([1 - eta, eta], 1).log(), torch.bincount(truth), 1.0)
+        assert torch.where(shifted.argmax(1) > 0, 1, -1).tolist() == want["prediction"]            # the same rule in another form
         for cut, expected in ((threshold, {"balanced": "am", "class 0": "tnr", "class 1": "tpr"}), (0.5, {"balanced": "am_at_half"})):
             rows = supervised.score_rows(torch.stack([cut - eta, eta - cut], 1), truth, ["many", "few"])
             found = {group: accuracy / 100 for group, accuracy, _ in rows}
@@ -202,7 +205,7 @@ def encoder(tmp_path, monkeypatch):
     """A study, its results and a finished run: an encoder as it was initialised."""
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     monkeypatch.setattr(runs, "machine", dict)
-    study = data.study("digits", 16, 1, 30, 0.1, "exponential", outsiders="letters")
+    study = studies.study("digits", 16, 1, 30, 0.1, "exponential", outsiders="letters")
     results = runs.Results("test")
     run = runs.Run(dataset="digits", subset="long_tail", split=1, seed=1, method="simclr", head_layers=2, architecture="convnet", size=16,
                    policy="digits", epochs=1, batch_size=64, learning_rate=0.01, weight_decay=0.0, warmup_epochs=0, temperature=0.2,

@@ -11,7 +11,9 @@ import torch
 from tape import stand_in
 from toy import IMAGES, planned
 
-from longtail import gpu, speed_floor, views
+from longtail.bench import speed_floor
+from longtail.images import views
+from longtail.store import gpu
 
 
 @pytest.fixture
@@ -69,7 +71,8 @@ BARE = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
 import tape, toy
-from longtail import gpu, paths, runs, train
+from longtail.learn import train
+from longtail.store import gpu, paths, runs
 from pathlib import Path
 compiler = gpu.compiler
 paths.RESULTS = Path(sys.argv[2])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longtail import copies, pixels
+from longtail.images import pixels
+from longtail.own import copies
 
 
 def photograph(seed, wide=96, high=72):

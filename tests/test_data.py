@@ -13,7 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from longtail import data, datasets, evaluate, paths, sources
+from longtail.images import datasets, sources, studies
+from longtail.measure.groups import size_groups
+from longtail.store import paths
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "longtail_counts.json").read_text())["cases"]
 SETTINGS = dict(dataset="digits", size=16, split=1, largest=40, factor=0.1, kind="exponential", pool_per_class=20, outsiders="letters",
@@ -33,11 +35,11 @@ def disk(tmp_path, monkeypatch):
 def forget():
     """Drop what is kept in memory of files that a test writes."""
     datasets.load.cache_clear()
-    data.outsiders_of.cache_clear()
+    studies.outsiders_of.cache_clear()
 
 
 def study(**changes):
-    return data.study(**SETTINGS | changes)
+    return studies.study(**SETTINGS | changes)
 
 
 def picture(level, size=(10, 8), kind="PNG"):
@@ -71,19 +73,19 @@ def one_line(caught):
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case.get("list", f"{case['kind']} {case.get('n')} {case.get('classes')}"))
 def test_counts_are_the_published_ones(case):
     if case["kind"] == "exp":
-        assert data.long_tail_counts(case["n"] / case["classes"], case["classes"], case["imb_factor"], "exponential") == case["counts"]
+        assert studies.long_tail_counts(case["n"] / case["classes"], case["classes"], case["imb_factor"], "exponential") == case["counts"]
         return
     published = sorted(case["counts_by_label"], reverse=True)
     kind = "pareto_imagenet100" if "imagenet" in case["list"] else "exponential"
-    assert data.long_tail_counts(published[0], len(published), 0.01, kind) == published
+    assert studies.long_tail_counts(published[0], len(published), 0.01, kind) == published
 
 
 def test_the_other_kinds():
-    assert data.long_tail_counts(500, 4, 0.1, "step") == [500, 500, 50, 50]
-    table = data.long_tail_counts(1280, 100, 0, "pareto_imagenet100")
+    assert studies.long_tail_counts(500, 4, 0.1, "step") == [500, 500, 50, 50]
+    table = studies.long_tail_counts(1280, 100, 0, "pareto_imagenet100")
     assert (sum(table), table[0], table[-1]) == (12_205, 1280, 6)
-    assert sum(data.IMAGENET_100_LT) == 12_205 and table == data.IMAGENET_100_LT
-    scaled = data.long_tail_counts(400, 100, 0, "pareto_imagenet100")
+    assert sum(studies.IMAGENET_100_LT) == 12_205 and table == studies.IMAGENET_100_LT
+    scaled = studies.long_tail_counts(400, 100, 0, "pareto_imagenet100")
     assert scaled[:4] == [400, 212, 159, 142] and scaled[-1] == 2 and scaled == sorted(scaled, reverse=True)
 
 
@@ -97,14 +99,14 @@ def test_the_other_kinds():
 ])
 def test_impossible_tails_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        data.long_tail_counts(*arguments)
+        studies.long_tail_counts(*arguments)
 
 
 # ---- a study
 
 def test_a_study_has_its_sizes():
     one = study()
-    counts = data.long_tail_counts(40, 10, 0.1, "exponential")
+    counts = studies.long_tail_counts(40, 10, 0.1, "exponential")
     assert sorted(one.counts, reverse=True) == counts
     assert torch.bincount(one.balanced.labels).tolist() == [sum(counts) // 10] * 10
     assert torch.bincount(one.few.labels).tolist() == [min(counts)] * 10
@@ -201,11 +203,11 @@ def test_a_pool_of_several_places_keeps_them_apart(disk):
     ("step", 40, 0.1, "no class is medium: the 10 classes have 40, 4")])
 def test_sizes_that_make_no_three_groups_are_refused_before_training(rule, largest, factor, words):
     one = study(largest=largest, factor=factor, kind="step" if rule == "step" else "exponential")
-    groups = evaluate.size_groups(one.counts, "thirds" if rule == "step" else rule)
+    groups = size_groups(one.counts, "thirds" if rule == "step" else rule)
     with pytest.raises(ValueError, match=words) as caught:
-        data.check_groups(one, groups)
+        studies.check_groups(one, groups)
     one_line(caught)
-    data.check_groups(study(), evaluate.size_groups(study().counts, "thirds"))
+    studies.check_groups(study(), size_groups(study().counts, "thirds"))
 
 
 def test_test_images_that_training_or_the_pool_hold_are_told(disk, capsys):
@@ -216,7 +218,7 @@ def test_test_images_that_training_or_the_pool_hold_are_told(disk, capsys):
     write(disk, {f"mine/{name}": content for name, content in files.items()})
     write(disk, {"more/1.png": files["test/ant/copy.png"], "more/2.png": picture(255)})
     capsys.readouterr()
-    rows = data.tell_copies(study(dataset="mine", largest=20, factor=0.2, pool_per_class=0, outsiders=["more"], outsider_count=-1))
+    rows = studies.tell_copies(study(dataset="mine", largest=20, factor=0.2, pool_per_class=0, outsiders=["more"], outsider_count=-1))
     found = {(row["list"], row["other"]): row for row in rows}
     assert found["pool", "test"]["images"] == 1 and found["pool", "test"]["first"] == "1.png = ant/copy.png"
     assert found["train", "test"]["images"] + found.get(("train", "validation"), {"images": 0})["images"] >= 1
@@ -359,7 +361,7 @@ def test_class_folders_make_a_study(disk):
 def test_labels_of_another_data_set(disk):
     write(disk / "there", {f"{name}/{k:02d}.png": picture(60 * c + k) for c, name in enumerate(("ant", "bee")) for k in range(24)})
     here = study()
-    there = data.elsewhere(here, "there", here.seed.images.shape[-1], 5)
+    there = studies.elsewhere(here, "there", here.seed.images.shape[-1], 5)
     assert there.classes == ("ant", "bee") and there.counts == [0, 0] and there.pool is here.pool
     assert [len(there.train), len(there.validation), len(there.test)] == [10, 4, 12]
     assert all(name.startswith(there.classes[label]) for name, label in zip(there.train.names, there.train.labels, strict=True))
@@ -389,7 +391,7 @@ def test_folders_train_and_val_make_a_study(disk, capsys, packed):
     with pytest.raises(ValueError, match="has only folders named as classes of the study"):
         study(dataset=f"{place.name}/seed", largest=20, factor=0.5, pool_per_class=2, outsiders=[f"{place.name}/seed/train"],
               outsider_count=1)
-    assert data.name_of(f"{place.name}/seed") == ("mine" if packed else "seed") and data.name_of("digits") == "digits"
+    assert studies.name_of(f"{place.name}/seed") == ("mine" if packed else "seed") and studies.name_of("digits") == "digits"
 
 
 def test_train_val_and_test_have_each_their_use(disk):

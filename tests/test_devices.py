@@ -13,21 +13,25 @@ import torch
 from PIL import Image
 from toy import IMAGES, planned
 
-from longtail import evaluate, gpu, paths, runs, sampled, sampling, scoring, selection, sources, train
+from longtail.images import sources
+from longtail.learn import train
+from longtail.measure import evaluate, sampled
+from longtail.pick import samplers, scoring, selection
+from longtail.store import gpu, paths, runs
 
 SOURCE = paths.ROOT / "src" / "longtail"
 
 
 def test_one_module_knows_of_gpus():
     """But for what runs the authors' code, which calls ``.cuda()``."""
-    found = [f"{file.name}: {line}" for file in SOURCE.glob("*.py") if file.name not in ("gpu.py", "authors.py")
+    found = [f"{file.name}: {line}" for file in SOURCE.rglob("*.py") if file.name not in ("gpu.py", "authors.py")
              for line in file.read_text().splitlines() if re.search(r"torch\.cuda|is_cuda|\.cuda\(|\"cuda\"", line)]
     assert not found
 
 
 def test_float32_is_ieee_also_in_convolutions():
     """torch's default would cut the inputs of a GPU's float32 convolutions to ten bits."""
-    asked = "import torch, longtail.train; print(torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)"
+    asked = "import torch, longtail.learn.train; print(torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)"
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
@@ -101,7 +105,7 @@ MEMORY = """
 import re, resource
 import numpy as np, torch
 from pathlib import Path
-from longtail import places, sources
+from longtail.images import places, sources
 sources.decoded = lambda content, size: np.full((size, size, 3), len(content), np.uint8)
 sources.files_of = lambda path, without: places.Place([(f"{k:05d}.png", lambda: b"123") for k in range(2000)], set())
 sources.folder(Path("x"), 8).digest
@@ -156,8 +160,8 @@ def test_distances_of_two_machines_differ_by_the_stated_tolerance_at_most():
     generator = torch.Generator().manual_seed(0)
     pool, seed = (torch.randn(count, 300, generator=generator).relu() for count in (500, 60))
     order = torch.randperm(300, generator=generator)
-    here, there = sampling.proximity(pool, seed, 5), sampling.proximity(pool[:, order], seed[:, order], 5)
-    assert 0 < (here - there).abs().max() <= sampling.proximity_tolerance(300)
+    here, there = samplers.proximity(pool, seed, 5), samplers.proximity(pool[:, order], seed[:, order], 5)
+    assert 0 < (here - there).abs().max() <= samplers.proximity_tolerance(300)
 
 
 def test_spread_is_computed_where_the_cores_are(monkeypatch):

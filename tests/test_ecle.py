@@ -13,9 +13,12 @@ import torch
 from scipy import stats
 from toy import planned
 
-import longtail.ecle as module
-from longtail import data, paths, runs, train
-from longtail.ecle import ecle, hardest, overlap, pair_losses, phi, variance_parts
+import longtail.pick.ecle as module
+from longtail.images import studies
+from longtail.learn import train
+from longtail.measure.phi import overlap, phi, variance_parts
+from longtail.pick.ecle import ecle, hardest, pair_losses
+from longtail.store import paths, runs
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -143,7 +146,7 @@ def test_losses_of_pairs_are_those_of_the_views_and_average_to_ecle():
 
 @pytest.fixture
 def study():
-    return data.study("digits", 16, 1, 20, 0.1, "exponential")
+    return studies.study("digits", 16, 1, 20, 0.1, "exponential")
 
 
 def finished(study, folder, monkeypatch):

@@ -11,7 +11,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from longtail import paths
+from longtail.store import paths
 
 LIGHT = {"torch", "filelock", "safetensors", "numpy", "scipy", "sklearn", "threadpoolctl", "pandas", "matplotlib", "seaborn", "yaml",
          "tqdm", "PIL", "longtail"}
@@ -50,7 +50,7 @@ def test_versions_that_were_tried(package, least):
     assert (3, 11) <= sys.version_info[:2] <= (3, 12)
 
 
-@pytest.mark.parametrize("path", sorted((paths.ROOT / "src/longtail").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((paths.ROOT / "src/longtail").rglob("*.py")), ids=lambda path: path.name)
 def test_importing_src_needs_little(path):
     """Training on a bare node and ``--plain`` must not pull in Jupyter, openTSNE or torchvision."""
     for node in outside_functions(ast.parse(path.read_text())):

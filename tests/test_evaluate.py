@@ -9,7 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
-from longtail import data, evaluate, paths, probes, runs, train
+from longtail.images import studies
+from longtail.learn import encode, train
+from longtail.measure import evaluate, probes
+from longtail.measure.groups import SIZE_GROUPS, size_groups, summary
+from longtail.store import paths, runs
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "group_metrics.json").read_text())
 CASES = [case for case in GOLDEN["cases"] if "train_counts" in case]
@@ -23,10 +27,10 @@ ONCE = {"classifier_seeds": 1, "label_sets": 1}
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["dataset"])
 def test_groups_and_their_summary_are_the_reference(case):
-    groups = evaluate.size_groups(case["train_counts"], "thresholds" if case["dataset"] == "imagenet100" else "thirds")
-    assert {name: [label for label, group in enumerate(groups) if group == name] for name in evaluate.SIZE_GROUPS} == case["groups"]
+    groups = size_groups(case["train_counts"], "thresholds" if case["dataset"] == "imagenet100" else "thirds")
+    assert {name: [label for label, group in enumerate(groups) if group == name] for name in SIZE_GROUPS} == case["groups"]
     right = case["correct_per_class"] if "correct_per_class" in case else np.diag(case["confusion_rows_true"])
-    found = evaluate.summary(100 * np.array(right) / case["test_per_class"], groups)
+    found = summary(100 * np.array(right) / case["test_per_class"], groups)
     assert list(found) == ["many", "medium", "few", "balance", "all"]
     for bound, expected in (("exact_abs", case["exact"]), ("reference_abs", case["reference_from_rounded_log"])):
         ours = {"std" if name == "balance" else name: value for name, value in found.items()}
@@ -34,7 +38,7 @@ def test_groups_and_their_summary_are_the_reference(case):
 
 
 def test_balance_is_averaged_over_runs():
-    balances = [evaluate.summary(means, evaluate.SIZE_GROUPS)["balance"] for means in AGGREGATE["runs_many_medium_few"]]
+    balances = [summary(means, SIZE_GROUPS)["balance"] for means in AGGREGATE["runs_many_medium_few"]]
     assert np.mean(balances) == pytest.approx(AGGREGATE["aggregate"]["std"]["mean"], abs=GOLDEN["tolerance"]["exact_abs"])
     assert np.std(balances) == pytest.approx(AGGREGATE["aggregate"]["std"]["err"], abs=GOLDEN["tolerance"]["exact_abs"])
 
@@ -42,48 +46,48 @@ def test_balance_is_averaged_over_runs():
 @pytest.mark.parametrize("rule, counts, expected", [
     ("thirds", [5, 9, 1, 7], "medium many few many"), ("thirds", [1, 2, 3, 4, 5, 6], "few few medium medium many many"),
     ("thresholds", [101, 100, 20, 19], "many medium medium few"), ("thresholds", [7, 7], "few few"),
-    ("thirds", data.long_tail_counts(50, 10, 0.1, "step"), "many " * 5 + "few " * 5),
+    ("thirds", studies.long_tail_counts(50, 10, 0.1, "step"), "many " * 5 + "few " * 5),
     ("thirds", [9, 9, 3, 3, 3], "many many few few few"), ("thirds", [3, 9, 3, 9], "few many few many"),
     ("thirds", [9, 9, 9, 5, 5, 5, 5, 1, 1], "many many many medium medium medium medium few few"),     # 1, 1, 5 were few by rank alone
     ("thirds", [9, 8, 2, 2, 2, 1], "many many medium medium medium few"),
 ])
 def test_group_rules(rule, counts, expected):
-    assert evaluate.size_groups(counts, rule) == expected.split()
+    assert size_groups(counts, rule) == expected.split()
 
 
 def test_classes_of_one_size_have_no_group():
-    assert evaluate.size_groups([4, 4, 4], "thirds") == ["", "", ""]
+    assert size_groups([4, 4, 4], "thirds") == ["", "", ""]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_equal_classes_share_their_group_and_larger_ones_are_no_rarer(seed):
     counts = np.random.default_rng(seed).integers(1, 6, 12)
-    places = [evaluate.SIZE_GROUPS.index(group) for group in evaluate.size_groups(counts, "thirds")]
+    places = [SIZE_GROUPS.index(group) for group in size_groups(counts, "thirds")]
     assert all((one >= other) for a, one in zip(counts, places, strict=True) for b, other in zip(counts, places, strict=True) if a <= b)
     assert len(set(places)) >= 2
 
 
 def test_an_unknown_rule_is_refused():
     with pytest.raises(ValueError, match="no rule 'halves' for size groups; there are thirds and thresholds"):
-        evaluate.size_groups([1, 2, 3], "halves")
+        size_groups([1, 2, 3], "halves")
 
 
 def test_classes_of_another_data_set_have_no_group():
-    groups = evaluate.size_groups([0, 0, 0], "thirds")
+    groups = size_groups([0, 0, 0], "thirds")
     assert groups == ["", "", ""]
-    found = evaluate.summary([10, 20, 60], groups)
+    found = summary([10, 20, 60], groups)
     assert found.keys() == {"balance", "all"} and np.isnan(found["balance"]) and found["all"] == 30
 
 
 def test_a_summary_without_one_of_the_groups():
-    assert evaluate.summary([10, 20], ["few", "many"]) == {"many": 20, "few": 10, "balance": 5, "all": 15}
+    assert summary([10, 20], ["few", "many"]) == {"many": 20, "few": 10, "balance": 5, "all": 15}
 
 
 # ---- protocols
 
 @pytest.fixture(scope="module")
 def study():
-    return data.study("digits", 16, 1, 20, 0.25, "exponential", labelled_per_class=30, pool_per_class=10, outsiders="letters",
+    return studies.study("digits", 16, 1, 20, 0.25, "exponential", labelled_per_class=30, pool_per_class=10, outsiders="letters",
                       outsider_count=25)
 
 
@@ -131,11 +135,11 @@ def test_linear_separability(study, results, run):
     assert set(table.columns) == {"last_epoch", "best_validation"}
     classes = [f"class {name}" for name in study.classes]
     assert set(table.index) == {"many", "medium", "few", "all", *classes} and not table.isna().any(axis=None)
-    groups = np.array(evaluate.size_groups(study.counts, "thirds"))
+    groups = np.array(size_groups(study.counts, "thirds"))
     for selection in table:
         accuracy = table.loc[classes, selection].to_numpy()
         assert table.loc["all", selection] == pytest.approx(accuracy.mean())
-        for group in evaluate.SIZE_GROUPS:
+        for group in SIZE_GROUPS:
             assert table.loc[group, selection] == pytest.approx(accuracy[groups == group].mean())
         assert (accuracy >= 0).all() and (accuracy <= 100).all()
     images = rows[rows.selection == "last_epoch"].set_index("group").images
@@ -231,7 +235,7 @@ def test_hits_count_the_top():
 
 def test_classifiers_trained_together_are_those_trained_alone(study, results, run, short):
     encoder, how = train.encoder_of(run, results), evaluate.PROTOCOLS["linear"]
-    inputs = evaluate.features(encoder, study.test, run.precision)
+    inputs = encode.features(encoder, study.test, run.precision)
 
     def logits(seeds):
         *_, (_, layer) = evaluate.train_frozen(encoder, run, [study.train], how, evaluate.views.POLICIES["digits_classifier"], 10, 1, seeds)
@@ -245,7 +249,7 @@ def test_classifiers_trained_together_are_those_trained_alone(study, results, ru
 
 def test_each_label_set_trains_a_classifier_of_its_own(study, results, run, short):
     how, policy = evaluate.PROTOCOLS["fewshot_linear"], evaluate.views.POLICIES["digits_classifier"]
-    encoder, sets = train.encoder_of(run, results), data.label_sets(study, 3, per_class=12)
+    encoder, sets = train.encoder_of(run, results), studies.label_sets(study, 3, per_class=12)
 
     def weights(label_sets, seeds):
         *_, (_, layer) = evaluate.train_frozen(encoder, run, label_sets, how, policy, 10, 1, seeds)
@@ -262,14 +266,14 @@ def test_scores_are_means_over_seeds_or_label_sets_and_their_deviation(study, re
     rows = evaluate.evaluate(run, results, study, protocol, "digits_classifier", classifier_seeds=3, label_sets=3)
     assert set(rows.repeats) == {3}
     how, policy = evaluate.PROTOCOLS[protocol], evaluate.views.POLICIES["digits_classifier"]
-    sets = data.label_sets(study, 3) if protocol.startswith("few") else [study.train]
+    sets = studies.label_sets(study, 3) if protocol.startswith("few") else [study.train]
     measured = evaluate.class_accuracies(run, results, study, how, policy, [1, 2, 3], sets, 1)
     alone = evaluate.class_accuracies(run, results, study, how, policy, [1], sets[:1], 1)
-    groups, table = evaluate.size_groups(study.counts, "thirds"), rows.set_index(["selection", "group"])
+    groups, table = size_groups(study.counts, "thirds"), rows.set_index(["selection", "group"])
     for selection, accuracies in measured.items():
         torch.testing.assert_close(accuracies[:, :1], alone[selection], atol=2.6, rtol=0)       # the first is the published one
         for group in ("few", "all"):
-            values = [evaluate.summary(accuracies[:, repeat], groups)[group] for repeat in range(3)]
+            values = [summary(accuracies[:, repeat], groups)[group] for repeat in range(3)]
             assert table.accuracy[selection, group] == pytest.approx(np.mean(values))
             assert table.sd[selection, group] == pytest.approx(np.std(values, ddof=1))
     assert table.sd["last_epoch", "few"] > 0
@@ -278,8 +282,8 @@ def test_scores_are_means_over_seeds_or_label_sets_and_their_deviation(study, re
 @pytest.mark.parametrize("protocol", ["linear", "fewshot_finetune"])
 def test_the_mean_over_seeds_is_the_mean_of_single_seeds(study, results, run, short, monkeypatch, protocol):
     how, policy = evaluate.PROTOCOLS[protocol], evaluate.views.POLICIES["digits_classifier"]
-    sets = data.label_sets(study, 3) if how.labels == "few" else [study.train]
-    of_views = evaluate.features
+    sets = studies.label_sets(study, 3) if how.labels == "few" else [study.train]
+    of_views = encode.features
     if not how.whole:       # classifiers trained together share the views of the first seed
         monkeypatch.setattr(evaluate, "features", lambda *given, **view: of_views(*given, **{**view, "seed": 1} if view else view))
     together = evaluate.class_accuracies(run, results, study, how, policy, [1, 2, 3], sets, 1)["last_epoch"].mean(1)
@@ -301,29 +305,29 @@ def test_one_repeat_has_no_deviation_and_none_is_refused(study, results, run, sh
 
 def test_label_sets_are_of_the_stated_size_without_duplicates(study):
     own = torch.bincount(study.few.labels).tolist()
-    sets = data.label_sets(study, 4)
+    sets = studies.label_sets(study, 4)
     assert sets[0] is study.few and len({images.digest for images in sets}) == 4
     for images in sets:
         assert torch.bincount(images.labels).tolist() == own and len(set(images.names)) == len(images)
-    larger = data.label_sets(study, 3, per_class=7)
+    larger = studies.label_sets(study, 3, per_class=7)
     assert [torch.bincount(images.labels).tolist() for images in larger] == [[7] * 10] * 3
     assert all(len(set(images.names)) == 70 for images in larger)
-    assert [images.digest for images in data.label_sets(study, 4)] == [images.digest for images in sets]
-    assert data.label_sets(study, 4, seed=2)[1].digest != sets[1].digest
-    assert [data.label_sets(study, 1, per_class=own[0])[0].digest, len(data.label_sets(study, 0))] == [study.few.digest, 0]
+    assert [images.digest for images in studies.label_sets(study, 4)] == [images.digest for images in sets]
+    assert studies.label_sets(study, 4, seed=2)[1].digest != sets[1].digest
+    assert [studies.label_sets(study, 1, per_class=own[0])[0].digest, len(studies.label_sets(study, 0))] == [study.few.digest, 0]
 
 
 def test_label_sets_know_nothing_of_validation_and_test(study):
     hidden = {*study.validation.names, *study.test.names}
     label_of = dict(zip(study.train.names, study.train.labels.tolist(), strict=True))
-    for images in data.label_sets(study, 6)[1:] + data.label_sets(study, 6, per_class=30):
+    for images in studies.label_sets(study, 6)[1:] + studies.label_sets(study, 6, per_class=30):
         assert not hidden & set(images.names)
         assert [label_of[name] for name in images.names] == images.labels.tolist()
 
 
 def test_label_sets_larger_than_the_labels_are_refused(study):
     with pytest.raises(ValueError, match="class 0 has 30 labels and a few-shot set takes 31 of it; lower few_per_class"):
-        data.label_sets(study, 2, per_class=31)
+        studies.label_sets(study, 2, per_class=31)
 
 
 def test_no_probe_reads_labels_of_validation_or_test_to_learn(study, results, run, short):
@@ -400,14 +404,14 @@ def test_a_curve_follows_the_encoders_that_were_kept(study, results, run, monkey
         evaluate.curve(replace(run, seed=7), results, study)
 
 
-@pytest.mark.parametrize("count", [3, evaluate.CHUNK + 7])
+@pytest.mark.parametrize("count", [3, encode.CHUNK + 7])
 def test_features_do_not_depend_on_chunks(study, results, run, monkeypatch, count):
     images = study.test.subset(torch.arange(count) % len(study.test))
     encoder = train.encoder_of(run, results)
-    found = evaluate.features(encoder, images, "float32")
+    found = encode.features(encoder, images, "float32")
     assert found.shape == (count, 64) and not found.requires_grad
     monkeypatch.setattr(evaluate, "CHUNK", 100)
-    torch.testing.assert_close(evaluate.features(encoder, images, "float32"), found, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(encode.features(encoder, images, "float32"), found, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("change, message", [
@@ -429,4 +433,4 @@ def test_a_group_without_classes_has_no_row(study, results, run, short, monkeypa
         study = replace(study, classes=("0", "1"), **lists)
     rows = evaluate.evaluate(run, results, study, "linear", "digits_classifier", group_rule=rule, classifier_seeds=2)
     assert set(rows.group) >= {"all", "class 0"} and not rows.isna().any(axis=None)
-    assert set(rows.group) & set(evaluate.SIZE_GROUPS) == set(evaluate.size_groups(study.counts, rule))
+    assert set(rows.group) & set(SIZE_GROUPS) == set(size_groups(study.counts, rule))

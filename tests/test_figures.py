@@ -11,7 +11,8 @@ import seaborn as sns
 import torch
 from PIL import Image
 
-from longtail import figures, paths
+from longtail.papers import figures
+from longtail.store import paths
 
 matplotlib.use("agg")
 ROWS = pd.DataFrame({"run": ["a", "a", "b", "b"], "method": ["simclr", "simclr", "sdclr", "sdclr"], "M": [2, 10, 2, 10],

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from longtail import formulas, losses, methods
+from longtail.learn import formulas, losses, methods
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tape import stand_in
 
-from longtail import gpu, paths
+from longtail.store import gpu, paths
 
 
 @pytest.mark.parametrize("name", gpu_smoke.CHECKS)

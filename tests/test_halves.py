@@ -7,7 +7,11 @@ import pytest
 import torch
 from scipy.stats import chi2_contingency
 
-from longtail import datasets, figures, halves, paths, runs, train, views
+from longtail.images import datasets, views
+from longtail.label import halves
+from longtail.learn import train
+from longtail.papers import figures
+from longtail.store import paths, runs
 
 SETTINGS = {"dataset": "digits_halves", "size": 16, "architecture": "convnet", "policy": "halves", "epochs": 8, "batch_size": 32,
             "learning_rate": 0.15, "weight_decay": 1e-4, "warmup_epochs": 1, "temperature": 0.2, "prune_fraction": 0.9,
@@ -16,7 +20,7 @@ SETTINGS = {"dataset": "digits_halves", "size": 16, "architecture": "convnet", "
 
 @pytest.fixture(scope="module")
 def asked():
-    return halves.studies(16, 1, 200, 0.02)
+    return halves.tasks(16, 1, 200, 0.02)
 
 
 def sources(images):
@@ -82,7 +86,7 @@ def test_tasks_ask_five_digits_each_and_two_of_them_the_same_images(asked):
 
 
 def test_a_split_decides_everything(asked):
-    again, other = (halves.studies(16, split, 200, 0.02) for split in (1, 2))
+    again, other = (halves.tasks(16, split, 200, 0.02) for split in (1, 2))
     for ours, same, another in zip(sets(asked), sets(again), sets(other), strict=True):
         assert ours.digest == same.digest != another.digest and ours.labels.equal(same.labels)
     assert other["half B"].counts != asked["half B"].counts
@@ -90,7 +94,7 @@ def test_a_split_decides_everything(asked):
 
 def test_too_few_pictures_are_refused():
     with pytest.raises(ValueError, match="pictures and the balanced list needs 153; lower largest"):
-        halves.studies(16, 1, 300, 0.02)
+        halves.tasks(16, 1, 300, 0.02)
 
 
 def test_views_keep_half_of_each_picture():
@@ -118,7 +122,7 @@ def test_accuracy_is_the_mean_over_disjoint_sets_of_labels(asked):
 def test_labels_teach_half_a_and_the_runs_stay_apart(tmp_path, monkeypatch):
     """From images to rows: a few epochs on labels help where the label is; what was measured is read again; the profile sees no run."""
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
-    small, apart = halves.studies(16, 1, 60, 0.05), runs.Results("tiny/halves")
+    small, apart = halves.tasks(16, 1, 60, 0.05), runs.Results("tiny/halves")
     found = {}
     for method in ("untrained", "supervised"):
         run, images = train.plan(small["half B"], f"{method} long_tail", 1, 1, SETTINGS)

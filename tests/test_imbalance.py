@@ -10,9 +10,17 @@ import pytest
 import torch
 from torch.nn import functional
 
-from longtail import imbalance
-from longtail.losses import LossSpec, adjusted_cross_entropy, adjusted_losses, ldam_hinge, sigmoid_focal, softmax_focal, staged
-from longtail.supervised import Schedule
+from longtail.label import adjusted
+from longtail.label.adjusted import (
+    LossSpec,
+    adjusted_cross_entropy,
+    adjusted_losses,
+    ldam_hinge,
+    sigmoid_focal,
+    softmax_focal,
+    staged,
+)
+from longtail.label.supervised import Schedule
 
 COUNTS = [5000, 997, 12, 80, 3]
 SCHEDULE = Schedule(epochs=20, batch_size=8, learning_rate=0.1, drops=(16, 18), drop=0.01)
@@ -81,7 +89,7 @@ def same(spec, other, logits, labels, scale=1.0):
 @pytest.mark.parametrize("case, tolerance", cases("cb_weights"))
 def test_weights_are_the_reference(case, tolerance):
     counts, b = case["inputs"]["counts"], case["inputs"]["beta"]
-    effective, weight = imbalance.effective_number(counts, b), imbalance.class_balanced_weights(counts, b)
+    effective, weight = adjusted.effective_number(counts, b), adjusted.class_balanced_weights(counts, b)
     for ours, key in ((effective, "effective_number"), (1 / effective, "raw_weight"), (weight, "weight")):
         torch.testing.assert_close(ours, tensor(case["expected"][key]), rtol=tolerance["rtol"], atol=0)
 
@@ -89,10 +97,10 @@ def test_weights_are_the_reference(case, tolerance):
 @pytest.mark.parametrize("case, tolerance", cases("class_balanced_losses"))
 def test_class_balanced_losses_are_the_reference(case, tolerance):
     inputs = case["inputs"]
-    weights = imbalance.class_balanced_weights(inputs["counts"], inputs["beta"])
+    weights = adjusted.class_balanced_weights(inputs["counts"], inputs["beta"])
     torch.testing.assert_close(weights, tensor(case["expected"]["class_weight"]), rtol=tolerance["rtol"], atol=0)
     if inputs["loss_type"] == "softmax":
-        loss = partial(adjusted_cross_entropy, spec=imbalance.class_balanced(inputs["counts"], inputs["beta"]))
+        loss = partial(adjusted_cross_entropy, spec=adjusted.class_balanced(inputs["counts"], inputs["beta"]))
     else:
         def loss(z, y):
             return sigmoid_focal(z, y, weights, inputs["gamma"] or 0.0).mean()
@@ -104,7 +112,7 @@ def test_class_balanced_losses_are_the_reference(case, tolerance):
 @pytest.mark.parametrize("case, tolerance", cases("softmax_focal"))
 def test_softmax_focal_is_the_reference(case, tolerance):
     inputs, want = case["inputs"], case["expected"]
-    gamma, weights = inputs["gamma"], imbalance.class_balanced_weights(inputs["counts"], inputs["beta"])
+    gamma, weights = inputs["gamma"], adjusted.class_balanced_weights(inputs["counts"], inputs["beta"])
     torch.testing.assert_close(weights, tensor(want["class_weight"]), rtol=tolerance["rtol"], atol=0)
     agrees(lambda z, y: softmax_focal(z, y, 1.0, gamma).mean(), case, tolerance, want=want["unweighted"])
     agrees(lambda z, y: softmax_focal(z, y, weights, gamma).mean(), case, tolerance, want=want["weighted_outside_modulator"])
@@ -116,10 +124,10 @@ def test_softmax_focal_is_the_reference(case, tolerance):
 @pytest.mark.parametrize("case, tolerance", cases("ldam"))
 def test_ldam_is_the_reference(case, tolerance):
     inputs = case["inputs"]
-    spec = imbalance.ldam(inputs["counts"], inputs["max_m"], float(inputs["s"]))
+    spec = adjusted.ldam(inputs["counts"], inputs["max_m"], float(inputs["s"]))
     torch.testing.assert_close(spec.mu / inputs["s"], tensor(case["expected"]["margin"]), rtol=1e-12, atol=0)
     each_agrees(spec, case, tolerance)
-    spec = imbalance.reweighted(spec, tensor(inputs["class_weight"])) if inputs["class_weight"] else spec
+    spec = adjusted.reweighted(spec, tensor(inputs["class_weight"])) if inputs["class_weight"] else spec
     agrees(partial(adjusted_cross_entropy, spec=spec), case, tolerance)
 
 
@@ -128,7 +136,7 @@ def test_hinge_and_uniform_margin_are_the_definition(case, tolerance):
     inputs, want = case["inputs"], case["expected"]
     for dtype, bounds in in_both(tolerance):
         logits, labels = tensor(inputs["logits"], dtype), torch.tensor(inputs["labels"])
-        hinge = ldam_hinge(logits, labels, imbalance.class_margins(inputs["counts"], inputs["max_m"]))
+        hinge = ldam_hinge(logits, labels, adjusted.class_margins(inputs["counts"], inputs["max_m"]))
         torch.testing.assert_close(hinge, tensor(want["ldam_hinge_per_sample"], dtype), **bounds)
         torch.testing.assert_close(hinge.mean(), tensor(want["ldam_hinge_mean"], dtype), **bounds)
         uniform = ldam_hinge(logits, labels, inputs["uniform_margin"])
@@ -141,13 +149,13 @@ def test_hinge_and_uniform_margin_are_the_definition(case, tolerance):
 @pytest.mark.parametrize("case, tolerance", cases("vs_cdt_la"))
 def test_vs_cdt_and_logit_adjustment_are_the_reference(case, tolerance):
     inputs = case["inputs"]
-    spec = imbalance.vs(inputs["counts"], inputs["gamma"], inputs["tau"])
+    spec = adjusted.vs(inputs["counts"], inputs["gamma"], inputs["tau"])
     torch.testing.assert_close(spec.beta, tensor(case["expected"]["beta"]), rtol=1e-12, atol=0)
     torch.testing.assert_close(spec.iota, tensor(case["expected"]["iota"]), rtol=1e-12, atol=1e-14)
     if inputs["kind"] == "LA":
-        spec = imbalance.logit_adjusted(inputs["counts"], inputs["tau"])
+        spec = adjusted.logit_adjusted(inputs["counts"], inputs["tau"])
     each_agrees(spec, case, tolerance)
-    agrees(partial(adjusted_cross_entropy, spec=imbalance.reweighted(spec, tensor(inputs["class_weight"])) if inputs["class_weight"]
+    agrees(partial(adjusted_cross_entropy, spec=adjusted.reweighted(spec, tensor(inputs["class_weight"])) if inputs["class_weight"]
                    else spec), case, tolerance)
 
 
@@ -155,10 +163,10 @@ def test_vs_cdt_and_logit_adjustment_are_the_reference(case, tolerance):
 def test_ddc_is_the_reference_in_both_stages(case, tolerance):
     inputs = case["inputs"]
     parameters = {key: inputs[key] for key in ("gamma", "tau", "nu")} | {"late_tau": inputs["tau"], "start": inputs["t0"]}
-    plan = imbalance.plan_of("ddc", parameters, inputs["counts"], SCHEDULE)
+    plan = adjusted.plan_of("ddc", parameters, inputs["counts"], SCHEDULE)
     agrees(plan.loss(inputs["epoch"]), case, tolerance)
     if case["expected"]["phase"] == 2:
-        weights = imbalance.inverse_weights(inputs["counts"], inputs["nu"])
+        weights = adjusted.inverse_weights(inputs["counts"], inputs["nu"])
         torch.testing.assert_close(weights, tensor(case["expected"]["class_weight"]), rtol=1e-9, atol=0)
 
 
@@ -166,8 +174,8 @@ def test_ddc_is_the_reference_in_both_stages(case, tolerance):
 def test_stages_of_the_weights_are_the_reference(case, tolerance):
     inputs = case["inputs"]
     ones = torch.ones(len(inputs["counts"]), dtype=torch.float64)
-    second = (imbalance.inverse_weights(inputs["counts"], inputs["nu"]) if inputs["rule"] == "ADRW" else
-              imbalance.class_balanced_weights(inputs["counts"], inputs.get("beta", 0.0)))
+    second = (adjusted.inverse_weights(inputs["counts"], inputs["nu"]) if inputs["rule"] == "ADRW" else
+              adjusted.class_balanced_weights(inputs["counts"], inputs.get("beta", 0.0)))
     stages = {"None": staged(None, None, 0), "Reweight": staged(second, second, 0)}
     weights = stages.get(inputs["rule"], staged(ones, second, inputs["start"]))(inputs["epoch"])
     assert (weights is None) == (case["expected"] is None)
@@ -179,10 +187,10 @@ def test_stages_of_the_weights_are_the_reference(case, tolerance):
 def test_posthoc_adjustment_is_the_reference(case, tolerance):
     inputs, want = case["inputs"], case["expected"]
     for dtype, bounds in in_both(tolerance):
-        adjusted = imbalance.posthoc_logit_adjust(tensor(inputs["logits"], dtype), inputs["counts"], inputs["tau"])
-        torch.testing.assert_close(adjusted, tensor(want["adjusted_logits"], dtype), **bounds)
-        assert adjusted.argmax(1).tolist() == want["prediction"]
-    shift = inputs["tau"] * imbalance.log_prior(inputs["counts"])
+        shifted = adjusted.posthoc_logit_adjust(tensor(inputs["logits"], dtype), inputs["counts"], inputs["tau"])
+        torch.testing.assert_close(shifted, tensor(want["adjusted_logits"], dtype), **bounds)
+        assert shifted.argmax(1).tolist() == want["prediction"]
+    shift = inputs["tau"] * adjusted.log_prior(inputs["counts"])
     assert ((shift.exp() + 1e-12).log() - shift).max().item() == pytest.approx(want["max_shift_from_epsilon"], abs=1e-14)   # as published
 
 
@@ -204,7 +212,7 @@ def test_the_general_loss_is_the_pairwise_form():
 @pytest.mark.parametrize("reduction", ["mean", "weighted_mean"])
 def test_shift_and_scale_invariances(reduction):
     logits, labels = problem()
-    spec = replace(imbalance.vs(COUNTS, 0.2, 1.0), alpha=imbalance.inverse_weights(COUNTS, 0.5), mu=imbalance.class_margins(COUNTS, 0.5),
+    spec = replace(adjusted.vs(COUNTS, 0.2, 1.0), alpha=adjusted.inverse_weights(COUNTS, 0.5), mu=adjusted.class_margins(COUNTS, 0.5),
                    reduction=reduction)
     same(replace(spec, iota=spec.iota + 7.5), spec, logits, labels)
     same(replace(spec, alpha=3 * spec.alpha), spec, logits, labels, scale=3.0 if reduction == "mean" else 1.0)
@@ -220,10 +228,10 @@ def test_reductions_differ_as_by_hand():
 
 
 @pytest.mark.parametrize("spec, special", [
-    (imbalance.vs(COUNTS, 0.0, 0.0), LossSpec()), (imbalance.class_balanced(COUNTS, 0.0), LossSpec()),
-    (imbalance.vs(COUNTS, 0.0, 1.3), imbalance.logit_adjusted(COUNTS, 1.3)),
-    (imbalance.reweighted(LossSpec(), imbalance.inverse_weights(COUNTS, 0.0)), LossSpec()), (imbalance.ldam(COUNTS, 0.0, 1.0), LossSpec()),
-    (imbalance.reweighted(imbalance.vs(COUNTS, 0.2, 1.0), 2.0), imbalance.vs(COUNTS, 0.2, 1.0)),
+    (adjusted.vs(COUNTS, 0.0, 0.0), LossSpec()), (adjusted.class_balanced(COUNTS, 0.0), LossSpec()),
+    (adjusted.vs(COUNTS, 0.0, 1.3), adjusted.logit_adjusted(COUNTS, 1.3)),
+    (adjusted.reweighted(LossSpec(), adjusted.inverse_weights(COUNTS, 0.0)), LossSpec()), (adjusted.ldam(COUNTS, 0.0, 1.0), LossSpec()),
+    (adjusted.reweighted(adjusted.vs(COUNTS, 0.2, 1.0), 2.0), adjusted.vs(COUNTS, 0.2, 1.0)),
 ], ids=["vs to ce", "cb to ce", "vs to la", "adrw to ce", "ldam to ce", "one weight for all"])
 def test_special_cases_are_the_general_loss(spec, special):
     same(spec, special, *problem())
@@ -233,26 +241,26 @@ def test_special_cases_are_the_general_loss(spec, special):
 @pytest.mark.parametrize("epoch", [0, 19])
 def test_equal_counts_make_every_weighting_and_shifting_method_cross_entropy(arm, epoch):
     logits, labels = problem()
-    plan = imbalance.plan_of(*imbalance.parse(arm), [60] * 5, SCHEDULE)
+    plan = adjusted.plan_of(*adjusted.parse(arm), [60] * 5, SCHEDULE)
     torch.testing.assert_close(plan.loss(epoch)(logits, labels), functional.cross_entropy(logits, labels), rtol=1e-12, atol=0)
 
 
 def test_equal_counts_make_ldam_a_uniform_margin_with_its_scale():
-    same(imbalance.ldam([60] * 5, 0.5, 30.0), LossSpec(beta=30.0, mu=15.0), *problem())
+    same(adjusted.ldam([60] * 5, 0.5, 30.0), LossSpec(beta=30.0, mu=15.0), *problem())
 
 
 @pytest.mark.parametrize("arm", ["ce", "cb", "la", "ce_drw", "adrw"])
 def test_gradients_sum_to_zero_over_classes_without_scales(arm):
     logits, labels = problem()
     logits.requires_grad_()
-    imbalance.plan_of(*imbalance.parse(arm), COUNTS, SCHEDULE).loss(19)(logits, labels).backward()
+    adjusted.plan_of(*adjusted.parse(arm), COUNTS, SCHEDULE).loss(19)(logits, labels).backward()
     torch.testing.assert_close(logits.grad.sum(1), torch.zeros(40, dtype=torch.float64), rtol=0, atol=1e-15)
 
 
 def test_one_image_of_the_rarest_class_leaves_every_loss_finite():
     logits, labels = problem(counts=[5000, 40, 1])
-    for arm in imbalance.METHODS:
-        plan = imbalance.plan_of(*imbalance.parse(arm), [5000, 40, 1], SCHEDULE)
+    for arm in adjusted.METHODS:
+        plan = adjusted.plan_of(*adjusted.parse(arm), [5000, 40, 1], SCHEDULE)
         for epoch in (0, 19):
             z = (20 * logits).float().requires_grad_()
             plan.loss(epoch)(z, labels).backward()
@@ -278,9 +286,9 @@ def test_focal_without_focus_is_its_plain_loss():
 
 def test_half_precision_is_computed_in_single():
     logits, labels = problem()
-    loss = adjusted_cross_entropy(logits.bfloat16(), labels, imbalance.vs(COUNTS, 0.2, 1.0))
+    loss = adjusted_cross_entropy(logits.bfloat16(), labels, adjusted.vs(COUNTS, 0.2, 1.0))
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, adjusted_cross_entropy(logits.bfloat16().float(), labels, imbalance.vs(COUNTS, 0.2, 1.0)))
+    torch.testing.assert_close(loss, adjusted_cross_entropy(logits.bfloat16().float(), labels, adjusted.vs(COUNTS, 0.2, 1.0)))
 
 
 # ---- methods by name
@@ -367,15 +375,15 @@ PLANS = [       # arm, formula, its settings before the switch, what the switch 
 
 
 def test_every_method_has_its_formula():
-    assert {arm.split()[0] for arm, *_ in PLANS} == set(imbalance.METHODS)
+    assert {arm.split()[0] for arm, *_ in PLANS} == set(adjusted.METHODS)
 
 
 @pytest.mark.parametrize("arm, formula, first, change", PLANS, ids=[arm for arm, *_ in PLANS])
 @pytest.mark.parametrize("start", [16, 3])
 def test_a_method_trains_on_its_formula_before_and_after_the_switch(arm, formula, first, change, start):
     logits, labels = (part[:8] for part in problem())
-    name, parameters = imbalance.parse(arm if start == SCHEDULE.drops[0] else f"{arm} start:{start}")
-    loss_of = imbalance.plan_of(name, parameters, COUNTS, SCHEDULE).loss
+    name, parameters = adjusted.parse(arm if start == SCHEDULE.drops[0] else f"{arm} start:{start}")
+    loss_of = adjusted.plan_of(name, parameters, COUNTS, SCHEDULE).loss
     for epoch, settings in ((0, first), (start - 1, first), (start, first | change), (19, first | change)):
         want = formula(logits.numpy(), labels.numpy(), **settings)
         assert loss_of(epoch)(logits, labels).item() == pytest.approx(want, rel=1e-9)
@@ -384,28 +392,28 @@ def test_a_method_trains_on_its_formula_before_and_after_the_switch(arm, formula
 @pytest.mark.parametrize("arm, b, start", [("resampling", 0.9999, 0), ("resampling b:0.9", 0.9, 0), ("ldam_hinge_drs", 0.9999, 16),
                                            ("ldam_hinge_drs b:0.9", 0.9, 16), ("ldam_hinge_drs b:0.9 start:3", 0.9, 3)])
 def test_a_method_draws_by_the_effective_number_from_the_switch_on(arm, b, start):
-    draw = imbalance.plan_of(*imbalance.parse(arm), COUNTS, SCHEDULE).draw
+    draw = adjusted.plan_of(*adjusted.parse(arm), COUNTS, SCHEDULE).draw
     assert all(draw(epoch) is None for epoch in range(start))
     for epoch in (start, 19):
         torch.testing.assert_close(draw(epoch), torch.from_numpy(effective(b)), rtol=1e-9, atol=0)
 
 
 def test_a_method_is_read_with_its_published_parameters():
-    assert imbalance.parse("vs") == ("vs", {"gamma": 0.3, "tau": 1.0})
-    assert imbalance.parse("ddc nu:0.25 start:3") == ("ddc", {"gamma": 0.05, "tau": 1.0, "late_tau": 1.0, "nu": 0.25, "start": 3})
+    assert adjusted.parse("vs") == ("vs", {"gamma": 0.3, "tau": 1.0})
+    assert adjusted.parse("ddc nu:0.25 start:3") == ("ddc", {"gamma": 0.05, "tau": 1.0, "late_tau": 1.0, "nu": 0.25, "start": 3})
 
 
 def test_second_stage_starts_at_the_first_drop_or_where_it_is_told():
     logits, labels = problem()
     plain = functional.cross_entropy(logits, labels)
     for parameters, start in (({"b": 0.99}, 16), ({"b": 0.99, "start": 3}, 3)):
-        loss = imbalance.plan_of("ce_drw", parameters, COUNTS, SCHEDULE).loss
+        loss = adjusted.plan_of("ce_drw", parameters, COUNTS, SCHEDULE).loss
         torch.testing.assert_close(loss(start - 1)(logits, labels), plain)
         assert (loss(start)(logits, labels) - plain).abs() > 0.1
 
 
 def test_only_the_named_methods_use_cosines_or_draw_with_replacement():
-    plans = {arm: imbalance.plan_of(*imbalance.parse(arm), COUNTS, SCHEDULE) for arm in imbalance.METHODS}
+    plans = {arm: adjusted.plan_of(*adjusted.parse(arm), COUNTS, SCHEDULE) for arm in adjusted.METHODS}
     assert {arm for arm, plan in plans.items() if plan.cosine} == {"ldam", "ldam_drw", "uniform_drw", "ldam_hinge_drs"}
     assert {arm for arm, plan in plans.items() if plan.draw(0) is not None} == {"resampling"}
     assert {arm for arm, plan in plans.items() if plan.draw(16) is not None} == {"resampling", "ldam_hinge_drs"}
@@ -425,23 +433,23 @@ def test_labels_of_any_whole_numbers_are_the_same_labels(loss):
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (lambda: imbalance.logit_adjusted([5, 0, 3], 1.0), "class 1 has 0 training images, it needs some; leave it out, or ask log_prior"),
-    (lambda: imbalance.class_sizes([5, float("nan")]), "class 1 has nan training images"),
-    (lambda: imbalance.class_sizes([-2, 5]), "class 0 has -2 training images"),
-    (lambda: imbalance.class_sizes([2, float("inf")]), "class 1 has inf training images"),
-    (lambda: imbalance.log_prior([5, -1], smoothing=2.0), "class 1 has -1 training images"),
-    (lambda: imbalance.posthoc_logit_adjust(torch.zeros(2, 3), [5, 3]), r"counts have shape \(2,\) for 3 classes; give the training"),
-    (lambda: imbalance.posthoc_logit_adjust(torch.zeros(2, 3), [5]), r"counts have shape \(1,\) for 3 classes"),
-    (lambda: imbalance.class_balanced([5, 3], 1.0), "b is 1.0"),
+    (lambda: adjusted.logit_adjusted([5, 0, 3], 1.0), "class 1 has 0 training images, it needs some; leave it out, or ask log_prior"),
+    (lambda: adjusted.class_sizes([5, float("nan")]), "class 1 has nan training images"),
+    (lambda: adjusted.class_sizes([-2, 5]), "class 0 has -2 training images"),
+    (lambda: adjusted.class_sizes([2, float("inf")]), "class 1 has inf training images"),
+    (lambda: adjusted.log_prior([5, -1], smoothing=2.0), "class 1 has -1 training images"),
+    (lambda: adjusted.posthoc_logit_adjust(torch.zeros(2, 3), [5, 3]), r"counts have shape \(2,\) for 3 classes; give the training"),
+    (lambda: adjusted.posthoc_logit_adjust(torch.zeros(2, 3), [5]), r"counts have shape \(1,\) for 3 classes"),
+    (lambda: adjusted.class_balanced([5, 3], 1.0), "b is 1.0"),
     (lambda: LossSpec(reduction="sum"), "no reduction 'sum'"),
     (lambda: adjusted_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 3]), LossSpec()), "labels reach from 0 to 3"),
     (lambda: adjusted_cross_entropy(torch.zeros(2, 3), torch.tensor([-1, 2]), LossSpec()), "labels reach from -1 to 2"),
     (lambda: sigmoid_focal(torch.zeros(2, 3), torch.tensor([0, 3])), "labels reach from 0 to 3"),
     (lambda: adjusted_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), LossSpec(alpha=[1.0, 2.0])), r"alpha has shape \(2,\) for 3"),
     (lambda: adjusted_cross_entropy(torch.zeros(2, 3), torch.tensor([0]), LossSpec()), "one row of logits an image"),
-    (lambda: staged(1, 2, -1), "starts at epoch -1"), (lambda: imbalance.parse("svm"), "no method 'svm'; there are ce, focal"),
-    (lambda: imbalance.parse("vs gama:1"), "vs takes gamma:…, tau:…, start:…"), (lambda: imbalance.parse("vs 0.3"), "cannot be read"),
-    *((partial(imbalance.parse, f"vs {given}"), f"'vs {given}' cannot be read; vs takes gamma:…, tau:…, start:…, each a number")
+    (lambda: staged(1, 2, -1), "starts at epoch -1"), (lambda: adjusted.parse("svm"), "no method 'svm'; there are ce, focal"),
+    (lambda: adjusted.parse("vs gama:1"), "vs takes gamma:…, tau:…, start:…"), (lambda: adjusted.parse("vs 0.3"), "cannot be read"),
+    *((partial(adjusted.parse, f"vs {given}"), f"'vs {given}' cannot be read; vs takes gamma:…, tau:…, start:…, each a number")
       for given in ("gamma:abc", "gamma:", "gamma:nan", "tau:inf", "start:1.5", "gamma:1 gamma:2", "sizes:3")),
     *((partial(loss, torch.zeros(2, 3), labels), message) for loss in EACH_LOSS for labels, message in (
         ([[0], [1]], r"labels are int64 of shape \(2, 1\); give one whole number an image"), ([0, 1, 2], "one row of logits an image"),
@@ -454,4 +462,4 @@ def test_bad_input_is_one_clear_line(wrong, message):
 
 
 def test_a_class_without_images_gets_a_prior_on_request_only():
-    torch.testing.assert_close(imbalance.log_prior([3, 0], smoothing=1.0).exp(), tensor([0.8, 0.2]))
+    torch.testing.assert_close(adjusted.log_prior([3, 0], smoothing=1.0).exp(), tensor([0.8, 0.2]))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longtail import inventory, pixels
+from longtail.images import pixels
+from longtail.own import inventory
 
 
 @pytest.fixture

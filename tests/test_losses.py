@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from longtail.losses import nt_xent
+from longtail.learn.losses import nt_xent
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -8,14 +8,17 @@ import pytest
 import torch
 from toy import image_set, planned
 
-from longtail import data, mechanisms, methods, models, paths, runs, train
+from longtail.images import studies
+from longtail.learn import methods, models, train
+from longtail.measure import mechanisms
+from longtail.store import paths, runs
 
 SIZES = {"many": 36, "medium": 16, "few": 8}
 GROUPS = np.repeat(list(SIZES), list(SIZES.values()))
 LABELS = torch.tensor([0] * 36 + [1] * 16 + [2] * 8)
 SEED = replace(image_set(60), labels=LABELS)
 POOL = replace(image_set(48, seed=1), labels=torch.arange(48) % 4 - 1, names=tuple(f"pool/{k}" for k in range(48)))      # −1: outsiders
-STUDY = data.Study(SEED, SEED.subset(range(16, 60)), *[SEED] * 4, POOL, ("a", "b", "c"))
+STUDY = studies.Study(SEED, SEED.subset(range(16, 60)), *[SEED] * 4, POOL, ("a", "b", "c"))
 COLT = {"reserve": 48, "budget": 12, "options": "begin=1 clusters=3 nearest=4 repick=2"}
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from toy import FAMILY, IMAGES, image_set, planned
 
-from longtail import losses, methods, models, paths, runs, simclr, train
+from longtail.learn import losses, methods, models, simclr, train
+from longtail.store import paths, runs
 
 SAM = json.loads((Path(__file__).parent / "golden" / "sam_step.json").read_text())
 STEPS = [case for case in SAM["cases"] if "X" in case["inputs"]]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from longtail import models
+from longtail.learn import models
 
 GOLDEN = Path(__file__).parent / "golden"
 BLOCK = {"conv1.": "convs.0.", "conv2.": "convs.1.", "bn1.bn_list.": "norms.0.sets.", "bn2.bn_list.": "norms.1.sets.",

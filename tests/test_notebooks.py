@@ -7,9 +7,9 @@ import papermill
 import pytest
 import yaml
 
-from longtail import paths
-from longtail.reproduce import RESERVED, Notebook, is_parameters, make_plan, source
-from longtail.settings import KINDS, conform
+from longtail.command.reproduce import RESERVED, Notebook, is_parameters, make_plan, source
+from longtail.store import paths
+from longtail.store.settings import KINDS, conform
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 PROFILES = ["demo", *yaml.safe_load((paths.NOTEBOOKS / "profiles.yaml").read_text())]

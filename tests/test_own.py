@@ -15,9 +15,14 @@ from PIL import Image
 from safetensors import torch as safetensors
 from toy import image_set
 
-from longtail import evaluate, given, inventory, models, own, paths, places, reproduce, request, runs, sampling, sources, train
-from longtail.gallery import TAKES
-from longtail.settings import read_yaml
+from longtail.command import reproduce
+from longtail.images import places, sources
+from longtail.learn import encode, models, train
+from longtail.own import encoders, inventory, pool, request
+from longtail.own.gallery import TAKES
+from longtail.pick import samplers
+from longtail.store import paths, runs
+from longtail.store.settings import read_yaml
 
 SMALL = {"budget": 4, "size": 16, "architecture": "convnet", "epochs": 2, "warmup_epochs": 1, "batch_size": 8, "views": 2,
          "ecle_repeats": 1, "prototypes": 3}
@@ -97,10 +102,10 @@ def test_picks_and_neighbours_are_those_of_the_features(picked):
     [run] = results.done()
     seed, pool = (pictures(picked.root / name) for name in ("seed", "pool"))
     encoder = train.encoder_of(run, results)
-    near, far = (torch.nn.functional.normalize(evaluate.features(encoder, images, "float32")) for images in (seed, pool))
+    near, far = (torch.nn.functional.normalize(encode.features(encoder, images, "float32")) for images in (seed, pool))
     pool_in_files = sources.FileSet(sources.Files(inventory.take("pool", picked.root / "pool", 16).files, 16), pool.labels, pool.names)
-    ecle, distance = sampling.score_pool(run, results, own.Study(seed, pool_in_files), views=2, batch=512, repeats=1, prototypes=3)
-    expected = sampling.mak(ecle, far, near, budget=4, prototypes=3)
+    ecle, distance = samplers.score_pool(run, results, pool.Study(seed, pool_in_files), views=2, batch=512, repeats=1, prototypes=3)
+    expected = samplers.mak(ecle, far, near, budget=4, prototypes=3)
     assert list(table.loc["mak"].path) == [f"pool/{pool.names[place]}" for place in expected]
     hardest = ecle.argsort(descending=True)[:4]
     assert list(table.loc["tailness"].path) == [f"pool/{pool.names[place]}" for place in hardest]
@@ -121,7 +126,7 @@ def test_picks_are_a_place_for_the_next_request(picked):
 def test_page_shows_all_picks_and_loads_nothing(picked):
     page = (picked.results / "gallery.html").read_text()
     shown = re.findall(r'src="([^"]{,30})', page)
-    assert len(shown) == 20 + 5 * (4 + 4 * own.NEAREST) + sum(min(8, count) for count in seeds_of_prototypes())
+    assert len(shown) == 20 + 5 * (4 + 4 * pool.NEAREST) + sum(min(8, count) for count in seeds_of_prototypes())
     assert all(source.startswith("data:image/jpeg;base64,") for source in shown)
     linked = set(re.findall(r'href="([^#"]+)"', page))
     assert linked == {"picks.csv", "broken.txt", "duplicates.csv"} and all((picked.results / name).exists() for name in linked)
@@ -291,7 +296,7 @@ def test_damaged_run_is_refused_by_name(picked, tmp_path):
     shutil.copytree(results.folder(run), tmp_path / "run")
     (tmp_path / "run/encoder.safetensors").write_bytes(b"else")
     with pytest.raises(ValueError, match="encoder.safetensors is not the file that training wrote"):
-        given.own_run(tmp_path / "run", results)
+        encoders.own_run(tmp_path / "run", results)
 
 
 def network(name, classes=10):
@@ -326,7 +331,7 @@ def test_torchvision_features_are_the_input_of_the_classifier(tmp_path, name, pa
     torch.save(packed(theirs.state_dict()), tmp_path / "weights.pth")
     run = SimpleNamespace(architecture=f"torchvision/{name}", head_layers=0, size=32)
     with torch.no_grad():
-        ours = given.foreign_encoder(tmp_path / "weights.pth", run)(images)
+        ours = encoders.foreign_encoder(tmp_path / "weights.pth", run)(images)
     torch.testing.assert_close(ours, seen[0].flatten(1), atol=1e-5, rtol=1e-5)
 
 
@@ -371,12 +376,12 @@ def small():
     return net, state, {name: value for name, value in state.items() if not name.startswith("fc.")}
 
 
-def encode(file):
+def features_by(file):
     """Features of three images by the weights in a file."""
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     run = SimpleNamespace(architecture="torchvision/shufflenet_v2_x0_5", head_layers=0, size=32)
     with torch.no_grad():
-        return given.foreign_encoder(file, run)(images)
+        return encoders.foreign_encoder(file, run)(images)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
@@ -384,7 +389,7 @@ def test_weights_of_other_tools_give_the_same_features_and_say_what_was_used(tmp
     net, whole, body = small
     torch.save(whole, tmp_path / "plain.pth")
     torch.save(layout(whole, body, net), tmp_path / "theirs.pth")
-    theirs, plain = encode(tmp_path / "theirs.pth"), encode(tmp_path / "plain.pth")
+    theirs, plain = features_by(tmp_path / "theirs.pth"), features_by(tmp_path / "plain.pth")
     rounded = layout is LAYOUTS["half precision"]
     assert torch.nn.functional.cosine_similarity(theirs, plain).min() > 0.999 if rounded else torch.equal(theirs, plain)
     assert re.search(rf"theirs\.pth: {len(body)} tensors used.*left aside", capsys.readouterr().out)
@@ -393,20 +398,20 @@ def test_weights_of_other_tools_give_the_same_features_and_say_what_was_used(tmp
 def test_safetensors_are_read(tmp_path, small):
     torch.save(small[1], tmp_path / "plain.pth")
     safetensors.save_file(small[1], tmp_path / "weights.safetensors")
-    assert torch.equal(encode(tmp_path / "weights.safetensors"), encode(tmp_path / "plain.pth"))
+    assert torch.equal(features_by(tmp_path / "weights.safetensors"), features_by(tmp_path / "plain.pth"))
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "weights.safetensors").read_bytes()[:99])
     with pytest.raises(ValueError, match="cut.safetensors is no whole file of safetensors"):
-        encode(tmp_path / "cut.safetensors")
+        features_by(tmp_path / "cut.safetensors")
 
 
 def test_pickled_models_and_diverged_weights_are_refused_as_such(tmp_path, small):
     net, whole, _ = small
     torch.save(net, tmp_path / "model.pth")
     with pytest.raises(ValueError, match=r"model\.pth is a pickled torchvision\.models\.shufflenetv2\.ShuffleNetV2, whose code"):
-        encode(tmp_path / "model.pth")
+        features_by(tmp_path / "model.pth")
     torch.save(whole | {"conv5.0.weight": torch.full_like(whole["conv5.0.weight"], torch.nan)}, tmp_path / "nan.pth")
     with pytest.raises(ValueError, match=r"conv5\.0\.weight holds NaN"):
-        encode(tmp_path / "nan.pth")
+        features_by(tmp_path / "nan.pth")
 
 
 def test_torchvision_weights_pick_and_decide_what_is_remembered(picked, capsys):
@@ -434,13 +439,13 @@ def test_unfit_weights_are_refused_in_a_sentence(tmp_path, architecture, size, c
     else:
         torch.save(content or network("shufflenet_v2_x0_5").state_dict(), file)
     with pytest.raises(ValueError, match=re.escape(words)):
-        given.foreign_encoder(file, SimpleNamespace(architecture=architecture, head_layers=0, size=size))
+        encoders.foreign_encoder(file, SimpleNamespace(architecture=architecture, head_layers=0, size=size))
 
 
 def test_network_that_wants_other_sizes_says_so(tmp_path):
     torch.save(network("densenet121").state_dict(), tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="torchvision/densenet121 takes no images of 16 pixels .* take 224"):
-        given.foreign_encoder(tmp_path / "weights.pth", SimpleNamespace(architecture="torchvision/densenet121", head_layers=0, size=16))
+        encoders.foreign_encoder(tmp_path / "weights.pth", SimpleNamespace(architecture="torchvision/densenet121", head_layers=0, size=16))
 
 
 def test_given_encoders_are_never_trained():
@@ -527,4 +532,4 @@ def test_defaults_are_within_what_is_accepted(album):
 
 
 def test_page_describes_every_sampler():
-    assert TAKES.keys() == sampling.SAMPLERS.keys()
+    assert TAKES.keys() == samplers.SAMPLERS.keys()

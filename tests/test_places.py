@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longtail import places, sources
+from longtail.images import places, sources
 
 
 def picture(level):

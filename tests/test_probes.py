@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from longtail import probes
+from longtail.measure import probes
 
 
 @pytest.fixture(scope="module")

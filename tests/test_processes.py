@@ -12,7 +12,7 @@ import torch
 import toy
 from safetensors.torch import load_file
 
-from longtail import paths
+from longtail.store import paths
 
 TOY = Path(__file__).with_name("toy.py")
 SMALL = ("simclr 18 1", "sdclr 18 1")       # batches of 8, 8 and 2: uneven shares of three processes, and one without an image

@@ -18,8 +18,8 @@ import nbformat
 import pytest
 from conftest import PARAMETERS, reproduce
 
-from longtail import paths, runs
-from longtail.reproduce import alone, images, main, wanted
+from longtail.command.reproduce import alone, images, main, wanted
+from longtail.store import paths, runs
 
 STOP = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
 

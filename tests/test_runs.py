@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pandas as pd
 import pytest
 
-from longtail import paths, runs
+from longtail.store import paths, runs
 
 RUN = runs.Run(dataset="toy", subset="long_tail", split=1, seed=2, method="simclr", head_layers=2, architecture="convnet", size=16,
                policy="digits", epochs=3, batch_size=8, learning_rate=0.5, weight_decay=1e-4, warmup_epochs=1, temperature=0.2,

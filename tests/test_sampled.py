@@ -10,14 +10,19 @@ import torch
 from scipy import stats
 from toy import planned
 
-from longtail import data, evaluate, paths, runs, sampled, sampling, train
+from longtail.images import studies
+from longtail.learn import train
+from longtail.measure import sampled
+from longtail.measure.groups import size_groups
+from longtail.pick import samplers
+from longtail.store import paths, runs
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @pytest.fixture
 def study():
-    return data.study("digits", 16, 1, 20, 0.25, "exponential", labelled_per_class=30, pool_per_class=10, outsiders="letters",
+    return studies.study("digits", 16, 1, 20, 0.25, "exponential", labelled_per_class=30, pool_per_class=10, outsiders="letters",
                       outsider_count=25)
 
 
@@ -52,13 +57,13 @@ def test_a_known_label_stays(study):
 def test_composition_of_a_pool_of_other_classes_counts_their_counterparts(study):
     mixed = named(study, ["n02123045/1.JPEG", "n02129165/1.JPEG", "n03662601/1.JPEG", "n02123045/2.JPEG"])
     rows = sampled.composition(mixed, {"mine": pd.DataFrame({"index": [0, 1, 3]})})
-    cats = evaluate.size_groups(mixed.counts, "thirds")[3]
+    cats = size_groups(mixed.counts, "thirds")[3]
     assert rows.set_index("part").picks.to_dict() == {part: 2 * (part == cats) + (part == "outsider") for part in sampled.PARTS}
     assert not len(sampled.composition(named(study, ["scenes/1.png"] * 4), {"mine": pd.DataFrame({"index": [0, 1]})}))
 
 
 def test_composition_shares_what_was_taken(study):
-    groups = evaluate.size_groups(study.counts, "thirds")
+    groups = size_groups(study.counts, "thirds")
     part = np.array([groups[label] if label >= 0 else "outsider" for label in study.pool.labels])
     assert sampled.pool_parts(study).tolist() == part.tolist()
     mine = np.concatenate([np.flatnonzero(part == "outsider")[:7], np.flatnonzero(part == "few")[:3]])
@@ -123,9 +128,9 @@ def finish(run, results, seconds, study):
 
 def test_objectives_of_picks_are_those_of_loops(extractor, study):
     run, results = extractor
-    picks = pd.concat([sampling.pick(run, results, study, sampler, 6, **HOW) for sampler in ("mak", "k_center", "proximity")])
+    picks = pd.concat([samplers.pick(run, results, study, sampler, 6, **HOW) for sampler in ("mak", "k_center", "proximity")])
     found = sampled.objectives(run, results, study, picks).set_index("sampler")
-    pool, seed = sampling.pool_and_seed(run, results, study)
+    pool, seed = samplers.pool_and_seed(run, results, study)
     for sampler, taken in picks.groupby("sampler"):
         chosen = pool[taken["index"].tolist()]
         near = [min(distance(image, center) for center in seed) for image in chosen]
@@ -139,9 +144,9 @@ def test_objectives_of_picks_are_those_of_loops(extractor, study):
 def test_proximities_compare_prototypes_with_images(extractor, study):
     run, results = extractor
     found = sampled.proximities(run, results, study, 6, **HOW).set_index(["quantity", "sampler"]).value
-    pool, seed = sampling.pool_and_seed(run, results, study)
+    pool, seed = samplers.pool_and_seed(run, results, study)
     exact = np.array([min(distance(image, center) for center in seed) for image in pool])
-    rough = sampling.score_pool(run, results, study, 3, 16, 2, 4)[1].numpy()
+    rough = samplers.score_pool(run, results, study, 3, 16, 2, 4)[1].numpy()
     assert found["rank_correlation", "pool"] == pytest.approx(stats.spearmanr(exact, rough).statistic, abs=1e-3)
     shared = set(np.argsort(exact)[:6]) & set(np.argsort(rough)[:6])
     assert found["overlap", "proximity"] == pytest.approx(len(shared) / 6)
@@ -154,13 +159,13 @@ def test_proximities_compare_prototypes_with_images(extractor, study):
 
 def test_overhead_is_the_recorded_seconds_in_epochs_of_the_retraining(extractor, study):
     run, results = extractor
-    taken = sampling.pick(run, results, study, "mak", 6, **HOW)
+    taken = samplers.pick(run, results, study, "mak", 6, **HOW)
     for name, seconds in (("pool-ecle", 7.0), ("pool-distance-k4", 0.5), ("picks-mak-6-a0.3-c1.5-k4", 0.25)):
         record = results.folder(run) / f"{name}.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"seconds": seconds}))
-    enlarged, _ = sampling.enlarge(run, study, taken, "mak", "epochs")
+    enlarged, _ = samplers.enlarge(run, study, taken, "mak", "epochs")
     finish(enlarged, results, 8.0, study)
-    row = sampling.row("mak", {"budget": 6, **HOW})
+    row = samplers.row("mak", {"budget": 6, **HOW})
     [found] = sampled.overhead(run, enlarged, results, row).to_dict("records")
     assert found == {"extractor": 5, "scoring": 7.5, "picking": 0.25, "retraining": 8, "equivalent_epochs": round(12.75 / 2, 2)}
     assert results.read("overhead").epochs.tolist() == [4] and results.read("overhead").added.tolist() == ["mak"]

@@ -15,7 +15,11 @@ import torch
 import toy
 from PIL import Image
 
-from longtail import data, ecle, evaluate, paths, runs, sampling, scoring, selection, sources, train
+from longtail.images import sources, studies
+from longtail.learn import encode, train
+from longtail.measure import evaluate
+from longtail.pick import ecle, samplers, scoring, selection
+from longtail.store import paths, runs
 
 ARRAYS = 1 + several.HOW["views"]       # features and one array a view
 CHUNKS, SEED_CHUNKS = 4, 2            # of the pool and of the seed
@@ -37,7 +41,7 @@ def test_measures_what_one_pass_in_memory_measures(found, tmp_path, monkeypatch)
     projections = ecle.project(run, results, images, several.HOW["views"])
     expected = ecle.ecle(projections, run.temperature, several.HOW["batch"], several.HOW["repeats"])
     assert found["whole"]["losses"] == expected.tolist()
-    assert found["whole"]["features"] == evaluate.features(train.encoder_of(run, results), images, run.precision).tolist()
+    assert found["whole"]["features"] == encode.features(train.encoder_of(run, results), images, run.precision).tolist()
     assert len(set(found["whole"]["measured"])) == len(found["whole"]["measured"]) == CHUNKS * ARRAYS + SEED_CHUNKS + 2
 
 
@@ -161,13 +165,13 @@ def test_a_pool_left_in_its_files_is_picked_from_as_one_in_memory(tree, tmp_path
     monkeypatch.setattr(evaluate, "CHUNK", 8)
     picks = []
     for in_files in (False, True):
-        study = data.study(**tree, pool_in_files=in_files)
+        study = studies.study(**tree, pool_in_files=in_files)
         assert isinstance(study.pool, sources.FileSet) == in_files and len(study.pool) == 30
         run, results = several.extractor(tmp_path / str(in_files), study.seed)
         how = {"budget": 8, "alpha": 0.3, "ratio": 1.5, "prototypes": 3, **several.HOW}
-        sampling.pick_all(run, results, study, [sampling.row(sampler, how) for sampler in ("mak", "k_center")])
+        samplers.pick_all(run, results, study, [samplers.row(sampler, how) for sampler in ("mak", "k_center")])
         picks.append(results.read("picks-*"))
-        _, images = sampling.enlarge(run, study, picks[-1][picks[-1].sampler == "mak"], "mak", "epochs")
+        _, images = samplers.enlarge(run, study, picks[-1][picks[-1].sampler == "mak"], "mak", "epochs")
         assert type(images) is sources.ImageSet and len(images) == len(study.seed) + 8
     pd.testing.assert_frame_equal(*picks)
 
@@ -192,10 +196,10 @@ def test_shipped_picks_are_remembered_without_their_encoder(record, monkeypatch)
     study = SimpleNamespace(pool=Pool(digest=settings["pool"], names=runs.read_rows(record.parent / "pool-ecle.csv").name),
                             seed=SimpleNamespace(digest=settings["seed"]))
     how = {name: settings[name] for name in ("sampler", "budget", "alpha", "ratio", "prototypes", "views", "batch", "repeats")}
-    picks = sampling.pick(run, results, study, **how)
+    picks = samplers.pick(run, results, study, **how)
     assert len(picks) == settings["budget"] and (picks.sampler == settings["sampler"]).all()
 
 
 def test_chunks_hold_fewer_large_images_and_no_other_small_ones():
     sizes = {size: scoring.chunk_of(SimpleNamespace(size=size)) for size in (16, 32, 48, 64, 96, 224, 1024)}
-    assert sizes == {16: evaluate.CHUNK, 32: evaluate.CHUNK, 48: evaluate.CHUNK, 64: evaluate.CHUNK, 96: 455, 224: 83, 1024: 4}
+    assert sizes == {16: encode.CHUNK, 32: encode.CHUNK, 48: encode.CHUNK, 64: encode.CHUNK, 96: 455, 224: 83, 1024: 4}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from several import LARGE, PICKED, SHARES, WIDTH, features, inputs
 
-from longtail import sampling, selection, shards
+from longtail.pick import samplers, selection, shards
 
 
 def integers(rows):
@@ -166,8 +166,8 @@ def spread(folder):
 @pytest.mark.parametrize("way", range(len(SHARES)))
 def test_shards_pick_what_one_process_picks(spread, expected, way):
     pool, seed, loss, distance = inputs()
-    q = sampling.score(loss, distance, 0.3)
-    mak, few = (sampling.select(q, pool, seed, budget, ratio).tolist() for budget, ratio in ((300, 1.5), (40, 1.0)))
+    q = samplers.score(loss, distance, 0.3)
+    mak, few = (samplers.select(q, pool, seed, budget, ratio).tolist() for budget, ratio in ((300, 1.5), (40, 1.0)))
     assert set(mak) != set(expected[:300])
     for rank in spread[way]:
         assert rank["picks"] == [expected[:300], expected[:300], expected[:300], expected, mak, few]

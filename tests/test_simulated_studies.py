@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from longtail import inference
+from longtail.papers import inference
 
 DRAWS, NOISE, SHIFT = 2000, 1.0, 5.0        # SHIFT: replicates differ far more than arms do
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longtail import pixels, places, sources
+from longtail.images import pixels, places, sources
 
 
 def file(picture, kind="PNG", **options):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from longtail import speed
+from longtail.bench import speed
 
 
 def test_race_rotates_the_order_and_times_every_round():

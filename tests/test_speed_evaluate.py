@@ -2,7 +2,8 @@
 
 import pytest
 
-from longtail import evaluate, speed_evaluate
+from longtail.bench import speed_evaluate
+from longtail.measure import evaluate
 
 
 @pytest.mark.parametrize("protocol", ["fewshot_linear", "linear"])

@@ -4,7 +4,8 @@ import pytest
 import torch
 from toy import planned
 
-from longtail import speed_floor, train
+from longtail.bench import speed_floor
+from longtail.learn import train
 
 
 def test_operations_are_those_of_the_network(monkeypatch):

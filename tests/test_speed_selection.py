@@ -6,7 +6,8 @@ import zipfile
 import pytest
 import torch
 
-from longtail import ecle, selection, speed_selection
+from longtail.bench import speed_selection
+from longtail.pick import ecle, selection
 
 STUB = """
 import numpy as np

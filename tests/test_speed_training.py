@@ -5,7 +5,8 @@ import functools
 import pytest
 import torch
 
-from longtail import losses, methods, models, speed, speed_training, speed_views, train
+from longtail.bench import speed, speed_training, speed_views
+from longtail.learn import losses, methods, models, train
 
 
 def test_without_a_checkout_no_case_runs():

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from longtail import speed, speed_views, views
+from longtail.bench import speed, speed_views
+from longtail.images import views
 
 CIFAR = views.POLICIES["cifar"]
 

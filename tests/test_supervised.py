@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from longtail import data, datasets, evaluate, imbalance, models, paths, runs, supervised
+from longtail.images import datasets, studies
+from longtail.label import adjusted, supervised
+from longtail.learn import encode, models
+from longtail.measure.groups import size_groups
+from longtail.store import paths, runs
 
 SCHEDULE = supervised.Schedule(epochs=4, batch_size=16, learning_rate=0.1, drops=(3,), drop=0.1, warmup_epochs=1)
 SETTINGS = {"dataset": "digits", "largest": 20, "architecture": "perceptron", "size": 8, "policy": "digits_classifier",
@@ -52,7 +56,7 @@ def trained(source, folder, arm="ce", **changes):
 def test_class_sizes_are_the_reference(case):
     inputs, classes = case["inputs"], {"cifar10": 10, "cifar100": 100}[case["inputs"]["dataset"]]
     kind = {"exp": "exponential", "step": "step"}[inputs["imbalance"]]
-    counts = data.long_tail_counts(inputs["n_train"] // classes, classes, 1 / inputs["ratio"], kind)
+    counts = studies.long_tail_counts(inputs["n_train"] // classes, classes, 1 / inputs["ratio"], kind)
     assert counts == case["expected"]["counts"] and sum(counts) == case["expected"]["total"]
     assert counts[0] / counts[-1] == pytest.approx(case["expected"]["actual_ratio"], rel=1e-12)
 
@@ -66,7 +70,7 @@ def test_chosen_images_are_the_reference(case):
 
 def test_split_0_ranks_classes_by_index_and_others_permute_them(source):
     counts = [np.bincount(supervised.long_tail(source, "exponential 10", 20, split).labels).tolist() for split in (0, 1, 2)]
-    assert counts[0] == data.long_tail_counts(20, 10, 0.1, "exponential")
+    assert counts[0] == studies.long_tail_counts(20, 10, 0.1, "exponential")
     assert sorted(counts[1]) == sorted(counts[2]) == sorted(counts[0]) and counts[1] != counts[2]
 
 
@@ -98,7 +102,7 @@ def test_a_tail_without_its_ratio_is_refused(source, tail):
 @pytest.mark.parametrize("classes, arm, parameters", [(10, "ce", 464_154), (100, "ce", 470_004), (10, "ldam", 464_144)])
 def test_resnet32_has_the_published_parameters(source, classes, arm, parameters):
     run, _ = planned(source, arm, architecture="resnet32", size=32)
-    network = supervised.Network(run, classes, imbalance.plan_of(run.method, run.parameters, [5] * classes, SCHEDULE))
+    network = supervised.Network(run, classes, adjusted.plan_of(run.method, run.parameters, [5] * classes, SCHEDULE))
     assert sum(weight.numel() for weight in network.parameters()) == parameters
     assert network(torch.rand(2, 3, 32, 32)).shape == (2, classes)
 
@@ -119,12 +123,12 @@ def test_rates_are_the_reference(case):
 @pytest.mark.parametrize("case", golden("cb_resampling"), ids=lambda case: case["name"])
 def test_resampling_draws_with_the_reference_probabilities(case):
     counts, want = case["inputs"]["counts"], case["expected"]
-    weights = imbalance.plan_of("resampling", {"b": case["inputs"]["beta"]}, counts, SCHEDULE).draw(0).cpu()
+    weights = adjusted.plan_of("resampling", {"b": case["inputs"]["beta"]}, counts, SCHEDULE).draw(0).cpu()
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     each = weights[labels] / weights[labels].sum()
     firsts = np.cumsum([0, *counts[:-1]])
     assert each[firsts].tolist() == pytest.approx(want["per_sample_probability_by_class"], rel=1e-9)
-    inverse = imbalance.inverse_weights(counts, 1.0) * torch.tensor(counts)
+    inverse = adjusted.inverse_weights(counts, 1.0) * torch.tensor(counts)
     assert (inverse / inverse.sum()).tolist() == pytest.approx(want["inverse_frequency_class_probability"], rel=1e-9)
     orders = [supervised.order_of(labels, weights, 1, epoch) for epoch in range(60)]
     assert any(len(order.unique()) < len(order) for order in orders) == want["replacement"]
@@ -141,7 +145,7 @@ def test_the_loop_trains_on_what_was_drawn():
         seen.append(labels[order])
         return torch.nn.functional.one_hot(labels[order]).float()
     for arm, share in (("ce", 0.05), ("resampling", 0.5)):
-        plan, layer = imbalance.plan_of(*imbalance.parse(arm), [380, 20], SCHEDULE), torch.nn.Linear(2, 2)
+        plan, layer = adjusted.plan_of(*adjusted.parse(arm), [380, 20], SCHEDULE), torch.nn.Linear(2, 2)
         optimizer = supervised.optimizer_of(layer, layer, plan, SCHEDULE)
         losses = list(supervised.fit(layer, optimizer, inputs, labels, plan, SCHEDULE, seed=1))
         assert len(losses) == len(seen) == SCHEDULE.epochs and losses[-1] < losses[0]
@@ -177,7 +181,7 @@ def test_cosines_do_not_know_lengths():
 
 def test_the_bias_of_sigmoid_losses_starts_improbable_and_does_not_decay(source):
     run, _ = planned(source, "sigmoid_focal")
-    network, optimizer, _ = supervised.restored(run, 10, imbalance.plan_of(run.method, run.parameters, [5] * 10, SCHEDULE), Path("none"))
+    network, optimizer, _ = supervised.restored(run, 10, adjusted.plan_of(run.method, run.parameters, [5] * 10, SCHEDULE), Path("none"))
     assert network.layer.bias.tolist() == pytest.approx([-np.log(9)] * 10)
     decays = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
     assert decays.pop(id(network.layer.bias)) == 0 and set(decays.values()) == {2e-4} and len(decays) == 5
@@ -212,17 +216,17 @@ def test_decisions_are_by_raw_logits(source, results):
     run, images = planned(source, "vs gamma:0.3", tail="exponential 20")
     rows = supervised.train_and_score(run, images, source.test, 10, results)
     network = trained(source, results.root / "again", "vs gamma:0.3", tail="exponential 20")
-    logits = evaluate.in_chunks(network, source.test.images)
+    logits = encode.in_chunks(network, source.test.images)
     right = (logits.argmax(1) == source.test.labels).double().mean().item()
     assert rows.set_index("group").accuracy["all"] == pytest.approx(100 * right)
-    spec = imbalance.vs(np.bincount(images.labels), 0.3, 1.0)
+    spec = adjusted.vs(np.bincount(images.labels), 0.3, 1.0)
     assert (spec.beta * logits + spec.iota).argmax(1).ne(logits.argmax(1)).any()
 
 
 def test_plain_cross_entropy_is_also_decided_after_adjustment(source, results):
     run, images = planned(source)
     rows = supervised.train_and_score(run, images, source.test, 10, results)
-    logits = evaluate.in_chunks(trained(source, results.root / "again"), source.test.images)
+    logits = encode.in_chunks(trained(source, results.root / "again"), source.test.images)
     decided = {"ce": logits.argmax(1), "posthoc_la": (logits - torch.tensor(np.bincount(images.labels) / len(images)).log()).argmax(1)}
     right = {method: 100 * (chosen == source.test.labels).double().mean().item() for method, chosen in decided.items()}
     assert rows[rows.group == "all"].set_index("method").accuracy.to_dict() == pytest.approx(right) and right["ce"] != right["posthoc_la"]
@@ -270,12 +274,12 @@ def test_bfloat16_networks_give_single_precision(source, tmp_path):
 
 def test_an_even_list_has_no_groups_and_all_its_scores():
     logits, labels = torch.eye(4)[[0, 1, 2, 2]], torch.arange(4)
-    rows = supervised.score_rows(logits, labels, evaluate.size_groups([7, 7, 7, 7], "thirds"))
+    rows = supervised.score_rows(logits, labels, size_groups([7, 7, 7, 7], "thirds"))
     assert [group for group, *_ in rows] == ["balanced", "all", "class 0", "class 1", "class 2", "class 3"] and rows[0][1] == 75
 
 
 @pytest.mark.parametrize("architecture, normal", [("resnet32", models.CIFAR_NORMAL), ("resnet10_small", (models.MEAN, models.STD))])
 def test_the_published_network_has_the_published_constants(source, architecture, normal):
     run, _ = planned(source, architecture=architecture)
-    trunk = supervised.Network(run, 3, imbalance.plan_of("ce", {}, [3, 2, 1], run.schedule)).trunk
+    trunk = supervised.Network(run, 3, adjusted.plan_of("ce", {}, [3, 2, 1], run.schedule)).trunk
     assert [values.flatten().tolist() for values in (trunk.mean, trunk.std)] == [pytest.approx(values) for values in normal]

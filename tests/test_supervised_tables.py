@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longtail import imbalance, paths, runs, supervised, tables
-from longtail import supervised_tables as papers
+from longtail.label import adjusted, supervised
+from longtail.papers import supervised_tables as papers
+from longtail.papers import tables
+from longtail.store import paths, runs
 
 RUN = supervised.Run(dataset="cifar10", kind="exponential", ratio=100.0, largest=5000, split=0, seed=1, method="ce", parameters={},
                      architecture="resnet32", size=32, policy="cifar_classifier", schedule=supervised.PUBLISHED, precision="bfloat16",
@@ -26,7 +28,7 @@ def results(tmp_path, monkeypatch):
 
 def finish(results, arm, accuracy, few=50.0, posthoc=None, **changes):
     """Write a finished run with its accuracy over all test images and on rare classes."""
-    method, parameters = imbalance.parse(arm)
+    method, parameters = adjusted.parse(arm)
     run = replace(RUN, **{"method": method, "parameters": parameters} | changes)
     values = {method: accuracy} | ({"posthoc_la": posthoc} if posthoc else {})
     rows = [(name, group, value, 100) for name, value in values.items() for group, value in (("all", value), ("few", few), ("many", 90.0))]
@@ -49,7 +51,7 @@ def verdicts(results):
 def test_printed_cells_are_complete_and_name_methods_that_exist():
     printed = papers.reported()
     assert printed.groupby("paper").size().to_dict() == {"CB": 72, "LDAM": 72, "DDC": 32}
-    assert set(printed.method) - {""} <= set(imbalance.METHODS) and set(printed[printed.arm == ""].row) == {"HG-DRS"}
+    assert set(printed.method) - {""} <= set(adjusted.METHODS) and set(printed[printed.arm == ""].row) == {"HG-DRS"}
     known = printed.set_index(["paper", "row", "dataset", "kind", "ratio"]).error
     assert known["CB", "Softmax", "cifar10", "exponential", 100] == known["LDAM", "ERM", "cifar10", "exponential", 100] == "29.64"
     assert known["LDAM", "LDAM-DRW", "cifar100", "step", 10] == "40.54" and known["DDC", "DDC", "cifar10", "exponential", 100] == "19.19"

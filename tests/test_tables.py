@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longtail import paths, runs, tables, views
+from longtail.images import views
+from longtail.papers import tables
+from longtail.store import paths, runs
 
 FULL = runs.Run(dataset="cifar10", subset="long_tail", split=1, seed=10, method="simclr", head_layers=2,
                 architecture="resnet18_cifar", size=32, policy="cifar", epochs=2000, batch_size=512,

@@ -8,7 +8,10 @@ from safetensors.torch import load_file
 from tape import Refused, Tape, Watch, stand_in
 from toy import IMAGES, planned
 
-from longtail import boost, gpu, imbalance, models, paths, processes, runs, supervised, train, views
+from longtail.images import randaugment, views
+from longtail.label import adjusted, supervised
+from longtail.learn import models, train
+from longtail.store import gpu, paths, processes, runs
 
 
 @pytest.fixture(autouse=True)
@@ -64,14 +67,14 @@ def test_replays_are_the_updates_made_one_by_one(monkeypatch, method):
 def trained_on_labels(method, folder, records):
     """Losses and weights of a perceptron, over two stages, a drop of the rate and a short last batch; how often it was recorded."""
     schedule = supervised.Schedule(4, 8, 0.1, drops=(2,), drop=0.1, warmup_epochs=1)
-    arm, parameters = imbalance.parse(method)
+    arm, parameters = adjusted.parse(method)
     run = supervised.Run("toy", "step", 2, 8, 0, 1, arm, parameters, "perceptron", 16, "digits", schedule, "float32", False, IMAGES.digest)
     with stand_in(records) as made:
         network = supervised.train_network(run, IMAGES, 3, folder)
         return pd.read_csv(folder / "log.csv").loss.tolist(), network.state_dict(), len(made)
 
 
-@pytest.mark.parametrize("method", imbalance.METHODS)
+@pytest.mark.parametrize("method", adjusted.METHODS)
 def test_replays_with_labels_are_the_updates_made_one_by_one(tmp_path, method):
     one_by_one, recorded = (trained_on_labels(method, tmp_path / str(records), records) for records in (False, True))
     assert one_by_one[0] == recorded[0] and all(torch.equal(values, recorded[1][name]) for name, values in one_by_one[1].items())
@@ -177,7 +180,7 @@ def test_a_process_without_an_image_of_a_batch_makes_no_views():
     for records in (True, False):
         with stand_in(records):
             assert views.augment(IMAGES.images, torch.arange(0), views.POLICIES["cifar"], 1, 0, 0).shape == (0, 3, 16, 16)
-            assert boost.boost(torch.zeros(0, 3, 16, 16), torch.arange(0), torch.zeros(0), 1, 10, 1, 0, 0).shape == (0, 3, 16, 16)
+            assert randaugment.boost(torch.zeros(0, 3, 16, 16), torch.arange(0), torch.zeros(0), 1, 10, 1, 0, 0).shape == (0, 3, 16, 16)
 
 
 def test_what_all_processes_agree_on_is_never_a_tensor_of_a_gpu(monkeypatch):

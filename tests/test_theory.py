@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from longtail import imbalance, theory
-from longtail.losses import LossSpec
+from longtail.label import adjusted, theory
+from longtail.label.adjusted import LossSpec
 
 CASES = json.loads((Path(__file__).parent / "golden" / "sup_theory.json").read_text())["cases"]
 
@@ -86,7 +86,7 @@ def test_ldam_threshold(case):
     inputs = case["inputs"]
     threshold = theory.ldam_threshold(inputs["counts"], inputs["max_m"], inputs["s"])
     assert threshold == pytest.approx(case["expected"]["majority_posterior_threshold"], rel=1e-8)
-    spec, prior = imbalance.ldam(inputs["counts"], inputs["max_m"], float(inputs["s"])), imbalance.log_prior(inputs["counts"]).exp()
+    spec, prior = adjusted.ldam(inputs["counts"], inputs["max_m"], float(inputs["s"])), adjusted.log_prior(inputs["counts"]).exp()
     for shift, winner in ((-1e-4, 1), (1e-4, 0)):       # just below and above it, by the search; likewise for the balanced error
         assert theory.minimise(either(threshold + shift), spec).argmax() == winner
         assert theory.balanced_bayes(either(case["expected"]["ber_threshold"] + shift), prior) == winner
@@ -108,7 +108,7 @@ def test_best_margins(case):
 @of_kind("vs_minimiser_not_unique")
 def test_scaled_logits_have_many_minima_with_different_decisions(case):
     inputs, eta = case["inputs"], tensor(case["inputs"]["eta"])
-    spec = imbalance.vs(inputs["counts"], inputs["gamma"], inputs["tau"])
+    spec = adjusted.vs(inputs["counts"], inputs["gamma"], inputs["tau"])
     winners = set()
     for want in case["expected"]["minimisers"]:
         logits = theory.vs_minimiser(eta, spec, want["c"])
@@ -132,7 +132,7 @@ def test_gaussian_mixture(case):
 
 @of_kind("effective_number")
 def test_effective_number(case):
-    found = [imbalance.effective_number([case["inputs"]["n"]], b).item() for b in case["inputs"]["betas"]]
+    found = [adjusted.effective_number([case["inputs"]["n"]], b).item() for b in case["inputs"]["betas"]]
     assert found == pytest.approx(case["expected"]["effective"], rel=1e-8)
 
 

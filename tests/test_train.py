@@ -15,7 +15,10 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from toy import FAMILY, IMAGES, RUN, image_set, planned
 
-from longtail import evaluate, losses, methods, models, paths, runs, sources, train
+from longtail.images import sources
+from longtail.learn import losses, methods, models, train
+from longtail.measure import evaluate
+from longtail.store import paths, runs
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "lr_schedules.json").read_text())
 SETTINGS = {key: value for key, value in vars(RUN).items() if key not in ("method", "subset", "split", "seed", "images", "head_layers")}

@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 from scipy import stats
 from sklearn.datasets import load_sample_images
 
-from longtail import sources, views
+from longtail.images import sources, views
 
 DRAWS, SIDE = 20_000, 32
 CIFAR, IMAGENET, DIGITS = (views.POLICIES[name] for name in ("cifar", "imagenet", "digits"))

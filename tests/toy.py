@@ -12,7 +12,9 @@ import tape
 import torch
 import torch._dynamo  # noqa: F401, which every optimiser needs: children that are killed need not import it
 
-from longtail import paths, runs, sources, train
+from longtail.images import sources
+from longtail.learn import train
+from longtail.store import paths, runs
 
 RUN = runs.Run(dataset="toy", subset="long_tail", split=1, seed=1, method="simclr", head_layers=2, architecture="convnet", size=16,
                policy="digits", epochs=4, batch_size=8, learning_rate=0.1, weight_decay=1e-4, warmup_epochs=1, temperature=0.2,

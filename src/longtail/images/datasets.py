@@ -1,0 +1,306 @@
+"""Data sets by name or path, before they are made long-tailed."""
+
+import functools
+import importlib
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from longtail.images import pixels, sources
+from longtail.images.places import OnDisk, container, files_of, is_list, lines_of, require
+from longtail.images.sources import UNKNOWN, ImageSet, class_names, folder
+from longtail.store import paths
+
+PARTS = {"train": {"train", "training", "trn", "trainval"}, "test": {"test", "testing", "tst", "holdout", "heldout"},
+         "validation": {"val", "valid", "validation", "validate", "dev", "devel", "development", "eval", "evaluation"}}
+FILLERS = {"set", "sets", "image", "images", "img", "imgs", "data", "dataset", "split", "part"}      # words beside those in a part's name
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before it is made long-tailed."""
+
+    images: ImageSet        # all training images, in the official order
+    labelled: np.ndarray    # positions of those that train the linear classifier
+    validation: np.ndarray  # positions kept for model selection, in no other list
+    test: ImageSet
+    classes: tuple          # names
+    published: Callable | None = None       # split -> positions of the authors' own D_i, D_b, S_b, where their lists are used
+
+
+def class_orders(labels, positions, classes, generator):
+    """One random order of the given positions for each class: list of int64 arrays, of which lists are prefixes."""
+    return [generator.permutation(positions[labels[positions] == label]) for label in range(classes)]
+
+
+@functools.lru_cache(maxsize=2)
+def load(dataset, size, lists="", skip_broken=False):
+    """The data set of that name, or the labelled class folders at that path, as a ``Source`` of ``size``-pixel squares.
+
+    ``lists``: folder of the authors' index lists. The last two are kept in memory: each split of a study asks again.
+    """
+    if lists and (skip_broken or dataset not in ("cifar10", "cifar100", "imagenet100")):
+        raise ValueError(f"lists are for cifar10, cifar100 and imagenet100, and name every image; leave them empty for {dataset}, or give "
+                         "up skip_broken")
+    if dataset == "digits":
+        return hold_out(digits(size), tuple("0123456789"), test=40, validation=10)
+    if dataset in ("cifar10", "cifar100"):
+        return cifar(dataset, size, lists)
+    if dataset == "imagenet100":
+        return imagenet100(size, lists)
+    if container(place := paths.DATA / Path(dataset).expanduser()):
+        return class_folders(place, size, skip_broken)
+    raise ValueError(f"no data set {dataset!r}: there are digits, cifar10, cifar100, imagenet100, and any folder or zip of class folders "
+                     f"by its path (looked for {place}; LONGTAIL_DATA says where data lie)")
+
+
+def class_folders(path, size, skip_broken):
+    """A source from a folder for each class or a labelled list or table, or from several of them, the parts train, validation and test.
+
+    With all three parts each is used as what it is; without a test part validation is the test set, and a twentieth of each class serves
+    validation (20 images of 400, as many as ImageNet-100 has). What was recognised is printed, and what is no part is left out.
+    """
+    root, parts, others = parts_of(path)
+    if not parts:
+        images, classes = labelled(path, size, skip_broken)
+        smallest = int(torch.bincount(images.labels, minlength=len(classes)).min())
+        return hold_out(images, classes, test=smallest // 4, validation=max(1, smallest // 10))
+    print(f"{path}: {', '.join(f'{name} is {part}' for part, name in sorted(parts.items()))}"
+          + (", and the test set, for there is no other" if parts.keys() == {"train", "validation"} else "")
+          + (f"; left out, as no part: {', '.join(others)}" if others else ""))
+    found = {part: labelled(root / name, size, skip_broken) for part, name in parts.items()}
+    train, classes = found.pop("train")
+    for part, (_, theirs) in found.items():
+        if odd := set(classes) ^ set(theirs):
+            raise ValueError(f"{path}: class {min(odd)} is in only one of {parts['train']} and {parts[part]}; give both the same classes")
+    if not found:
+        smallest = int(torch.bincount(train.labels).min())
+        return hold_out(train, classes, test=smallest // 4, validation=max(1, smallest // 10))
+    if len(found) == 1:
+        return with_test(train, next(iter(found.values()))[0], classes, share=20)
+    everything = train + found["validation"][0]          # test comes before val
+    return Source(everything, np.arange(len(train)), np.arange(len(train), len(everything)), found["test"][0], classes)
+
+
+def parts_of(path):
+    """The parts of a data set: folder they lie in, part -> name there, and names that are no part; no parts where classes lie there.
+
+    A train part beside a validation or test part, in any usual spelling; of lists and tables those that are named alike beside the path.
+    One folder that holds everything is entered.
+    """
+    if is_list(path):
+        place, own = path.parent, part_of(path.stem)
+        lists = [other for other in place.iterdir() if is_list(other)] if own[0] == "train" else []
+        name_of = {other.stem: other.name for other in lists if part_of(other.stem)[1] == own[1]}
+    else:
+        place, name_of = path, {name: name for name in files_of(path).folders}
+        if len(name_of) == 1 and path.is_dir() and not part_of(next(iter(name_of)))[0] and not files_beside(path):
+            root, parts, others = parts_of(path / next(iter(name_of)))
+            return (root, parts, others) if parts else (path, {}, [])
+    alike = defaultdict(lambda: defaultdict(list))
+    for name in sorted(name_of):
+        part, others = part_of(name)
+        if part:
+            alike[others][part].append(name_of[name])
+    whole = [parts for parts in alike.values() if "train" in parts and len(parts) > 1]
+    alone = [parts for parts in alike.values() if sum(map(len, parts.values())) == len(name_of)]        # every folder is a part
+    if not whole and alone and "train" not in alone[0] and not is_list(path):
+        raise ValueError(f"{path} has {', '.join(sorted(name_of))} and no part to train on; give the folder of one part that has classes")
+    chosen = (whole or (alone if not is_list(path) else []) or [{}])[0]
+    if len(whole) > 1 or any(len(names) > 1 for names in chosen.values()):
+        twice = next((names for names in chosen.values() if len(names) > 1), sorted(name_of))
+        raise ValueError(f"{path}: {' and '.join(twice)} may be the same part of the data set; leave one of them there")
+    parts = {part: name for part, (name,) in chosen.items()}
+    return place, parts, sorted(set(name_of.values()) - set(parts.values())) if parts else []
+
+
+def part_of(name):
+    """The part of a data set that a name stands for, empty for none, and the other words in it: "seg_train" is train, ("seg",)."""
+    words = [word.lower() for word in re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))]
+    words = [next((word.removesuffix(filler) for filler in FILLERS if word != filler and word.endswith(filler)
+                   and any(word.removesuffix(filler) in spellings for spellings in PARTS.values())), word) for word in words]
+    for part, spellings in PARTS.items():
+        if found := [word for word in words if word in spellings]:
+            return part, tuple(word for word in words if word not in FILLERS and word != found[0])
+    return "", tuple(words)
+
+
+def files_beside(path):
+    """Names of the images that lie in a folder itself."""
+    return [name for name, _ in files_of(path).files if "/" not in name]
+
+
+def labelled(path, size, skip_broken):
+    """``folder`` and the names of its classes; an error unless every image has a class and there are at least two."""
+    images = folder(path, size, skip_broken)
+    if int(images.labels.min()) == UNKNOWN:
+        beside = [name for name in images.names if "/" not in name]
+        if len(beside) < len(images):
+            raise ValueError(f"{path}: {beside[0]} lies beside the class folders, as {len(beside) - 1} more do; move them into one or away")
+        raise ValueError(f"{path} is flat: evaluation needs a folder for each class, or a list or table that gives labels")
+    place = files_of(path)
+    classes = tuple(sources.classes_of(images.names, place))
+    if len(classes) < 2:
+        raise ValueError(f"{path} has one class, {classes[0]}; a long tail needs several, a folder for each")
+    return images, classes
+
+
+def with_test(train, test, classes, share):
+    """A source from a training and a test set: the first images of a fixed order, one of ``share``, are set apart for validation."""
+    orders = class_orders(train.labels.numpy(), np.arange(len(train)), len(classes), np.random.default_rng(0))
+    kept = np.concatenate([order[:max(1, len(order) // share)] for order in orders])
+    return Source(train, np.setdiff1d(np.arange(len(train)), kept), kept, test, classes)
+
+
+def hold_out(images, classes, test, validation):
+    """A source from one labelled set: of each class the first ``test`` and ``validation`` images of a fixed order are set apart."""
+    orders = class_orders(images.labels.numpy(), np.arange(len(images)), len(classes), np.random.default_rng(0))
+    empty = [name for name, order in zip(classes, orders, strict=True) if len(order) <= test + validation or not test]
+    if empty:
+        few, name = min((len(order), name) for name, order in zip(classes, orders, strict=True))
+        raise ValueError(f"class {name} has too few images ({few}) to set any apart for testing")
+    train = images.subset(np.concatenate([order[test:] for order in orders]))
+    ends = np.cumsum([0] + [len(order) - test for order in orders])[:-1]
+    kept = np.concatenate([start + np.arange(validation) for start in ends])
+    return Source(train, np.setdiff1d(np.arange(len(train)), kept), kept,
+                  images.subset(np.concatenate([order[:test] for order in orders])), classes)
+
+
+def digits(size):
+    """Handwritten digits (UCI, in scikit-learn): 1,797 images of 8×8 pixels, enlarged."""
+    from sklearn.datasets import load_digits
+    bunch = load_digits()
+    return ImageSet(enlarge(bunch.images, size), torch.tensor(bunch.target, dtype=torch.int64),
+                    tuple(f"digits/{label}/{k:04d}" for k, label in enumerate(bunch.target)))
+
+
+def enlarge(grey, size):
+    """8×8 images with levels 0 … 16 as uint8 (n, 3, size, size), bicubic."""
+    pictures = (Image.fromarray((np.asarray(image) * 255 / 16).astype(np.uint8)).resize((size, size), Image.BICUBIC) for image in grey)
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))[:, None].expand(-1, 3, -1, -1).contiguous()
+
+
+def letters(size, count):
+    """Letters drawn from matplotlib's own fonts, reduced to 8×8 as the digits were: images that are surely no digit.
+
+    Fonts, widths and slants vary; letters that look like a digit (I, O, l, o, …) are left out.
+    """
+    import matplotlib
+    faces = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Italic", "DejaVuSansMono",
+             "STIXGeneral", "cmr10", "cmtt10")
+    fonts = [Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf" for face in faces]
+    generator, drawn, names = np.random.default_rng(0), [], []
+    for k in range(count):
+        letter, font = generator.choice(list("ABCDEFGHJKLMNPQRTUVWXYabcdefhkmnprtuvwxy")), generator.integers(len(fonts))
+        canvas = Image.new("L", (128, 128))
+        face = ImageFont.truetype(str(fonts[font]), 64)
+        ImageDraw.Draw(canvas).text((64, 64), letter, fill=255, font=face, anchor="mm")
+        slant = generator.uniform(-0.3, 0.3)
+        canvas = canvas.transform((128, 128), Image.AFFINE, (1, slant, -64 * slant, 0, 1, 0), Image.BILINEAR)
+        canvas = canvas.crop(canvas.getbbox())      # the digits fill their field from top to bottom, too
+        width = int(np.clip(64 * canvas.width / canvas.height, 24, 56) * generator.uniform(0.85, 1))
+        picture = Image.new("L", (64, 64))
+        picture.paste(canvas.resize((width, 64), Image.BILINEAR), ((64 - width) // 2, 0))
+        drawn.append(np.rint(np.asarray(picture.resize((8, 8), Image.BOX), dtype=float) * 16 / 255))
+        names.append(f"letters/{letter}/{k:04d}")
+    return ImageSet(enlarge(drawn, size), torch.full((count,), UNKNOWN), tuple(names))
+
+
+def cifar(dataset, size, lists):
+    """CIFAR-10 or -100: torchvision's own files if they are under the data folder, else the JPEG copy, else a download."""
+    archive = paths.DATA / f"{dataset}-jpeg.zip"
+    own = paths.DATA / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[dataset]
+    if archive.exists() and not own.exists():
+        train, test = folder(archive / "train", size), folder(archive / "test", size)
+        classes = tuple(class_names(train.names))
+        if lists:
+            train = official_order(train, Path(lists) / f"{dataset}_train_labels.npy")
+    else:
+        train, test, classes = torchvision_cifar(dataset, size)
+    if not lists:
+        return with_test(train, test, classes, share=10)
+    names = [f"{'' if dataset == 'cifar10' else dataset + '_'}{part}IdxList.npy" for part in ("train", "val")]
+    labelled, validation = (np.load(require(Path(lists) / dataset / name, "SDCLR's split/ folder has it")) for name in names)
+    return Source(train, labelled, validation, test, classes, functools.partial(cifar_lists, lists, dataset))
+
+
+def cifar_lists(folder, dataset, split):
+    """The authors' index arrays D_i, D_b, S_b of one split, into the official training order."""
+    prefix = "" if dataset == "cifar10" else f"{dataset}_"
+    files = [Path(folder) / f"{dataset}_imbSub_with_subsets" / f"{prefix}split{split}_{name}.npy" for name in ("D_i", "D_b", "S_b")]
+    return [np.load(require(file, "SDCLR's repository has it in split/; set `lists` to that folder")) for file in files]
+
+
+def official_order(images, file):
+    """Reorder class folders, each in the official order, by the official labels, so that published index lists apply."""
+    labels = np.load(require(file, "published lists index the official order: the JPEG copy needs its labels, or use torchvision's files"))
+    position = np.empty(len(labels), dtype=np.int64)
+    for label in range(labels.max() + 1):
+        position[labels == label] = np.flatnonzero(images.labels.numpy() == label)
+    return images.subset(position)
+
+
+def torchvision_cifar(dataset, size):
+    """Training set, test set and class names from torchvision, downloaded when absent and reachable."""
+    datasets = importlib.import_module(f"{sources.import_torchvision().__name__}.datasets")
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[dataset]
+    parts = []
+    for train in (True, False):
+        try:
+            part = kind(paths.DATA, train=train, download=True)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(
+                f"{dataset} is not in {paths.DATA} (torchvision's files or {dataset}-jpeg.zip) and no download succeeds ({error}); "
+                f"put one there or set LONGTAIL_DATA to the folder that has it") from error
+        labels = torch.tensor(part.targets)
+        names = tuple(f"{'train' if train else 'test'}/{part.classes[label]}/{k:05d}" for k, label in enumerate(part.targets))
+        parts.append(ImageSet(pixels.stack([pixels.square(Image.fromarray(image), size) for image in part.data]), labels, names))
+    return *parts, tuple(part.classes)
+
+
+# ImageNet-100 as SDCLR and MAK list it: of each list the file, and what it is
+IMAGENET_LISTS = {"long_tail": "imageNet_100_LT_train", "balanced": "imageNet_100_BL_train", "few": "imageNet_100_sub_balance_train_0.01",
+                  "validation": "ImageNet_100_val", "test": "ImageNet_100_test"}
+
+
+def imagenet100(size, lists):
+    """ImageNet-100 by SDCLR's index lists, one split; its images stay in their files, below ``imagenet`` in the data folder.
+
+    An image is kept as its centre square: random crops never reach what lies beside it, nor details finer than ``size`` pixels.
+    """
+    if not lists:
+        raise ValueError("imagenet100 is what SDCLR's lists name; set `lists` to the folder split of its repository")
+    root = require(paths.DATA / "imagenet", "ImageNet has to be unpacked there as train/<wnid>/*.JPEG and val/<wnid>/*.JPEG "
+                                            "(from image-net.org); LONGTAIL_DATA says where data lie")
+    place = Path(lists) / "imagenet-100"
+    lines = {part: lines_of(require(place / f"{file}.txt", "SDCLR's repository has it in split/; set `lists` to that folder"))
+             for part, file in IMAGENET_LISTS.items()}
+    label_of = {name.split("/")[1]: int(label) for name, label, _ in lines["long_tail"]}
+    named = {part: [name for name, *_ in listed] for part, listed in lines.items()}
+    train = listed_files(root, [f"train/{wnid}/{file.name}" for wnid in sorted(label_of)
+                                for file in sorted(require(root / "train" / wnid, "a list names it").iterdir())], size, label_of)
+    test = listed_files(root, named.pop("test"), size, label_of)
+    index = {part: positions(train.names, names, root) for part, names in named.items()}
+    positions({name for name in test.names if (root / name).exists()}, test.names, root)
+    return Source(train, np.setdiff1d(np.arange(len(train)), index["validation"]), index["validation"], test.subset(range(len(test))),
+                  tuple(sorted(label_of, key=label_of.get)), lambda split: [index[part] for part in ("long_tail", "balanced", "few")])
+
+
+def positions(names, wanted, root):
+    """Where the ``wanted`` names stand among all: int64; an error naming the first file that is not there."""
+    place = {name: position for position, name in enumerate(names)}
+    if lost := [name for name in wanted if name not in place]:
+        raise FileNotFoundError(f"{root / lost[0]} is missing: a list names it, and {len(lost) - 1} more that are not there")
+    return np.array([place[name] for name in wanted])
+
+
+def listed_files(root, names, size, label_of):
+    """Files below ``root`` by their names <part>/<wnid>/<file>, left where they are."""
+    files = sources.Files([(name, OnDisk(root / name)) for name in names], size)
+    return sources.FileSet(files, torch.tensor([label_of[name.split("/")[1]] for name in names]), tuple(names))

@@ -1,0 +1,125 @@
+"""SimCLR, on which every method builds: what the one loop asks of a method, and the settings and memory that a method may have."""
+
+import torch
+
+from longtail.learn import losses, models
+from longtail.learn.formulas import FINAL_RATE, averaged, warmup_cosine
+from longtail.store import processes
+
+
+class SimCLR:
+    """Contrast two views of an image against all other images of the batch (Chen et al. 2020)."""
+
+    branches = 1        # sets of batch norm in the encoder
+    head_layers = 2     # of the projection head, as published
+    network = models.Encoder
+    options = {}        # the class's own settings and their published values; an arm changes them by name
+    remembers = {}      # what is kept of every image: name -> numbers of a row, 0 for a single one
+    fixed = {}          # fields of ``Run`` that it decides itself
+    clashes = ()        # methods that it cannot be joined with
+    picks = False       # whether it fetches images from the study's pool as it trains
+    boost = None        # what it does to views beyond their policy: (levels, index, epoch, view) -> levels
+
+    def __init__(self, run):
+        self.run, self.own = run, read_options(type(self), dict(pair.split("=") for pair in run.options.split()))
+        self.state = {}         # tensors on the device that a checkpoint keeps; changed in place inside an epoch, since a graph reads them
+        self.notes = {}         # name -> epoch -> tensor, for the pictures
+        self.attends = True     # whether what it sees is remembered; not in a second pass over the same batch
+
+    @classmethod
+    def reference(cls, run):
+        """The run whose encoder must be there before this one starts, or None."""
+        return None
+
+    def start(self, images, teacher):
+        """Meet the training images, an ``ImageSet`` on the device, and the reference's encoder; every image begins without a past."""
+        self.images, self.teacher, self.count = images, teacher, len(images) - self.run.reserve
+        self.state |= {name: torch.full((len(images), *[width] * bool(width)), torch.nan, device=images.images.device)
+                       for name, width in gathered(type(self), "remembers").items()}
+
+    def remember(self, name, index, values, beta):
+        """Average a quantity of the batch's images into what is kept of them; images of a pool leave no trace."""
+        if not self.attends:
+            return
+        past = self.state[name][index]
+        known = (index < self.count).view(-1, *[1] * (past.ndim - 1))
+        self.state[name].index_copy_(0, index, torch.where(known, averaged(past, values.detach().to(past.dtype), beta), past))
+
+    def note(self, name, epoch, values):
+        """Keep a copy of what changed between epochs."""
+        self.notes.setdefault(name, {})[epoch] = values.cpu().clone()
+
+    def extra(self, epoch):
+        """How many images of the pool an epoch uses."""
+        return 0
+
+    def used(self):
+        """Positions of the images of this epoch."""
+        return torch.arange(self.count, device=self.images.images.device)
+
+    def rates(self, epoch, course):
+        """The learning rate of each update of an epoch, counted from 0."""
+        return [warmup_cosine(step, course.total, course.warmup, self.run.learning_rate, FINAL_RATE) for step in course.steps(epoch)]
+
+    def phase(self):
+        """What an update depends on beyond tensors; a recorded one serves one phase."""
+        return ()
+
+    def before_epoch(self, encoder, epoch):
+        """What changes between epochs: masks, view strengths, extra images."""
+
+    def project(self, encoder, first, second):
+        """Projections (n, d) of both views: one pass over all 2n, so that batch statistics are joint (spec 2.1)."""
+        return encoder(torch.cat([first, second])).chunk(2)
+
+    def objective(self, first, second, index):
+        """Loss of each image (n,); ``index`` is its position in the training set."""
+        return losses.nt_xent(first, second, self.run.temperature)
+
+    def forward(self, encoder, first, second, index):
+        """Loss of each image of the batch of all processes (n,), which contrast as one; the views are this process's."""
+        with torch.autocast(first.device.type, torch.bfloat16, enabled=self.run.precision == "bfloat16"):
+            projections = self.project(encoder, first, second)
+        return self.objective(*(processes.gather(rows, len(index)) for rows in projections), index)
+
+    def backward(self, encoder, first, second, index):
+        """Gradients of one step into the encoder; returns the per-image losses (n,).
+
+        ``first`` and ``second`` are this process's views, ``index`` (n,) is the batch of all processes.
+        """
+        loss = self.forward(encoder, first, second, index)
+        loss.mean().backward()
+        processes.add_gradients(encoder)
+        return loss.detach()
+
+
+# ---- settings, and images as a network sees them
+
+def gathered(kind, attribute):
+    """A class attribute that is a dict, with what the classes it builds on have in theirs."""
+    return {name: value for part in reversed(kind.__mro__) for name, value in vars(part).get(attribute, {}).items()}
+
+
+def read_options(kind, given):
+    """All options of a method, those given as text in place of the published ones."""
+    published = gathered(kind, "options")
+    if unknown := given.keys() - published.keys():
+        raise ValueError(f"{min(unknown)} is no setting of a run or of this method; the method has {', '.join(published) or 'none'}")
+    if wrong := [value for name, value in given.items() if isinstance(published[name], bool) and value not in ("True", "False")]:
+        raise ValueError(f"{wrong[0]} is neither True nor False")
+    return {name: value if name not in given else given[name] == "True" if isinstance(value, bool) else type(value)(given[name])
+            for name, value in published.items()}
+
+
+def write_options(values):
+    """Options as a run keeps them."""
+    return " ".join(f"{name}={value}" for name, value in sorted(values.items()))
+
+
+@torch.no_grad()
+def embed(network, pixels):
+    """What a network in evaluation mode makes of images (uint8) as they are: (n, d)."""
+    network.eval()
+    rows = torch.cat([network((part.float() / 255).to(memory_format=torch.channels_last)).float() for part in pixels.split(1024)])
+    network.train()
+    return rows

@@ -1,0 +1,335 @@
+"""The one loop: pre-train a run, with checkpoints and resume; several runs side by side."""
+
+import io
+import itertools
+import json
+import os
+import time
+from concurrent import futures
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from tqdm import tqdm
+
+from longtail.images import views
+from longtail.learn import methods, simclr
+from longtail.learn.formulas import FINAL_RATE as FINAL_RATE
+from longtail.learn.formulas import warmup_cosine as warmup_cosine
+from longtail.store import gpu, processes, runs
+
+MOMENTUM = 0.9      # SDCLR and MAK, all data sets (spec 2.4)
+SNAPSHOTS = 10      # encoders kept of a run, evenly spaced, so that its accuracy can be followed over time; the last is the encoder
+
+
+def plan(study, arm, split, seed, settings):
+    """The run of one arm and the images it trains on: ``(Run, ImageSet)``.
+
+    ``settings`` holds the fields of ``Run`` that all arms share; ``runs.read_arm`` says what an arm is. The depth of the head is the
+    published one unless given. A method that picks images as it trains gets the study's pool, behind the seed.
+    """
+    own, options = runs.read_arm(arm)
+    kind = methods.find(own["method"])
+    images = study.seed if own["subset"] == "long_tail" else study.balanced
+    if kind.picks:
+        images, own = images + study.pool.subset(range(len(study.pool))), own | {"reserve": len(study.pool)}
+    chosen = simclr.write_options(simclr.read_options(kind, options))
+    given = settings | {"head_layers": kind.head_layers, "options": chosen} | own | kind.fixed
+    return runs.Run(**given, split=split, seed=seed, images=images.digest), images
+
+
+@dataclass(frozen=True)
+class Course:
+    """The updates of a run."""
+
+    updates: tuple      # in each epoch
+    warmup: int         # of the first ones, while the rate rises
+
+    @property
+    def epochs(self):
+        return len(self.updates)
+
+    @property
+    def total(self):
+        return sum(self.updates)
+
+    def steps(self, epoch):
+        """The numbers of an epoch's updates, which count from 1; epochs count from 0."""
+        before = sum(self.updates[:epoch])
+        return range(before + 1, before + self.updates[epoch] + 1)
+
+
+def course(run, images, extra=lambda epoch: 0):
+    """The ``Course`` of a run on so many images, to which a method adds ``extra(epoch)`` of its pool.
+
+    A last batch of a single image is dropped. ``schedule="updates"`` gives a run with added images as many as the seed alone gets.
+    """
+    def steps(n):
+        return n // run.batch_size + (n % run.batch_size > 1)
+    used = images - run.reserve
+    if not run.epochs:
+        return Course((), 0)
+    if run.epochs <= run.warmup_epochs:
+        raise ValueError(f"{run.name}: {run.warmup_epochs} warm-up epochs leave nothing of {run.epochs}; lower warmup_epochs")
+    if not steps(used):
+        raise ValueError(f"{run.name}: {used} images make no batch of at least two")
+    updates = [steps(used + extra(epoch)) for epoch in range(run.epochs)]
+    planned = steps(run.seeds(images)) if run.schedule == "updates" else steps(used)
+    left = run.epochs * planned if run.schedule == "updates" else sum(updates)
+    ends = itertools.accumulate(updates)
+    updates = [n - max(0, end - left) for n, end in zip(updates, ends, strict=True) if end - n < left]      # cut where the plan ends
+    return Course(tuple(updates), run.warmup_epochs * planned)
+
+
+def initialise(run):
+    """A fresh encoder, its method and its optimiser, decided by the run alone."""
+    method = methods.find(run.method)(run)
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)
+        encoder = method.network(run.architecture, run.head_layers, method.branches)
+    encoder = encoder.to(runs.device(), memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(encoder.parameters(), run.learning_rate, MOMENTUM, weight_decay=run.weight_decay, fused=True)
+    return encoder, method, optimizer
+
+
+def pretrain(run, images, results, progress=True, wait=True, checkpoint_seconds=20):
+    """Pre-train a run on an image set; returns at once when it is done, and goes on where an earlier process stopped.
+
+    Writes ``log.csv`` by epoch, ``encoder.safetensors`` and at last ``done.json`` into the run's folder. Raises ``FloatingPointError`` when
+    a loss is not finite and ``ValueError`` for a damaged checkpoint. A run that another process holds is waited for, or left to it.
+    The run that a method learns from is made first.
+    """
+    reference = None if results.is_done(run) else methods.find(run.method).reference(run)
+    if reference:
+        pretrain(reference, images, results, progress, True, checkpoint_seconds)
+    with runs.claim(results.folder(run), wait) as held:
+        if held and not results.is_done(run):
+            train(run, images, results.folder(run), progress, checkpoint_seconds, reference and encoder_of(reference, results))
+
+
+def train(run, images, folder, progress, checkpoint_seconds, teacher=None):
+    """The loop itself, for the process that holds the run; ``teacher`` is the encoder of the run that the method learns from."""
+    if run.images != images.digest:
+        raise ValueError(f"{run.name} was planned for images {run.images}, these are {images.digest}")
+    gpu.forget_peak()
+    images = replace(images, images=images.images.to(runs.device()))
+    encoder, method, optimizer = initialise(run)
+    method.start(images, teacher)
+    plan = course(run, len(images), method.extra)
+    runs.write(folder / "run.json", json.dumps(asdict(run), indent=1))
+    log = restore(folder / "last.pt", encoder, optimizer, method)
+    step, saved = Step(run, encoder, method, optimizer, images.images), time.perf_counter()
+    hidden = not progress or processes.world()[0] > 0
+    for epoch in tqdm(range(len(log), plan.epochs), run.name, plan.epochs, initial=len(log), mininterval=2, disable=hidden, leave=False):
+        began, numbers = time.perf_counter(), plan.steps(epoch)
+        method.before_epoch(encoder, epoch)
+        rates = method.rates(epoch, plan)
+        losses = train_epoch(step, epoch, rates)
+        check_finite(losses, numbers[0] - 1, run)
+        log.append({"epoch": epoch + 1, "step": numbers[-1], "loss": losses.mean().item(),
+                    "learning_rate": rates[-1], "seconds": round(time.perf_counter() - began, 3)})
+        runs.write(folder / "log.csv", log_csv(log))
+        if epoch + 1 in snapshot_epochs(plan.epochs):
+            keep_encoder(snapshot(folder, epoch + 1), encoder)
+        if processes.agreed(time.perf_counter() - saved > checkpoint_seconds) and epoch + 1 < plan.epochs:
+            save(folder / "last.pt", {"encoder": encoder.state_dict(), "optimizer": optimizer.state_dict(), "log": log,
+                                      "method": method.state, "notes": method.notes})
+            saved = time.perf_counter()
+    if method.notes:
+        runs.remember(folder, "notes", {}, lambda: notes(method))
+    finish(run, folder, encoder, log, len(images))
+
+
+def snapshot_epochs(epochs):
+    """After which epochs of a run its encoder is kept: ten, evenly spaced, without the end, where the run's own encoder is written."""
+    return sorted({round(part * epochs / SNAPSHOTS) for part in range(1, SNAPSHOTS)} - {0, epochs})
+
+
+def snapshot(folder, epoch):
+    """The file of the encoder as it was after so many epochs."""
+    return folder / "snapshots" / f"epoch-{epoch:04d}.safetensors"
+
+
+def snapshots(run, results):
+    """The epochs after which the encoder of a run was kept and is still there, in order."""
+    return [epoch for epoch in snapshot_epochs(run.epochs) if snapshot(results.folder(run), epoch).exists()]
+
+
+def notes(method):
+    """What a method noted between epochs, as rows: name, epoch (how many were over), place in the noted tensor, value."""
+    return pd.concat([pd.DataFrame({"name": name, "epoch": epoch, "place": range(len(values)), "value": values.cpu().numpy()})
+                      for name, noted in method.notes.items() for epoch, values in noted.items()]).round(5)
+
+
+def log_csv(log):
+    """The rows of ``log.csv`` as text."""
+    return pd.DataFrame(log, columns=["epoch", "step", "loss", "learning_rate", "seconds"]).to_csv(index=False)
+
+
+class Step:
+    """One update of the encoder.
+
+    A GPU spends more time on waiting for orders than on a small network's work, so there an update is recorded once for each size of a
+    batch and each phase of the method, as a CUDA graph, and replayed; with several processes the same lines run one by one.
+    LONGTAIL_EAGER=1 turns off compiler and graphs, LONGTAIL_COMPILE=1 compiles the encoder too, with rounding of its own.
+    """
+
+    def __init__(self, run, encoder, method, optimizer, pixels):
+        self.run, self.encoder, self.method, self.optimizer, self.pixels = run, encoder, method, optimizer, pixels
+        self.policy = views.POLICIES[run.policy]
+        self.epoch = torch.zeros((), dtype=torch.int64, device=pixels.device)
+        self.fused = gpu.fuses(pixels)
+        self.replays = gpu.computes(pixels) and not gpu.eager() and processes.world()[1] == 1
+        self.recorded = gpu.Recorded(self.update, self.changed)
+        self.rate = torch.zeros((), device=pixels.device) if gpu.computes(pixels) else None      # a graph reads it; a CPU takes the number
+        if self.fused and os.environ.get("LONGTAIL_COMPILE"):
+            encoder.compile(dynamic=False)
+
+    def __call__(self, index, rate):
+        """Update by the images ``index`` (n,) at a rate; gives the mean loss, on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate if self.rate is None else self.rate.fill_(rate)
+        return self.recorded((self.method.phase(), len(index)), index).clone() if self.replays else self.update(index)
+
+    def update(self, index):
+        """The update itself; nothing here depends on a value that the host would have to read."""
+        mine = processes.share(index)
+        first, second = (views.augment(self.pixels, mine, self.policy, self.run.seed, self.epoch, view, fused=self.fused,
+                                       boost=self.method.boost).to(memory_format=torch.channels_last) for view in (0, 1))
+        loss = self.method.backward(self.encoder, first, second, index).mean()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def changed(self):
+        """What an update changes: weights, statistics, momentum and the method's memory."""
+        momenta = [kept["momentum_buffer"] for kept in self.optimizer.state.values()]
+        return [*self.encoder.parameters(), *self.encoder.buffers(), *momenta, *self.method.state.values()]
+
+
+def train_epoch(step, epoch, rates):
+    """One epoch of updates at the given rates; returns the mean loss of each, on the device."""
+    used = step.method.used()
+    order = torch.from_numpy(np.random.default_rng([step.run.seed, epoch]).permutation(len(used))).to(used.device)
+    step.epoch.fill_(epoch)
+    batches = zip(used[order].split(step.run.batch_size), rates, strict=False)      # a cut epoch has fewer rates than batches
+    return torch.stack([step(index, rate) for index, rate in batches])      # the rate moves before the update: 0 is never used (spec 2.4)
+
+
+def check_finite(losses, steps_before, run):
+    """Stop a run at its first loss that is no number, before anything of it is saved."""
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        raise FloatingPointError(f"{run.name}: loss is {losses[bad[0]].item()} at step {steps_before + bad[0].item() + 1}; "
+                                 f"lower learning_rate or use precision float32")
+
+
+def save(path, state):
+    """A checkpoint, whole or not at all."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    runs.write(path, content.getbuffer())
+
+
+def load(path):
+    """What ``save`` wrote; ``ValueError`` naming the file if it is damaged."""
+    try:
+        return torch.load(path, map_location=runs.device(), weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:      # whatever torch and pickle make of foreign bytes
+        reason = (str(error) or type(error).__name__).splitlines()[0][:80]
+        raise ValueError(f"{path} is damaged ({reason}); delete it to train from the start of the run") from error
+
+
+def restore(path, encoder, optimizer, method):
+    """Put encoder, optimiser and the method's memory where the checkpoint left them; returns its log, empty without one."""
+    if not path.exists():
+        return []
+    state = load(path)
+    encoder.load_state_dict(state["encoder"])
+    optimizer.load_state_dict(state["optimizer"])
+    method.state |= state.get("method", {})         # the checkpoints of methods without memory once had no such entry
+    method.notes |= state.get("notes", {})
+    return state["log"]
+
+
+def finish(run, folder, encoder, log, images):
+    """Write the encoder and, last of all, ``done.json``; an untrained encoder has a log without rows."""
+    runs.write(folder / "log.csv", log_csv(log))
+    keep_encoder(folder / "encoder.safetensors", encoder)
+    runs.write(folder / "done.json", json.dumps({
+        "seconds": round(sum(row["seconds"] for row in log), 1), "peak_memory_mib": round(gpu.peak_memory() / 2**20),
+        "seed_images": run.seeds(images), **runs.machine(),
+        "encoder_sha256": runs.sha256((folder / "encoder.safetensors").read_bytes()),
+        "log_sha256": runs.sha256(log_csv(log).encode())}, indent=1))
+    if processes.world()[0] == 0:
+        (folder / "last.pt").unlink(missing_ok=True)
+
+
+def keep_encoder(path, encoder):
+    """Write an encoder's weights in half precision, which is all that is measured of it later.
+
+    A tensor with values beyond the range of half precision stays in its own.
+    """
+    half = {name: value.half() if value.is_floating_point() and value.half().isfinite().all() else value
+            for name, value in encoder.state_dict().items()}
+    runs.write(path, safetensors.save({name: value.contiguous() for name, value in half.items()}))
+
+
+def encoder_of(run, results, epoch=None):
+    """The trained encoder of a finished run, in evaluation mode (its dense branch is branch 0), or as it was after some ``epoch``."""
+    folder = results.folder(run)
+    path = folder / "encoder.safetensors" if epoch is None else snapshot(folder, epoch)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: not all weights are shipped; delete {folder} to train the run again")
+    content = path.read_bytes()
+    if epoch is None and runs.sha256(content) != json.loads((folder / "done.json").read_text())["encoder_sha256"]:
+        raise ValueError(f"{path} is not the file that training wrote; delete {folder} to train the run again")
+    method = methods.find(run.method)
+    encoder = method.network(run.architecture, run.head_layers, method.branches)
+    try:
+        encoder.load_state_dict(safetensors.load(content))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete {folder} to train the run again") from error
+    return encoder.to(runs.device(), memory_format=torch.channels_last).eval()
+
+
+def side_by_side(function, jobs, count, progress=None):
+    """``function(*job)`` for every job, ``count`` at a time in processes with one thread each; one means this one.
+
+    Results come in the order of the jobs, the first error is raised. Two processes with one thread each are faster on two cores
+    than one with two, and give the same numbers on any number of cores.
+    """
+    if count == 1 or len(jobs) < 2 or processes.world()[1] > 1:
+        return [function(*job) for job in jobs]
+    context = get_context("forkserver")         # imports once, for all processes that a notebook starts, what takes seconds
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
+    with futures.ProcessPoolExecutor(count, context, torch.set_num_threads, (1,)) as pool:
+        waiting, failed = [pool.submit(function, *job) for job in jobs], []
+        while not failed and (state := futures.wait(waiting, 1, futures.FIRST_EXCEPTION)).not_done:
+            failed = [job for job in state.done if job.exception()]
+            if progress:
+                progress()
+        if failed:
+            pool.shutdown(wait=False, cancel_futures=True)      # jobs under way end, none is begun
+        return [job.result() for job in failed or waiting]
+
+
+def pretrain_all(jobs, results, count):
+    """Pre-train all ``(run, images)`` that are not done, ``count`` at a time; several processes started on the same list share it."""
+    missing = [(run, images, results, count == 1, False) for run, images in jobs if not results.is_done(run)]
+    logs = [results.folder(run) / "log.csv" for run, *_ in missing]
+    with tqdm(total=sum(run.epochs for run, *_ in missing), desc=f"{len(missing)} runs, epochs", mininterval=2,
+              disable=count == 1 or not missing or processes.world()[0] > 0) as bar:
+        def progress():
+            bar.n = sum(log.read_text().count("\n") - 1 for log in logs if log.exists())
+            bar.refresh()
+        side_by_side(pretrain, missing, count, progress)
+        for run, images, *_ in missing:         # what another process held is its to finish, or ours if it died
+            pretrain(run, images, results, progress=False)
+        progress()

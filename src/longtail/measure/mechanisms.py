@@ -1,0 +1,250 @@
+"""Whether what a method adds is at work: measured on finished runs, against classes that training never sees."""
+
+import functools
+
+import numpy as np
+import pandas as pd
+import torch
+
+from longtail.learn import encode, methods, train
+from longtail.learn.models import Conv
+from longtail.measure import sampled
+from longtail.measure.groups import SIZE_GROUPS, size_groups
+from longtail.measure.phi import phi
+from longtail.store import runs
+
+DRAWS = 1000        # of what chance would do, with a fixed seed
+LEAST = {"pruning": 0.2, "strength": 0.05, "importance": 0.2, "prior": 0.1, "picks": 0.1}      # see ``active``
+
+
+def active(mechanism, rows):
+    """Whether a mechanism is at work in a run: its ``contrast`` exceeds ``chance`` and the least that the method could use.
+
+    ``rows``: columns mechanism, group, value of one run. ``chance`` is the 99th percentile of the contrast when classes are shuffled. The
+    least follows from each mechanism, not from results:
+
+    pruning (SDCLR)     φ of few less φ of many among the 10 % of the images on which the dense and the pruned branch disagree most, 0 if no
+                        weight is pruned: 0.2, a fifth of a fair share.
+    strength (BCL)      mean strength of few less that of many: 0.05, one of the 20 steps of RandAugment's magnitude from 10 to 30.
+    importance (rwSAM)  mean weight of few less that of many, where the mean of all is about 1: 0.2, the step of the oracle's weights
+                        (φ = 1.2) from one class to the next.
+    prior (GH)          share of the images that would have to move for a uniform prior, times the weight of GH's loss, at most 1: 0.1.
+    picks (COLT, MAK)   share of the picks that would have to be exchanged for the pool's own mix of many, medium, few and outsiders: 0.1.
+                        The mechanism is named with its sampler: "picks mak".
+    """
+    mine = rows[rows.mechanism == mechanism].set_index("group").value
+    if mechanism.split()[0] not in LEAST or not mine.index.is_unique or not {"contrast", "chance"} <= set(mine.index):
+        raise ValueError(f"no check of {mechanism!r} in these rows; give those of one run, with contrast and chance, of "
+                         f"{', '.join(LEAST)}")
+    return bool(mine["contrast"] > max(mine["chance"], LEAST[mechanism.split()[0]]))
+
+
+def verdicts(rows):
+    """One line for each run and mechanism in ``results.read("mechanism*")``: run, method, mechanism, contrast, chance, least, active."""
+    keys, found = ["run", "method", "mechanism"], []
+    for key, own in rows.groupby(keys):
+        value = own.set_index("group").value
+        found.append((*key, value["contrast"], value["chance"], LEAST[key[-1].split()[0]], active(key[-1], own)))
+    return pd.DataFrame(found, columns=[*keys, "contrast", "chance", "least", "active"])
+
+
+# ---- what methods noted as they trained
+
+def measure(run, results, study, group_rule="thirds"):
+    """Rows of what the method of a finished run adds, by size group; read from disk when measured before, empty without a mechanism.
+
+    Rows: mechanism, group, value. Groups many, medium, few and all hold the measured quantity, contrast and chance what ``active`` asks.
+    ``prior`` has the share of the images in the fullest, middle and emptiest third of the surrogate classes, and that of the true
+    classes beside it; ``picks colt`` how over-represented each part of the pool is among the last picks.
+    """
+    folder, images, groups = results.folder(run), trained_on(run, study), size_groups(study.counts, group_rule)
+    names = np.array(groups)[images.labels.numpy()]
+    noted = runs.read_rows(folder / "notes.csv") if (folder / "notes.json").exists() else pd.DataFrame(columns=["name", "epoch", "value"])
+    last = {name: rows[rows.epoch == rows.epoch.max()].value.to_numpy() for name, rows in noted.groupby("name")}
+
+    def rows():
+        found = []
+        for name in {"strength", "importance"} & last.keys():
+            found += _of_images(name, last[name][:len(names)], names)
+        if "prior" in last:
+            found += _of_prior(last["prior"], min(1, methods.find(run.method)(run).own["harmony"]), study.counts, len(names))
+        if "picks" in last:
+            found += of_picks("colt", last["picks"].astype(int), sampled.pool_parts(study, group_rule))
+        if prunes(run):
+            found += _of_pruning(disagreement(run, results, study, group_rule).set_index("group"))
+        return pd.DataFrame(found, columns=["mechanism", "group", "value"])
+
+    settings = {"group_rule": group_rule, "counts": study.counts, "images": images.digest,
+                "pool": study.pool.digest if "picks" in last else ""}
+    return runs.remember(folder, "mechanism", settings, rows)
+
+
+def trained_on(run, study):
+    """The seed images of a run: the study's long-tailed or balanced list."""
+    return study.seed if run.subset == "long_tail" else study.balanced
+
+
+def measure_picks(run, results, study, picks, group_rule="thirds"):
+    """``picks <sampler>`` rows of what samplers took with a finished run as extractor (see ``measure``); ``picks``: sampler -> rows."""
+    parts = sampled.pool_parts(study, group_rule)
+    settings = {"group_rule": group_rule, "counts": study.counts, "pool": study.pool.digest, "parts": runs.sha256("".join(parts).encode()),
+                "picks": {sampler: [int(i) for i in taken["index"]] for sampler, taken in picks.items()}}
+    return runs.remember(results.folder(run), "mechanism-picks", settings, lambda: pd.DataFrame(
+        [row for sampler, taken in picks.items() for row in of_picks(sampler, taken["index"].to_numpy(), parts)],
+        columns=["mechanism", "group", "value"]))
+
+
+def of_picks(sampler, index, parts):
+    """Rows for picks ``index`` of a pool whose images are ``parts``; none where all of the pool is one part."""
+    kinds, codes = np.unique(parts, return_inverse=True)
+    if len(kinds) < 2:
+        return []
+    fair = np.bincount(codes) / len(codes)
+
+    def shares(some):
+        return np.bincount(codes[some], minlength=len(kinds)) / len(some)
+    chance = _chance(lambda generator: abs(shares(generator.permutation(len(codes))[:len(index)]) - fair).sum() / 2)
+    return [*((f"picks {sampler}", kind, value) for kind, value in zip(kinds, shares(index) / fair, strict=True)),
+            (f"picks {sampler}", "contrast", abs(shares(index) - fair).sum() / 2), (f"picks {sampler}", "chance", chance)]
+
+
+def _chance(draw):
+    """The 99th percentile of ``draw(generator)``."""
+    generator = np.random.default_rng(0)
+    return float(np.quantile([draw(generator) for _ in range(DRAWS)], 0.99))
+
+
+def _of_images(name, values, groups):
+    """Rows for one value an image: means by size group; none where few or many is empty."""
+    sizes = {group: (groups == group).sum() for group in SIZE_GROUPS}
+    if not sizes["few"] or not sizes["many"]:
+        return []
+
+    def contrast(values):
+        return values[groups == "few"].mean() - values[groups == "many"].mean()
+    means = [(name, group, values[groups == group].mean()) for group in SIZE_GROUPS if sizes[group]]
+    return [*means, (name, "all", values.mean()), (name, "contrast", contrast(values)),
+            (name, "chance", _chance(lambda generator: contrast(generator.permutation(values))))]
+
+
+def _of_prior(prior, weight, counts, images):
+    """Rows for GH's prior over its surrogate classes, beside the true classes' shares."""
+    def distance(shares):
+        return abs(shares - 1 / len(prior)).sum() / 2
+    chance = _chance(lambda generator: distance(generator.multinomial(images, np.full(len(prior), 1 / len(prior))) / images))
+    shares = {"": prior, "true_": np.array(counts) / sum(counts)}
+    thirds = [("prior", f"{kind}{group}", values[np.array(size_groups(values, "thirds")) == group].sum())
+              for kind, values in shares.items() for group in SIZE_GROUPS]
+    return [*thirds, ("prior", "all", distance(prior)), ("prior", "contrast", weight * distance(prior)),
+            ("prior", "chance", weight * chance)]
+
+
+def _of_pruning(found):
+    """Rows for ``disagreement`` (by group) of a run that prunes as it trains; none where few or many is empty."""
+    if not {"few", "many"} <= set(found.index):
+        return []
+    groups = np.repeat([group for group in found.index if group != "all"], found.images.drop("all")).tolist()
+    contrast = (found.phi["few"] - found.phi["many"]) * (found.pruned["all"] > 0)
+
+    def at_random(generator):
+        shares = phi(generator.random(len(groups)), groups)
+        return shares["few"] - shares["many"]
+    return [*(("pruning", group, value) for group, value in found.phi.items()), ("pruning", "contrast", contrast),
+            ("pruning", "chance", _chance(at_random))]
+
+
+# ---- where the dense and the pruned network disagree
+
+def disagreement(run, results, study, group_rule="thirds", top=0.1):
+    """Which size groups the images come from on which a run's dense and pruned network disagree most (SDCLR's slides, PIE samples).
+
+    Rows: group, phi (share among the ``top`` that disagree most / share among all), disagreement (mean), images, pruned (share of the
+    convolution weights). For SDCLR these are its two branches. Any other encoder is pruned after training, as a control, remembered as
+    ``disagreement-control``: an ordinary encoder tells what pruning does without SDCLR, one of the balanced list which classes are hard
+    and not rare.
+    """
+    images = trained_on(run, study)
+    names = np.array(size_groups(study.counts, group_rule))[images.labels.numpy()]
+
+    def rows():
+        values, pruned = disagreements(run, results, study)
+        shares = {group: value for group, value in phi(values, names, top).items() if group}
+        masks = [(group, shares[group], names == group) for group in SIZE_GROUPS if group in shares] + [("all", 1.0, names == names)]
+        return pd.DataFrame([(group, share, float(values[torch.from_numpy(mask)].mean()), mask.sum(), pruned)
+                             for group, share, mask in masks], columns=["group", "phi", "disagreement", "images", "pruned"])
+
+    settings = {"group_rule": group_rule, "counts": study.counts, "images": images.digest, "top": top}
+    return runs.remember(results.folder(run), "disagreement" if prunes(run) else "disagreement-control", settings, rows)
+
+
+def prunes(run):
+    """Whether the method of a run trains a pruned branch."""
+    return methods.find(run.method).branches > 1
+
+
+def exemplars(run, results, study, count, group_rule="thirds"):
+    """The ``count`` images on which a run's dense and pruned network disagree most, and least. Rows: end, rank, index, name, group, …"""
+    images = trained_on(run, study)
+    names = np.array(size_groups(study.counts, group_rule))[images.labels.numpy()]
+
+    def rows():
+        values = disagreements(run, results, study)[0]
+        order = torch.argsort(values, descending=True, stable=True)
+        ends = {"most": order[:count], "least": order.flip(0)[:count]}
+        return pd.DataFrame([(end, rank, int(index), images.names[index], names[index], float(values[index]))
+                             for end, places in ends.items() for rank, index in enumerate(places.tolist(), 1)],
+                            columns=["end", "rank", "index", "name", "group", "disagreement"])
+
+    settings = {"group_rule": group_rule, "counts": study.counts, "images": images.digest, "count": count}
+    return runs.remember(results.folder(run), "exemplars", settings, rows)
+
+
+@functools.lru_cache(maxsize=1)
+def disagreements(run, results, study):
+    """1 − cosine similarity of the dense and the pruned network's projections of each training image, as it is: (n,), and the pruned share.
+
+    Projections, because they are what SDCLR's loss compares; no loss makes the features of two branches comparable. The masks follow
+    from the final weights.
+    """
+    pixels = trained_on(run, study).images.to(runs.device())
+    encoder = twin_of(run, results, pixels)
+    masks = [module.mask for module in encoder.trunk.modules() if isinstance(module, Conv)]
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
+        dense, pruned = (encode.in_chunks(functools.partial(encoder, branch=branch), pixels) for branch in (0, 1))
+    kept = sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+    return 1 - torch.cosine_similarity(dense, pruned).cpu().double(), 1 - kept
+
+
+def twin_of(run, results, pixels):
+    """A finished run's encoder with its pruned branch, masks from the final weights, in evaluation mode.
+
+    SDCLR has trained that branch. For others it has the dense weights, and both branches get batch norm statistics from the training
+    images: with those of the dense network the pruned one would show what it makes of wrong statistics.
+    """
+    encoder = train.encoder_of(run, results)
+    if prunes(run):
+        encoder.refresh_masks(run.prune_fraction)
+        return encoder
+    state = encoder.state_dict()
+    twin = type(encoder)(run.architecture, run.head_layers, 2).to(runs.device(), memory_format=torch.channels_last)
+    twin.load_state_dict(state | {name.replace(".sets.0.", ".sets.1."): value for name, value in state.items() if ".sets.0." in name})
+    twin.refresh_masks(run.prune_fraction)
+    return renormalised(twin.eval(), pixels)
+
+
+@torch.no_grad()
+def renormalised(encoder, pixels):
+    """The encoder with each branch's batch norm statistics from these images as they are: the mean over random batches, evenly cut."""
+    norms = [module for module in encoder.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None        # a plain mean
+        norm.train()
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0)).to(pixels.device)
+    for index in order.tensor_split(-(-len(order) // encode.CHUNK)):
+        batch = (pixels[index].float() / 255).to(memory_format=torch.channels_last)
+        for branch in (0, 1):
+            encoder(batch, branch=branch)
+    for norm in norms:
+        norm.eval()
+    return encoder

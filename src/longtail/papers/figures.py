@@ -1,0 +1,125 @@
+"""The paper's style, one fixed look for everything that has a name, and figures saved with their numbers and sources."""
+
+import io
+import json
+import textwrap
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+
+from longtail.store import paths, runs
+
+SINGLE, DOUBLE = 3.4, 7.0       # inches, width of one and of two columns of a printed page
+GAP = 2                         # white pixels between two thumbnails
+STYLE = {
+    "figure.figsize": (SINGLE, 2.5), "figure.dpi": 120, "figure.constrained_layout.use": True,
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "legend.fontsize": 7, "legend.title_fontsize": 7, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.3, "lines.markersize": 4.5,
+    "pdf.fonttype": 42, "ps.fonttype": 42,      # text stays text (TrueType), as journals ask
+}
+
+
+def _look(**names):
+    """Colour, marker and dash of every name, as keywords for seaborn's ``hue`` and ``style``; colours by index into `colorblind`."""
+    colours = sns.color_palette("colorblind")
+    dashes = [(), (4, 1.5), (1, 1), (5, 1, 1, 1), (3, 1), (6, 2), (2, 1, 1, 1), (1, 2), (8, 2, 1, 2), (4, 1, 4, 2)]
+    return {"palette": {name: colours[index] for name, (index, _) in names.items()},
+            "markers": {name: marker for name, (_, marker) in names.items()},
+            "dashes": dict(zip(names, dashes, strict=False))}
+
+
+# sns.lineplot(rows, x=…, y=…, hue="method", style="method", **figures.METHOD); a bar plot takes palette=figures.METHOD["palette"]
+METHOD = _look(simclr=(0, "o"), sdclr=(3, "s"), simsiam=(1, "^"), bcl=(2, "D"), gh=(4, "v"), colt=(8, "P"), two_stage=(7, "X"),
+               focal=(5, "<"), supervised=(9, "d"), rwsam=(6, "p"))
+SAMPLER = _look(none=(7, "o"), random=(0, "s"), k_center=(1, "^"), tailness=(8, "D"), proximity=(4, "v"),
+                tailness_proximity=(2, "P"), mak=(3, "X"), colt=(9, "p"))
+LOSS = _look(ce=(7, "o"), focal=(7, "X"), cb=(1, "s"), cb_weighted=(1, "D"), resampling=(8, "P"), ce_drw=(5, "v"), ldam=(2, "^"),
+             ldam_drw=(2, "v"), posthoc_la=(9, "o"), la=(0, "o"), cdt=(4, "s"), vs=(4, "D"), ddc=(3, "X"))     # families share a colour
+VERDICT = _look(**{"supported": (0, "o"), "contradicted": (3, "X"), "smaller": (1, "v"), "undecided": (7, "s"), "not tested": (8, "D")})
+GROUP = _look(many=(0, "o"), medium=(2, "s"), few=(3, "^"), all=(7, "D"), outsider=(1, "X"))
+
+
+def look(kind, names, style=False):
+    """Keywords for seaborn that give each of ``names`` its fixed look in METHOD, SAMPLER or GROUP, others the colours left over.
+
+    A joined name such as sdclr+bcl has the colour of its last part. ``names`` is any column; the order is the fixed one. With ``style``
+    markers come as a mapping, as line plots want them.
+    """
+    order = [name for name in kind["palette"] if name in set(names)] + sorted(set(names) - set(kind["palette"]))
+    spare = zip(sorted(set(names) - set(kind["palette"])), sns.color_palette("colorblind")[4:] * 9, ">*hH8" * 9, strict=False)
+    more = {name: (kind["palette"].get(name.rpartition("+")[2], colour), marker) for name, colour, marker in spare}
+    markers = {name: kind["markers"].get(name) or more[name][1] for name in order}
+    return {"hue_order": order, "palette": {name: kind["palette"].get(name) or more[name][0] for name in order},
+            "markers": markers if style else list(markers.values())}
+
+
+def use_paper_style():
+    """Make every later figure look like the others: 8 pt, colour-blind-safe, single column unless told otherwise."""
+    warnings.filterwarnings("ignore", "The figure layout has changed to tight")     # seaborn's grids lay themselves out
+    sns.set_theme(context="paper", style="ticks", palette="colorblind", rc=STYLE)
+
+
+def save(figure, name, rows, folder):
+    """Write ``<name>.pdf``, ``.png`` (200 dpi) and ``.csv``, exactly the plotted rows, into a profile's figure folder.
+
+    The runs (column ``run``, if there is one), the commits they were trained at and the digest of the rows sit inside both files
+    (PDF Keywords, PNG Description), no date does: equal rows give equal bytes. Raises ``ValueError`` when there are no rows.
+    """
+    if not len(rows):
+        raise ValueError(f"figure {name} has no rows to show; make the runs it needs first")
+    table = rows.to_csv(index=False)
+    source = json.dumps({"figure": name, "rows": runs.sha256(table.encode()), "runs": _commits(rows, folder.name)}, sort_keys=True)
+    for suffix, options in {"pdf": {"metadata": {"Keywords": source, "CreationDate": None}},
+                            "png": {"metadata": {"Description": source}, "dpi": 200}}.items():
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=suffix, **options)
+        runs.write(folder / f"{name}.{suffix}", drawn.getvalue())
+    runs.write(folder / f"{name}.csv", table)
+
+
+def _commits(rows, profile):
+    """The commit every plotted run was trained at, from its ``done.json``, among the profile's runs or those that it keeps apart."""
+    names = sorted(set(rows["run"].dropna())) if "run" in rows else []
+    done = {file.parent.name: file for file in [*(paths.RESULTS / profile).glob("*/runs/*/done.json"),
+                                                *(paths.RESULTS / profile).glob("runs/*/done.json")]}
+    return {name: json.loads(done[name].read_text()).get("commit", "unknown") if name in done else "unknown" for name in names}
+
+
+def image_grid(rows, columns=16, captions=None):
+    """Picture grids with a title each, one under the other, at two columns' width: title -> uint8 images (n, 3, s, s), as array or tensor.
+
+    More than ``columns`` images wrap into further lines. ``captions`` maps a title to one short text per image, printed on the images.
+    """
+    sheets = {title: _sheet(np.asarray(images), columns) for title, images in rows.items()}
+    heights = [DOUBLE * sheet.shape[0] / sheet.shape[1] + 0.26 for sheet in sheets.values()]      # inches; 0.26 holds the title
+    figure, axes = plt.subplots(len(sheets), squeeze=False, figsize=(DOUBLE, sum(heights)), height_ratios=heights)
+    for axis, (title, sheet) in zip(axes.flat, sheets.items(), strict=True):
+        axis.imshow(sheet, interpolation="nearest")
+        axis.set_title(title, loc="left", pad=3, fontweight="bold")
+        axis.set_axis_off()
+        axis.set_anchor("W")
+        _caption(axis, (captions or {}).get(title, []), rows[title].shape[-1] + GAP, columns)
+    return figure
+
+
+def _sheet(images, columns):
+    """One white sheet (height, width, 3) uint8 with the images in reading order."""
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8 or not len(images):
+        raise ValueError(f"a row of pictures is uint8 (n, 3, s, s) with n > 0, not {images.dtype} {images.shape}")
+    count, _, height, width = images.shape
+    lines = -(-count // columns)
+    cells = np.full((lines * columns, height + GAP, width + GAP, 3), 255, np.uint8)
+    cells[:count, :height, :width] = images.transpose(0, 2, 3, 1)
+    sheet = cells.reshape(lines, columns, height + GAP, width + GAP, 3).swapaxes(1, 2)
+    return sheet.reshape(lines * (height + GAP), columns * (width + GAP), 3)[:-GAP, :-GAP]
+
+
+def _caption(axis, texts, cell, columns):
+    """Short texts in the lower left corners of the images, readable on any picture."""
+    for place, text in enumerate(texts):
+        line, column = divmod(place, columns)
+        axis.text(column * cell, (line + 1) * cell - GAP - 1, textwrap.shorten(str(text), 12, placeholder="…"), fontsize=4.5, color="white",
+                  va="bottom", bbox={"facecolor": "black", "alpha": 0.6, "pad": 0.6, "linewidth": 0})

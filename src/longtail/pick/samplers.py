@@ -1,0 +1,242 @@
+"""Which pool images to take: MAK, its ablations, K-center and random (MAK, sections 3.1 and 3.3). Labels never appear here."""
+
+import functools
+import itertools
+import math
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from sklearn.cluster import KMeans
+
+from longtail.pick import scoring, selection, shards
+from longtail.pick.selection import k_center
+from longtail.store import processes, runs
+
+TILE = 4096   # pool rows compared with the prototypes at once
+
+
+def proximity(pool, seed, prototypes, random_state=0):
+    """Cosine distance of every pool image to the nearest seed prototype; small is close (MAK, section 3.1).
+
+    pool (n, d), seed (s, d) -> (n,) in the pool's precision. Sums are rounded, in another order on another device, so that distances of
+    two machines differ, by ``proximity_tolerance`` at most; images whose scores are closer than that may change places.
+    """
+    pool, seed = selection.as_rows(pool), selection.as_rows(seed)
+    selection.check_width(pool, seed)
+    means = _unit(centroids(seed, prototypes, random_state).to(seed.device, pool.dtype))
+    nearest = torch.empty(len(pool), dtype=pool.dtype, device=means.device)
+    for tile, similarity in zip(pool.split(TILE), nearest.split(TILE), strict=True):
+        similarity.copy_((_unit(tile.to(means.device)) @ means.T).amax(1))
+    selection.check_finite("pool", nearest)
+    return 1 - nearest
+
+
+def proximity_tolerance(width, kind=torch.float32):
+    """How far apart two machines' distances of the same features and prototypes can be: features of this width and precision.
+
+    Twice the error of a product of two rows of length 1 that were themselves rounded: (width + 4) units in the last place of 1 at most,
+    for any order of the sum.
+    """
+    return (width + 4) * torch.finfo(kind).eps
+
+
+def centroids(seed, prototypes, random_state=0):
+    """The seed's prototypes: means of the k-means clusters of its unit features (s, d) -> (prototypes, d)."""
+    return torch.as_tensor(_k_means(_unit(seed).cpu().numpy(), prototypes, random_state).cluster_centers_)
+
+
+def _k_means(rows, prototypes, random_state):
+    """Scikit-learn's k-means; ten restarts were its default when the reference was written, so they are asked for."""
+    selection.check_finite("seed", torch.from_numpy(rows))
+    if not 1 <= prototypes <= len(rows):
+        raise ValueError(f"{prototypes} prototypes from {len(rows)} seed images; choose 1 to {len(rows)} prototypes")
+    return KMeans(prototypes, init="k-means++", n_init=10, max_iter=300, tol=1e-4, random_state=random_state).fit(rows)
+
+
+def _unit(rows):
+    return torch.nn.functional.normalize(rows, dim=-1)
+
+
+def score(ecle, distance, alpha, group=None):
+    """MAK's q = α·N(ecle) − (1 − α)·N(distance), high for hard images close to the seed; N standardises over the whole pool.
+
+    ecle (n,), distance (n,), alpha in [0, 1] -> (n,) float64. Population deviation, as in the reference. ``group``: the processes
+    that hold the pool between them; nothing but sums crosses.
+    """
+    ecle, distance = torch.as_tensor(ecle), torch.as_tensor(distance)
+    if len(ecle) != len(distance):
+        raise ValueError(f"{len(ecle)} losses but {len(distance)} distances; both must cover the same pool")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha {alpha} is outside [0, 1]; 1 is tailness only, 0 is proximity only")
+    group = group or shards.Alone()
+    return alpha * _standard(ecle, "ecle", group) - (1 - alpha) * _standard(distance, "distance", group).to(ecle.device)
+
+
+def _standard(values, name, group):
+    """Mean 0, deviation 1; a measurement equal for all images ranks nothing and becomes zeros."""
+    values = values.double()
+    if int(group.total((~torch.isfinite(values)).sum())):
+        raise ValueError(f"{name} holds NaN or infinity; score the pool again with a trained extractor")
+    count, ends = group.span(len(values))[1], group.gather(torch.stack([values.min(), values.max()]) if len(values) else values)
+    centred = values - exact_sum(values, group) / count
+    if ends.min() == ends.max():
+        return torch.zeros_like(values)
+    return centred / math.sqrt(exact_sum(centred**2, group) / count)
+
+
+def exact_sum(values, group):
+    """The sum of ``values`` (n,) of all processes, rounded once: the same bits for any order and any share of the processes."""
+    here, parts = values.tolist(), []                                       # parts: a few numbers that add up to it exactly
+    while rest := math.fsum(itertools.chain(here, (-part for part in parts))):
+        parts.append(rest)
+    return math.fsum(group.gather(torch.tensor(parts, dtype=torch.float64)).tolist())
+
+
+def select(score, pool, seed, budget, ratio, group=None):
+    """The second half of MAK: the ratio·budget best scores are candidates, K-center from the seed spreads the picks among them.
+
+    score (n,), pool (n, d), seed (s, d) -> (budget,) pool indices in pick order, or by ascending score where nothing is left to spread.
+    Equal scores: the lowest index. ``group``: the processes that hold the pool between them; only the candidates cross, and everyone
+    gets the picks, which index the whole pool.
+    """
+    score, pool, group = torch.as_tensor(score), selection.as_rows(pool), group or shards.Alone()
+    base, total = group.span(len(pool))
+    selection.check_budget(budget, total)
+    if len(score) != len(pool) or ratio < 1:
+        raise ValueError(f"{len(score)} scores for {len(pool)} pool images, ratio {ratio}; give one score an image and a ratio >= 1")
+    best = selection.highest(score, int(ratio * budget), base, group).to(pool.device)   # ascending: K-center's ties go to the lowest score
+    if len(best) <= budget:
+        return best
+    return best[k_center(shards.collect(pool, best, base, group), seed, budget)]
+
+
+def mak(ecle, pool, seed, budget, alpha=0.3, ratio=1.5, prototypes=10):
+    """Hard for the extractor, close to the seed, spread out: MAK's picks (algorithm 1).
+
+    ecle (n,), pool (n, d), seed (s, d) -> (budget,) pool indices in pick order.
+    """
+    selection.check_budget(budget, len(pool))
+    return select(score(ecle, proximity(pool, seed, prototypes), alpha), pool, seed, budget, ratio)
+
+
+def _ranked(ecle, distance, pool, seed, budget, alpha, ratio, group, **_):
+    picks = select(score(ecle, distance, alpha, group), pool, seed, budget, ratio, group)
+    spreads = min(int(ratio * budget), group.span(len(pool))[1]) > budget
+    return picks if spreads else picks.flip(0)      # the reference has the worst first where it spreads nothing
+
+
+def _diverse(pool, seed, budget, group, **_):
+    return k_center(pool, seed, budget, group=group)
+
+
+def _random(pool, budget, generator_seed, group, **_):
+    return torch.randperm(group.span(len(pool))[1], generator=torch.Generator().manual_seed(generator_seed))[:budget]
+
+
+SAMPLERS = {  # name: (how, what it fixes whatever the caller asks), after MAK's table 2 and its shipped commands
+    "random": (_random, {}),
+    "k_center": (_diverse, {}),
+    "tailness": (_ranked, {"alpha": 1.0, "ratio": 1.0}),
+    "proximity": (_ranked, {"alpha": 0.0, "ratio": 1.0}),
+    "tailness_proximity": (_ranked, {"ratio": 1.0}),
+    "mak": (_ranked, {}),
+}
+
+
+VARIED = ("budget", "alpha", "ratio", "prototypes")      # what rows of the tables may differ in (MAK's tables 1 and 3)
+
+
+def sample(sampler, ecle, distance, pool, seed, budget, alpha, ratio, generator_seed, group=None):
+    """The picks of one of SAMPLERS -> (budget,) pool indices; what a sampler does not use may be None.
+
+    The first is the best: in the order of K-center where it spreads the picks, else by falling score.
+
+    ``group``: the processes that hold ecle, distance and pool between them; seed is everywhere.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
+    group = group or shards.Alone()
+    selection.check_budget(budget, group.span(len(pool))[1])
+    how, fixed = SAMPLERS[sampler]
+    asked = dict(ecle=ecle, distance=distance, pool=pool, seed=seed, budget=budget, alpha=alpha, ratio=ratio,
+                 generator_seed=generator_seed, group=group)
+    return how(**(asked | fixed))
+
+
+# ---- of a trained run
+
+def score_pool(run, results, study, views, batch, repeats, prototypes):
+    """ECLE and distance of every pool image for a finished run: tensors (n,), (n,), read from disk when measured before."""
+    folder, pool = results.folder(run), study.pool
+    settings = {"pool": pool.digest, "seed": study.seed.digest, "precision": run.precision}
+    hard = runs.remember(folder, "pool-ecle", settings | {"views": views, "batch": batch, "repeats": repeats}, lambda: pd.DataFrame(
+        {"name": pool.names, "ecle": scoring.losses(run, results, pool, "pool", views, batch, repeats)}))
+    far = runs.remember(folder, f"pool-distance-k{prototypes}", settings, lambda: pd.DataFrame(
+        {"name": pool.names, "distance": scoring.once(run, results, f"pool-distance-k{prototypes}", settings, len(pool), lambda: proximity(
+            *pool_and_seed(run, results, study), prototypes))}))
+    return torch.tensor(hard.ecle.to_numpy()), torch.tensor(far.distance.to_numpy())
+
+
+@functools.lru_cache(maxsize=1)
+def pool_and_seed(run, results, study):
+    """Features h of pool and seed by a finished run, (n, d), in a file, and (s, d), on the device; the last asked for are kept."""
+    return scoring.features(run, results, study.pool, "pool"), scoring.features(run, results, study.seed, "seed").to(runs.device())
+
+
+def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, batch, repeats):
+    """The picks of one sampler with a finished run as extractor: read from disk when picked before.
+
+    Rows, the first pick or the best score first: sampler, rank, index (into the pool), name, ecle, distance, score.
+    """
+    selection.check_budget(budget, len(study.pool))
+    scored = score_pool(run, results, study, views, batch, repeats, prototypes)
+    settings = {"sampler": sampler, "budget": budget, "alpha": alpha, "ratio": ratio, "prototypes": prototypes, "views": views,
+                "batch": batch, "repeats": repeats, "pool": study.pool.digest, "seed": study.seed.digest}
+    if SAMPLERS[sampler][0] is _ranked:
+        settings["order"] = "best first"        # rows without this were written worst first where nothing was spread
+
+    def rows():
+        pool, seed = pool_and_seed(run, results, study)
+        mine = [processes.share(values) for values in (*scored, pool)]
+        index = sample(sampler, *mine, seed, budget, alpha, ratio, run.seed, shards.everyone()).cpu()
+        values = [value[index] for value in (*scored, score(*scored, SAMPLERS[sampler][1].get("alpha", alpha)))]
+        return pd.DataFrame({"sampler": sampler, "rank": range(1, budget + 1), "index": index, "name": [study.pool.names[i] for i in index],
+                             **dict(zip(("ecle", "distance", "score"), values, strict=True))})
+
+    return runs.remember(results.folder(run), f"picks-{sampler}-{budget}-a{alpha}-c{ratio}-k{prototypes}", settings, rows)
+
+
+def record_of(sampler, budget, alpha, ratio, prototypes, **_):
+    """Name of the measurement that holds the picks of one sampler."""
+    return f"picks-{sampler}-{budget}-a{alpha}-c{ratio}-k{prototypes}"
+
+
+def row(text, settings):
+    """Arguments of ``pick`` for a row of a table: "mak", or "mak alpha 0.5 budget 2000" where one departs from the ``settings``."""
+    sampler, *changes = text.split()
+    try:
+        changed = {name: type(settings[name])(value) for name, value in zip(changes[::2], changes[1::2], strict=True)}
+    except (KeyError, ValueError):
+        changed = {"": None}
+    if sampler not in SAMPLERS or not changed.keys() <= set(VARIED):
+        raise ValueError(f"no row {text!r}; name one of {', '.join(SAMPLERS)}, then perhaps one of {', '.join(VARIED)} and its value, …")
+    return {"sampler": sampler, **settings, **changed}
+
+
+def pick_all(run, results, study, rows):
+    """``pick`` for several rows, whose scores and features are then computed once."""
+    for settings in rows:
+        pick(run, results, study, **settings)
+
+
+def enlarge(run, study, picks, sampler, schedule, epochs=None):
+    """The extractor's run again, from scratch, on seed and picks: ``(Run, ImageSet)``.
+
+    ``schedule``: epochs (as many passes as the seed alone gets, the paper's rule), updates (as many optimiser steps), or overhead
+    (``epochs`` passes: the control that spends the extractor's time on training instead).
+    """
+    if schedule not in ("epochs", "updates", "overhead") or (schedule == "overhead") != bool(epochs):
+        raise ValueError(f"schedule {schedule!r} with epochs {epochs}: there are epochs, updates, and overhead with its number of epochs")
+    images = study.seed + study.pool.subset(picks["index"].to_numpy())
+    return replace(run, added=sampler, budget=len(picks), schedule=schedule, epochs=epochs or run.epochs, images=images.digest), images

@@ -1,0 +1,307 @@
+"""Exact greedy K-center over rows in memory, in a file larger than memory, or spread over several processes: always the same picks."""
+
+import warnings
+
+import numpy as np
+import torch
+
+from longtail.pick.shards import Alone, collect, inside
+from longtail.store import gpu
+
+GRID = 2**23        # unit rows are rounded to integers of this scale: their products and sums are exact in float64, in any order
+TILE = 1024         # rows multiplied at once; bounds memory and never the picks
+PANEL = 4096        # centers that a tile meets at once
+FIRST = 512         # centers that every row meets; only rows badly covered by these meet more
+CACHED = 128        # rows converted to float64 at once, few enough to stay in a processor's cache
+BLOCK = 1024        # rows that greedy runs among before it asks others; decides the time and never the picks
+AT_ONCE = 2**27     # bytes of float32 rows that are put on the grid once; where there are more, rows are whenever they are read
+
+
+# ---- numbers that nothing can round differently
+
+class Grid:
+    """Features as unit rows rounded to integers of at most 2²³: dot products are exact, so no order or device can turn a near tie.
+
+    ``rows`` (n, d): tensor, array or memory map of any float precision. Items are float32 rows on ``device``.
+    """
+
+    def __init__(self, rows, device):
+        self.rows, self.device = as_rows(rows), device
+        self.lengths = torch.empty(len(self.rows), dtype=torch.float64, device=device)
+        for tile, lengths in zip(self.rows.split(CACHED), self.lengths.split(CACHED), strict=True):
+            lengths.copy_(_lengths(tile.to(device)))        # small results kept between large temporaries would split up the heap
+        self.ready = None
+        if self.rows.numel() * 4 <= AT_ONCE:
+            self.ready = self.whole()
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self._convert(index) if self.ready is None else self.ready[index]
+
+    def whole(self):
+        """All rows."""
+        rows = torch.empty(self.rows.shape, device=self.device)
+        for start in range(0, len(self), CACHED):
+            rows[start:start + CACHED] = self[start:start + CACHED]
+        return rows
+
+    def _convert(self, index):
+        lengths = self.lengths[index].clamp(min=1e-12)[:, None] / GRID
+        place = index.to(self.rows.device) if isinstance(index, torch.Tensor) else index
+        return (self.rows[place].to(self.device).double() / lengths).round_().float()
+
+
+def as_rows(features):
+    """Features as a tensor, without a copy; rows of a memory map stay in their file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")         # torch warns of files opened for reading only: nothing here writes
+        return torch.as_tensor(features)
+
+
+def _lengths(rows):
+    """Euclidean length of each row (n,), float64, summed in an order that is the same on every device."""
+    squares, width = rows.double() ** 2, rows.shape[1]
+    while width > 1:
+        half = (width + 1) // 2
+        squares[:, :width - half] += squares[:, half:width]
+        width = half
+    return squares[:, 0].sqrt()
+
+
+def cover(bounds, grid, centers):
+    """Raise ``bounds`` (n,), in place, to each row's similarity with its nearest center, in units of GRID².
+
+    grid: Grid of n rows, centers (m, d) grid rows.
+    """
+    for start in range(0, len(bounds), TILE):
+        part = slice(start, start + TILE)
+        bounds[part] = _raised(bounds[part], grid[part], centers)
+
+
+def _raised(bound, rows, centers):
+    """The larger of ``bound`` (n,) and each row's largest product with a center, exact, float64."""
+    plain = not gpu.computes(rows) and torch.get_float32_matmul_precision() == "highest"
+    for some in centers.split(PANEL) if len(centers) else []:
+        pairs = _contenders(bound, rows, some) if plain else None
+        if pairs is None:
+            bound = torch.maximum(bound, (rows.double() @ some.double().T).amax(1))
+        else:
+            for row, column in zip(*(places.split(CACHED) for places in pairs), strict=True):
+                bound = bound.scatter_reduce(0, row, (rows[row].double() * some[column].double()).sum(1), "amax")
+    return bound
+
+
+def _contenders(bound, rows, centers):
+    """Pairs (row, column) among which each row's largest product is if it exceeds ``bound``; None when they are too many.
+
+    Found by float32 products, on a CPU twice as fast, whose error is bounded: few pairs are so close that it matters.
+    """
+    with torch.autocast("cpu", enabled=False):
+        rough = rows @ centers.T
+    slack = 1.01 * (rows.shape[1] + 4) * 2.0**-24 * GRID**2         # no float32 sum of d products of unit rows is further off
+    best = rough.amax(1)
+    least = torch.where(best > (bound - slack).float(), best - 2 * slack, torch.inf)
+    places = torch.from_numpy(np.flatnonzero((rough >= least[:, None]).numpy()))       # NumPy's is many times faster than torch's
+    return (places // len(centers), places % len(centers)) if len(places) <= rough.numel() / 64 else None
+
+
+# ---- greedy
+
+def k_center(candidates, centers, budget, *, block=BLOCK, picks=(), group=None):
+    """Exact greedy K-center: again and again the candidate farthest, by cosine, from all centers and earlier picks.
+
+    candidates (c, d), also a memory map larger than memory; centers (s, d) -> (budget,) indices in pick order; ties: lowest index.
+    ``picks``: the first of them, where an earlier call or ``k_center_rounds`` stopped. ``group``: the processes that hold the
+    candidates between them; indices then count through all of them, and everyone gets all. Computed where ``centers`` are.
+    """
+    known = torch.as_tensor(picks, dtype=torch.long)
+    found = [known.cpu(), *k_center_rounds(candidates, centers, budget, block=block, picks=known, group=group)]
+    return torch.cat(found).to(as_rows(candidates).device)
+
+
+def k_center_rounds(candidates, centers, budget, *, block=BLOCK, picks=(), group=None):
+    """The new picks of ``k_center`` round by round, so that a long run can note them and go on from there.
+
+    Similarity to the nearest center only grows, so old values are bounds: greedy runs inside the ``block`` worst-covered rows, on one
+    table of their similarities, until a row left out may be farther. Only rows that could be in the next block meet all centers.
+    """
+    group, centers = group or Alone(), torch.as_tensor(centers)
+    base, total = group.span(len(candidates))
+    check_budget(budget, total)
+    grid, seed = grids(candidates, centers, group)
+    done = check_picks(torch.as_tensor(picks, dtype=torch.long, device=centers.device), total, budget)
+    front = _Front(grid, seed, collect(grid, done, base, group), budget)
+    front.set(done - base, torch.full_like(done, torch.inf, dtype=torch.float64))
+    left = budget - len(done)
+    while left:
+        front.renew(block + 1)
+        index, bound, limit = _block(front.bounds, block, base, group)
+        members = collect(grid, index, base, group)
+        new = _greedy(members, bound, index, limit, left)
+        yield index[new].cpu()
+        left -= len(new)
+        front.add(members[new])
+        front.set(index - base, bound)          # greedy has kept its members up to date
+
+
+class _Front:
+    """What is known of each row: a lower bound of its similarity with the nearest center, and how many of the centers it has met."""
+
+    def __init__(self, grid, seed, picks, budget):
+        self.grid, self.count = grid, len(seed)
+        self.centers = seed.new_empty(len(seed) + budget, seed.shape[1])
+        self.centers[:len(seed)] = seed[torch.randperm(len(seed), generator=torch.Generator().manual_seed(0))]     # the first of all kinds
+        self.bounds = torch.full((len(grid),), -torch.inf, dtype=torch.float64, device=seed.device)
+        cover(self.bounds, grid, self.centers[:min(FIRST, len(seed))])
+        self.met = torch.full((len(grid),), min(FIRST, len(seed)), dtype=torch.int32, device=seed.device)
+        self.add(picks)
+
+    def add(self, rows):
+        """New centers."""
+        self.centers[self.count:self.count + len(rows)] = rows
+        self.count += len(rows)
+
+    def set(self, places, bounds):
+        """The bounds of rows that have met all centers, as far as the ``places`` are here."""
+        here = inside(places, len(self.bounds))
+        self.bounds[places[here]] = bounds[here]
+        self.met[places[here]] = self.count
+
+    def renew(self, count):
+        """Let rows meet the centers they have not met until the ``count`` lowest bounds are exact."""
+        while len(self._behind(count)):
+            behind = self._behind(count + TILE)         # a few more, soon needed too: products of few rows are slow
+            for start in self.met[behind].unique().tolist():
+                stop = min((start // PANEL + 1) * PANEL, self.count)        # so that rows of several rounds meet again
+                for rows in behind[self.met[behind] == start].split(TILE):
+                    self.bounds[rows] = _raised(self.bounds[rows], self.grid[rows], self.centers[start:stop])
+                    self.met[rows] = stop
+
+    def _behind(self, count):
+        """Those of the ``count`` rows with the lowest bounds that have centers to meet."""
+        front = lowest(self.bounds, count)
+        return front[(self.met[front] < self.count) & self.bounds[front].isfinite()]
+
+
+def _block(bounds, block, base, group):
+    """The ``block`` worst-covered rows of all processes: index, in ascending order, bound, and what comes first of the rest."""
+    worst = lowest(bounds, block + 1)
+    pairs = group.gather(torch.stack([bounds[worst], (worst + base).double()], 1))
+    pairs = in_order(pairs[pairs[:, 0].isfinite()])             # picked rows are at infinity
+    limit = tuple(pairs[block].tolist()) if len(pairs) > block else (np.inf, np.inf)
+    members = pairs[:block][pairs[:block, 1].argsort()]         # argmin then takes the lowest index of equals
+    return members[:, 1].long(), members[:, 0].clone(), limit
+
+
+def in_order(pairs):
+    """Pairs (k, 2) of value and index sorted by value, equal ones by index."""
+    value, index = pairs.T.cpu().numpy()
+    return pairs[torch.from_numpy(np.lexsort((index, value))).to(pairs.device)]
+
+
+def lowest(values, count):
+    """Positions of the ``count`` lowest values in ascending order of position; of equal ones the first."""
+    if count >= len(values):
+        return torch.arange(len(values), device=values.device)
+    border = gpu.smallest(values, count - 1)
+    below = (values < border).nonzero()[:, 0]
+    equal = (values == border).nonzero()[:count - len(below), 0]
+    return torch.cat([below, equal]).sort().values
+
+
+def highest(values, count, base, group):
+    """Index of the ``count`` highest values of all processes, in ascending order of value; equal ones by index, the lowest kept."""
+    values = values.double()
+    mine = lowest(-values, count)
+    pairs = in_order(group.gather(torch.stack([-values[mine], (mine + base).double()], 1)))[:count]
+    return in_order(pairs * pairs.new_tensor([-1, 1]))[:, 1].long()
+
+
+def _greedy(members, bound, index, limit, wanted):
+    """Plain greedy among ``members`` until a row left out could come before -> places of the picks; renews ``bound`` in place."""
+    rows = members.double()
+    table, value, index = (rows @ rows.T).cpu().numpy(), bound.cpu().numpy().copy(), index.cpu().numpy()
+    new = []
+    while len(new) < wanted:
+        place = int(value.argmin())
+        if (value[place], index[place]) > limit or value[place] == np.inf:
+            break
+        new.append(place)
+        np.maximum(value, table[place], out=value)
+        value[place] = np.inf
+    bound.copy_(torch.from_numpy(value))
+    return torch.tensor(new, device=bound.device)
+
+
+def certificate(candidates, centers, picks, *, tolerance=0.0, group=None):
+    """How often a row should have come before a pick: 0 exactly when ``picks`` are K-center's, however they were found.
+
+    Greedy's similarities never fall, so every row can be asked alone: before pick t, was it covered worse than pick t? One product
+    with the picks, no search; each process asks its own rows. ``tolerance``, in cosine, forgives the rounding of others' picks.
+    """
+    group, centers = group or Alone(), torch.as_tensor(centers)
+    base, total = group.span(len(candidates))
+    picks = check_picks(torch.as_tensor(picks, device=centers.device), total)
+    grid, seed = grids(candidates, centers, group)
+    taken = collect(grid, picks, base, group)
+    when = torch.arange(len(picks), device=centers.device)
+    value = torch.cat([_before(taken[part], seed, taken).gather(1, part[:, None])[:, 0] for part in when.split(TILE // 4)])
+    rank, violations, here = torch.full((len(grid),), len(picks), device=centers.device), 0, inside(picks - base, len(grid))
+    rank[picks[here] - base] = when[here]
+    for rows in torch.arange(len(grid), device=centers.device).split(TILE // 4):
+        before = _before(grid[rows], seed, taken)
+        worse = before < value - tolerance * GRID**2
+        if not tolerance:
+            worse |= (before == value) & (rows[:, None] + base < picks)
+        violations += int((worse & (when < rank[rows, None])).sum())
+    return int(group.total(torch.tensor([violations])))
+
+
+def _before(rows, seed, taken):
+    """Similarity of each row with its nearest center before each pick, (n, picks): the seed alone before the first."""
+    bound = _raised(torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=rows.device), rows, seed)
+    products = rows.double() @ taken[:-1].double().T
+    return torch.cat([bound[:, None], products], 1).cummax(1).values
+
+
+# ---- what is refused
+
+def grids(rows, centers, group):
+    """The candidates of this process as a Grid and the centers as grid rows; refused on all processes where they cannot be compared."""
+    check_width(rows, centers)
+    parts = {"pool": Grid(rows, centers.device), "seed": Grid(centers, centers.device)}
+    for name, part in parts.items():
+        check_finite(name, part.lengths, group)
+    return parts["pool"], parts["seed"].whole()
+
+
+def check_width(rows, centers):
+    """Refuse features that cannot be compared."""
+    if len(centers) == 0:
+        raise ValueError("no seed features; give at least one seed image to measure distances from")
+    if rows.ndim != 2 or rows.shape[1:] != centers.shape[1:]:
+        raise ValueError(f"pool features {tuple(rows.shape)} and seed features {tuple(centers.shape)} differ in width; use one extractor")
+
+
+def check_finite(name, values, group=None):
+    """Refuse features with NaN or infinity, which show in ``values`` made of them; on all processes if on one."""
+    if int((group or Alone()).total((~values.isfinite()).sum())):
+        raise ValueError(f"{name} features hold NaN or infinity; extract them again with a trained model")
+
+
+def check_picks(picks, images, most=None):
+    """The picks themselves; refused unless they are different indices, not more than ``most``."""
+    if len(picks[inside(picks, images)].unique()) < len(picks) or len(picks) > (most or images):
+        raise ValueError(f"{len(picks)} picks to check or to go on from must be different indices of the {images} candidates, at most "
+                         f"{most or images}; give those of the same pool")
+    return picks
+
+
+def check_budget(budget, images):
+    """Refuse a budget of nothing or of more than there is."""
+    if budget < 1:
+        raise ValueError(f"budget is {budget}; ask for at least one image")
+    if budget > images:
+        raise ValueError(f"pool has {images} images, fewer than the budget of {budget}; enlarge the pool or lower the budget")
