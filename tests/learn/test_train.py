@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -20,7 +19,7 @@ from longtail.learn import losses, methods, models, train
 from longtail.measure import evaluate
 from longtail.store import paths, runs
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "lr_schedules.json").read_text())
+GOLDEN = json.loads((paths.ROOT / "tests" / "golden" / "lr_schedules.json").read_text())
 SETTINGS = {key: value for key, value in vars(RUN).items() if key not in ("method", "subset", "split", "seed", "images", "head_layers")}
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -15,7 +14,7 @@ from toy import FAMILY, IMAGES, image_set, planned
 from longtail.learn import losses, methods, models, simclr, train
 from longtail.store import paths, runs
 
-SAM = json.loads((Path(__file__).parent / "golden" / "sam_step.json").read_text())
+SAM = json.loads((paths.ROOT / "tests" / "golden" / "sam_step.json").read_text())
 STEPS = [case for case in SAM["cases"] if "X" in case["inputs"]]
 NETS = [case for case in SAM["cases"] if "state_dict" in case["inputs"]]
 

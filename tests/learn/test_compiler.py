@@ -4,7 +4,6 @@ import functools
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from toy import IMAGES, planned
 
 from longtail.bench import speed_floor
 from longtail.images import views
-from longtail.store import gpu
+from longtail.store import gpu, paths
 
 
 @pytest.fixture
@@ -85,7 +84,7 @@ with tape.stand_in():
 
 def test_without_a_c_compiler_one_line_says_so_and_training_goes_on(tmp_path):
     bare = {**os.environ, "PATH": "/nowhere", "CXX": "", "CC": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", BARE, Path(__file__).parent, tmp_path], env=bare, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", BARE, paths.ROOT / "tests", tmp_path], env=bare, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("bare/runs/*/done.json"))) == 2
     [line] = done.stdout.splitlines()

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from longtail.label.adjusted import (
     staged,
 )
 from longtail.label.supervised import Schedule
+from longtail.store import paths
 
 COUNTS = [5000, 997, 12, 80, 3]
 SCHEDULE = Schedule(epochs=20, batch_size=8, learning_rate=0.1, drops=(16, 18), drop=0.01)
@@ -28,7 +28,7 @@ SINGLE = {"rtol": 1e-5, "atol": 1e-6}           # what float32 leaves of an expe
 
 
 def golden(name):
-    return json.loads((Path(__file__).parent / "golden" / f"sup_{name}.json").read_text())
+    return json.loads((paths.ROOT / "tests" / "golden" / f"sup_{name}.json").read_text())
 
 
 def cases(*names):

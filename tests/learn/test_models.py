@@ -1,14 +1,14 @@
 """Networks, heads and masks against the authors' own outputs, and against the counts they publish."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from longtail.learn import models
+from longtail.store import paths
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = paths.ROOT / "tests" / "golden"
 BLOCK = {"conv1.": "convs.0.", "conv2.": "convs.1.", "bn1.bn_list.": "norms.0.sets.", "bn2.bn_list.": "norms.1.sets.",
          "downsample.conv.": "shortcut.", "downsample.bn.bn_list.": "shortcut_norm.sets."}       # their names, ours
 

@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from longtail.measure.phi import overlap, phi, variance_parts
 from longtail.pick.ecle import ecle, hardest, pair_losses
 from longtail.store import paths, runs
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = paths.ROOT / "tests" / "golden"
 
 
 def cases(name):

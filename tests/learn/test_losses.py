@@ -1,14 +1,14 @@
 """NT-Xent against the authors' own values and gradients, and against what must not matter."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from longtail.learn.losses import nt_xent
+from longtail.store import paths
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = paths.ROOT / "tests" / "golden"
 
 
 def golden(name):

@@ -4,7 +4,6 @@ import io
 import json
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,7 +28,7 @@ LOSSES = "pool-ecle/values 0"
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scoring")
-    done = subprocess.run([sys.executable, Path(__file__).with_name("several.py"), "scoring", folder], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, paths.ROOT / "tests" / "several.py", "scoring", folder], capture_output=True, text=True)
     assert (folder / "found.json").exists(), done.stderr
     return json.loads((folder / "found.json").read_text())
 

@@ -1,15 +1,15 @@
 """Closed forms against the recorded values, and against the losses as they are implemented."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from longtail.label import adjusted, theory
 from longtail.label.adjusted import LossSpec
+from longtail.store import paths
 
-CASES = json.loads((Path(__file__).parent / "golden" / "sup_theory.json").read_text())["cases"]
+CASES = json.loads((paths.ROOT / "tests" / "golden" / "sup_theory.json").read_text())["cases"]
 
 
 def of_kind(kind):

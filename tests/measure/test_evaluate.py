@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from longtail.measure import evaluate, probes
 from longtail.measure.groups import SIZE_GROUPS, size_groups, summary
 from longtail.store import paths, runs
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "group_metrics.json").read_text())
+GOLDEN = json.loads((paths.ROOT / "tests" / "golden" / "group_metrics.json").read_text())
 CASES = [case for case in GOLDEN["cases"] if "train_counts" in case]
 AGGREGATE = GOLDEN["cases"][-1]
 COLUMNS = ["protocol", "selection", "group", "accuracy", "images", "sd", "repeats"]

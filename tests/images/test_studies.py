@@ -17,7 +17,7 @@ from longtail.images import datasets, sources, studies
 from longtail.measure.groups import size_groups
 from longtail.store import paths
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "longtail_counts.json").read_text())["cases"]
+GOLDEN = json.loads((paths.ROOT / "tests" / "golden" / "longtail_counts.json").read_text())["cases"]
 SETTINGS = dict(dataset="digits", size=16, split=1, largest=40, factor=0.1, kind="exponential", pool_per_class=20, outsiders="letters",
                 outsider_count=30)
 

@@ -1,7 +1,6 @@
 """BCL's RandAugment: its pixels against the authors' and Pillow's, its law against its contract."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +9,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from toy import image_set
 
 from longtail.images import randaugment, views
+from longtail.store import paths
 
-GOLDEN = {name: json.loads((Path(__file__).parent / "golden" / f"{name}.json").read_text())
+GOLDEN = {name: json.loads((paths.ROOT / "tests" / "golden" / f"{name}.json").read_text())
           for name in ("bcl_randaug_ops", "bcl_randaug_values", "bcl_momentum")}
 IMAGES = image_set(40, side=32).images.float()
 
@@ -19,7 +19,8 @@ IMAGES = image_set(40, side=32).images.float()
 def done(images, operation, value, centre=(16.0, 16.0)):
     """One operation with one value, done to all images (b, 3, s, s)."""
     count = len(images)
-    return randaugment.change(images, torch.full((count,), randaugment.NAMES.index(operation)), torch.full((count,), float(value), dtype=torch.float64),
+    names, values = torch.full((count,), randaugment.NAMES.index(operation)), torch.full((count,), float(value), dtype=torch.float64)
+    return randaugment.change(images, names, values,
                         torch.tensor([centre], dtype=torch.float64).expand(count, 2))
 
 

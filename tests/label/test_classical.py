@@ -1,7 +1,6 @@
 """Thresholds, local clusters and synthetic points by their definitions; heads on a frozen encoder end to end."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ SCHEDULE = supervised.Schedule(epochs=10, batch_size=64, learning_rate=0.1, drop
 
 
 def golden(name):
-    return json.loads((Path(__file__).parent / "golden" / f"sup_{name}.json").read_text())["cases"]
+    return json.loads((paths.ROOT / "tests" / "golden" / f"sup_{name}.json").read_text())["cases"]
 
 
 def tensor(values, dtype=torch.float64):

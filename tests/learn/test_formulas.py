@@ -1,14 +1,14 @@
 """The methods' formulas against the authors' own values, and against what must not matter."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from longtail.learn import formulas, losses, methods
+from longtail.store import paths
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = paths.ROOT / "tests" / "golden"
 
 
 def golden(name, start=""):

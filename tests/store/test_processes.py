@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from longtail.store import paths
 
-TOY = Path(__file__).with_name("toy.py")
+TOY = paths.ROOT / "tests" / "toy.py"
 SMALL = ("simclr 18 1", "sdclr 18 1")       # batches of 8, 8 and 2: uneven shares of three processes, and one without an image
 JOINED = ("sdclr+bcl+gh+colt", "simsiam+rwsam")       # between them: masks, memory, extra images, two stages, uphill steps
 

@@ -20,7 +20,7 @@ SETTINGS = {"dataset": "digits", "largest": 20, "architecture": "perceptron", "s
 
 
 def golden(name):
-    return json.loads((Path(__file__).parent / "golden" / f"sup_{name}.json").read_text())["cases"]
+    return json.loads((paths.ROOT / "tests" / "golden" / f"sup_{name}.json").read_text())["cases"]
 
 
 @pytest.fixture(scope="module")

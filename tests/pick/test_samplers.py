@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,9 +11,9 @@ import torch
 from longtail.images import studies
 from longtail.learn import train
 from longtail.pick import samplers
-from longtail.store import runs
+from longtail.store import paths, runs
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = paths.ROOT / "tests" / "golden"
 
 
 def cases(name):

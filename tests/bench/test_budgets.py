@@ -1,11 +1,11 @@
 """What an update costs, by counting, beside what is written down in golden/budgets.json: a number that changes is meant to.
 
-Kernels are those of the toy network without a compiler: one for each operator that does work. ``python tests/test_budgets.py`` writes anew.
+Kernels are those of the toy network without a compiler: one for each operator that does work.
+``python tests/bench/test_budgets.py`` writes anew.
 """
 
 import contextlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +14,9 @@ from toy import FAMILY, IMAGES, planned
 
 from longtail.bench import speed_budget
 from longtail.learn import norms, train
-from longtail.store import processes
+from longtail.store import paths, processes
 
-GOLDEN = Path(__file__).with_name("golden") / "budgets.json"
+GOLDEN = paths.ROOT / "tests" / "golden" / "budgets.json"
 STATED = 40     # GiB, of the GPU that the largest profile asks for
 
 

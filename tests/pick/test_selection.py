@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 from several import LARGE, PICKED, SHARES, WIDTH, features, inputs
 
 from longtail.pick import samplers, selection, shards
+from longtail.store import paths
 
 
 def integers(rows):
@@ -152,7 +152,7 @@ def folder(tmp_path_factory):
     for part in np.array_split(rows, 10):
         part[:] = generator.random(part.shape, np.float32)
     np.save(folder / "seed.npy", generator.random((20, WIDTH), np.float32))
-    done = subprocess.run([sys.executable, Path(__file__).with_name("several.py"), "selecting", folder], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, paths.ROOT / "tests" / "several.py", "selecting", folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     yield folder
     (folder / "pool.npy").unlink()
