@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from toy import FAMILY, IMAGES, image_set, planned
 
-from longtail.learn import losses, methods, models, simclr, train
+from longtail.learn import encode, methods, models, train
+from longtail.learn.methods import bcl, colt, gh, rwsam
 from longtail.store import paths, runs
 
 SAM = json.loads((paths.ROOT / "tests" / "golden" / "sam_step.json").read_text())
@@ -50,7 +51,7 @@ def trained(method, results, epochs=4, **changes):
 
 # ---- sharpness-aware steps
 
-class Line(methods.RwSAM):
+class Line(rwsam.RwSAM):
     """The golden file's linear model: the second "view" is the wanted output."""
 
     def project(self, encoder, first, second):
@@ -80,7 +81,7 @@ def sgd(model, inputs):
 def stepping(kind, inputs, **more):
     """A sharpness-aware method at the case's settings."""
     options = {"rho": inputs["rho"], "adaptive": inputs["adaptive"], **more}
-    return kind(planned(method="rwsam", options=simclr.write_options(options)))
+    return kind(planned(method="rwsam", options=methods.write_options(options)))
 
 
 @pytest.mark.parametrize("case", STEPS, ids=lambda case: case["id"])
@@ -105,7 +106,7 @@ def test_uphill_and_back_on_a_line_is_the_reference(case):
 def test_perturbations_are_the_reference(case):
     inputs, expected = case["inputs"], case["expected"]["steps"][0]
     weights, gradients = ([tensor(part[key]) for key in ("w", "b")] for part in (inputs, expected["grad_first"]))
-    found = methods.sam_perturbation(weights, gradients, inputs["rho"], inputs["adaptive"])
+    found = rwsam.sam_perturbation(weights, gradients, inputs["rho"], inputs["adaptive"])
     for ours, key in zip(found, ("w", "b"), strict=True):
         close(ours, expected["perturbation"][key])
 
@@ -157,8 +158,8 @@ def test_importance_comes_from_the_same_run_without_it(results):
     run, noted = trained("simsiam+rwsam", results)
     reference = methods.find(run.method).reference(run)
     assert (reference.method, reference.options) == ("simsiam", "") and results.is_done(reference)
-    features = simclr.embed(train.encoder_of(reference, results).trunk, IMAGES.images)
-    assert noted.value.tolist() == pytest.approx(methods.density_weights(features, clip=10.0).tolist(), abs=1e-4)
+    features = encode.embed(train.encoder_of(reference, results).trunk, IMAGES.images)
+    assert noted.value.tolist() == pytest.approx(rwsam.density_weights(features, clip=10.0).tolist(), abs=1e-4)
     joined = planned(method="bcl+rwsam", options="draws=2 rho=0.5")
     assert methods.find("bcl+rwsam").reference(joined).options == "draws=2 floor=10 memory=0.97"
     assert methods.find("rwsam").reference(planned(method="rwsam")).method == "simclr"
@@ -168,7 +169,7 @@ def test_the_oracle_reads_ranks_of_classes():
     labels = torch.tensor([2] * 10 + [0] * 6 + [1] * 4)
     _, method = started("rwsam_oracle", replace(IMAGES, labels=labels), options="phi=1.5")
     assert method.importance().tolist() == [1.0] * 10 + [1.5] * 6 + [2.25] * 4
-    assert methods.Oracle.reference(method.run) is None
+    assert rwsam.Oracle.reference(method.run) is None
 
 
 # ---- BCL
@@ -182,7 +183,7 @@ def test_strengths_follow_the_losses_of_earlier_epochs(results):
     loss = torch.linspace(1, 3, 20)
     method.remember("loss", torch.arange(20), loss, 0.97)
     method.before_epoch(encoder, 1)
-    torch.testing.assert_close(method.state["strength"], methods.memorization_scores(loss))
+    torch.testing.assert_close(method.state["strength"], bcl.memorization_scores(loss))
 
 
 def test_boosted_views_are_plain_where_nothing_is_remembered():
@@ -198,8 +199,8 @@ def test_boosted_views_are_plain_where_nothing_is_remembered():
 # ---- GH
 
 def test_surrogate_classes_wait_for_the_warm_up(results, monkeypatch):
-    weights, whole = [], losses.harmonization
-    monkeypatch.setattr(losses, "harmonization", lambda *given: weights.append(1) or whole(*given))
+    weights, whole = [], gh.harmonization
+    monkeypatch.setattr(gh, "harmonization", lambda *given: weights.append(1) or whole(*given))
     _, noted = trained("gh", results)
     assert len(weights) == 6                                        # three updates in each of the two epochs from warm=2 on
     assert sorted(set(noted.epoch)) == [2, 3] and noted.groupby("epoch").value.sum().tolist() == pytest.approx([1, 1], abs=1e-4)
@@ -239,8 +240,8 @@ def test_the_control_has_the_rates_of_gh_and_nothing_else(results):
 # ---- COLT
 
 def test_images_of_the_pool_join_and_are_replaced(results, monkeypatch):
-    seen, whole = [], methods.COLT.objective
-    monkeypatch.setattr(methods.COLT, "objective", lambda self, *given: seen.append(given[-1]) or whole(self, *given))
+    seen, whole = [], colt.COLT.objective
+    monkeypatch.setattr(colt.COLT, "objective", lambda self, *given: seen.append(given[-1]) or whole(self, *given))
     run, noted = trained("colt", results)
     assert [len(index) for index in seen] == [8, 4] + [8, 8, 2] * 3         # a pool image joins from the second epoch on
     epochs = [torch.cat(seen[start:end]) for start, end in ((0, 2), (2, 5), (5, 8), (8, 11))]
@@ -261,7 +262,7 @@ def test_pool_images_are_never_remembered():
     known = ~method.state["crowding"].isnan()
     assert known.nonzero()[:, 0].tolist() == [0, 3, 5, 11]
     assert (~method.state["loss"].isnan()).equal(known) and (~method.state["logits"][:, 0].isnan()).equal(known)
-    expected = methods.crowding(first, second, 0.2, 4)
+    expected = colt.crowding(first, second, 0.2, 4)
     torch.testing.assert_close(method.state["crowding"][index[[0, 1, 2, 5]]], expected[[0, 1, 2, 5]])
     method.before_epoch(encoder, 2)
     assert (method.state["strength"][12:] == 0).all() and method.state["strength"][:12].max() > 0
@@ -318,12 +319,12 @@ def test_methods_join_in_one_order():
     joined = methods.find("sdclr+bcl+gh")
     assert [kind.__name__ for kind in joined.__mro__[1:6]] == ["GH", "TwoStage", "BCL", "SDCLR", "SimCLR"]
     assert methods.find("sdclr+bcl+gh") is joined and (joined.branches, joined.head_layers) == (2, 3)
-    assert set(simclr.gathered(joined, "options")) == {"draws", "floor", "memory", "warm", "middle", "classes", "ramp", "refresh", "least",
+    assert set(methods.gathered(joined, "options")) == {"draws", "floor", "memory", "warm", "middle", "classes", "ramp", "refresh", "least",
                                                          "harmony", "past", "late_past"}
 
 
 @pytest.mark.parametrize("name, message", [
-    ("bcl+moco", "no method 'moco'; there are simclr, untrained, sdclr"), ("bcl+sdclr", "names a method twice or out of order"),
+    ("bcl+moco", "no method 'moco'; there are simclr, bcl, colt"), ("bcl+sdclr", "names a method twice or out of order"),
     ("bcl+bcl", "twice or out of order"), ("simclr+bcl", "without simclr"), ("two_stage+gh", "twice or out of order"),
     ("sdclr+simsiam", "'sdclr.simsiam' makes no sense: sdclr does not go with the rest"), ("simsiam+gh", "gh does not go"),
     ("supervised+colt", "colt does not go")])
@@ -333,14 +334,14 @@ def test_names_without_sense_are_refused(name, message):
 
 
 def test_every_method_is_tried_and_has_its_settings_typed():
-    assert {part for name in FAMILY for part in name.split("+")} >= set(methods.METHODS) - {"untrained"}
+    assert {part for name in FAMILY for part in name.split("+")} >= set(methods.METHODS) - {"untrained", "given"}
     kind = methods.find("simsiam+rwsam")
-    assert simclr.read_options(kind, {"rho": "2", "adaptive": "False"}) \
+    assert methods.read_options(kind, {"rho": "2", "adaptive": "False"}) \
         == {"rho": 2.0, "adaptive": False, "freeze": False, "alpha": 1.0, "clip": 10.0}
     for given, message in (({"rhos": "2"}, "rhos is no setting of a run or of this method; the method has rho"),
                            ({"freeze": "0"}, "0 is neither True nor False"), ({"rho": "big"}, "could not convert")):
         with pytest.raises(ValueError, match=message):
-            simclr.read_options(kind, given)
+            methods.read_options(kind, given)
 
 
 def test_an_arm_sets_what_it_names():
