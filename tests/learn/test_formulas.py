@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longtail.learn import losses
-from longtail.learn.methods import bcl, colt, focal, gh, rwsam, simclr, two_stage
+from longtail.learn.methods import bcl, colt, focal, gh, rwsam, simclr, ts, two_stage
 from longtail.store import paths
 
 GOLDEN = paths.ROOT / "tests" / "golden"
@@ -76,6 +76,23 @@ def test_two_stages_meet_where_the_first_ends():
     assert rates[0] == 0.05 and rates[9] == max(rates) == 0.5 and rates[499] == pytest.approx(0.3) and rates[-1] == pytest.approx(1e-6)
     assert all(later < earlier for earlier, later in zip(rates[9:], rates[10:], strict=False))
     assert rates[254] == pytest.approx(0.4) and rates[749] == pytest.approx(0.15 + 5e-7)      # half way of each
+
+
+# ---- TS
+
+def test_temperatures_are_those_of_the_authors_code():
+    """Five periods of 400 epochs, by hand and by the authors' function."""
+    course = [ts.scheduled_temperature(epoch, 0.1, 1.0, 400) for epoch in range(1, 2001)]
+    known = {1: 0.999944, 50: 0.868198, 100: 0.55, 150: 0.231802, 200: 0.1, 201: 0.100056, 250: 0.231802, 300: 0.55, 400: 1, 1000: 0.1,
+             2000: 1}
+    assert [course[epoch - 1] for epoch in known] == pytest.approx(list(known.values()), abs=1e-6)
+    assert sum(course) / 2000 == pytest.approx(0.55) and sum(tau < 0.2 for tau in course) / 2000 == 0.2175
+
+
+def test_a_high_temperature_spreads_the_weight_of_the_negatives():
+    similarities = tensor([0.9, 0.5, 0, -0.5])
+    counts = [torch.distributions.Categorical(logits=similarities / tau).entropy().exp().item() for tau in (0.1, 0.2, 1)]
+    assert counts == pytest.approx([1.0956, 1.5258, 3.5415], abs=1e-4)
 
 
 # ---- rwSAM

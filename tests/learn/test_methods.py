@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -279,6 +283,55 @@ def test_picks_before_there_are_scores_are_refused():
         started("colt", options=FAMILY["colt"]["options"].replace("begin=1", "begin=0"))
 
 
+# ---- temperature schedules
+
+def test_every_epoch_has_its_temperature():
+    encoder, method = started("ts", options="period=4", epochs=8)
+    found = []
+    for epoch in range(8):
+        method.before_epoch(encoder, epoch)
+        found.append(round(method.temperature.item(), 6))
+    assert found == [0.55, 0.1, 0.55, 1, 0.55, 0.1, 0.55, 1]
+    orders = [started("ts", options="period=8 shape=shuffled", epochs=40, seed=seed)[1].course for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2] and sorted(orders[0]) == sorted(started("ts", options="period=8", epochs=40)[1].course)
+
+
+def test_a_schedule_without_a_swing_is_the_fixed_temperature(results):
+    """The control for the mean of the schedule: whatever TS gains beyond it comes from the schedule."""
+    logs = []
+    for method, more in {"ts": {"options": "high=0.55 low=0.55 period=2"}, "simclr": {"temperature": 0.55}}.items():
+        run, _ = trained(method, results, **more)
+        logs.append(pd.read_csv(results.folder(run) / "log.csv").loss)
+    assert logs[0].tolist() == pytest.approx(logs[1].tolist(), rel=1e-5)
+    run, _ = trained("ts", results)
+    assert (pd.read_csv(results.folder(run) / "log.csv").loss - logs[1]).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("name", ["ts", "sdclr+ts", "focal+ts", "bcl+ts", "gh+ts", "colt+ts", "rwsam+ts"])
+def test_every_contrastive_loss_reads_the_temperature(name):
+    own = FAMILY[name.split("+")[0]]
+    encoder, method = started(name, **{**own, "options": f"{own.get('options', '')} period=4".replace("period=2 ", "").strip()})
+    views, index = torch.randn(2, 8, 128, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 4, 5, 12, 13])
+    if name == "colt+ts":
+        method.state["extras"] = torch.tensor([12, 13])
+    found = []
+    for epoch in (1, 3):        # 0.1 and 1
+        method.before_epoch(encoder, epoch) if name != "colt+ts" else method.state["temperature"].fill_(method.course[epoch])
+        found.append(method.objective(*views, index))
+    assert ((found[0] - found[1]).abs() > 0.1).all()
+    if name == "colt+ts":       # scores of images stay comparable
+        torch.testing.assert_close(method.state["crowding"][:6], colt.crowding(*views, method.run.temperature, 4)[:6])
+
+
+@pytest.mark.parametrize("options, message", [
+    ("period=3", "4 epochs are no whole number of periods; give period=… in the arm, such as period=1"), ("", "no whole number of periods"),
+    ("low=0.0 period=2", "give 0 < low ≤ high"), ("high=0.05 period=2", "from low=0.1 to high=0.05"),
+    ("period=2 shape=square", "shape=square is neither cosine nor shuffled")])
+def test_schedules_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        started("ts", options=options)
+
+
 # ---- labels
 
 def test_supervised_learns_labels_and_needs_them(results):
@@ -327,7 +380,8 @@ def test_methods_join_in_one_order():
     ("bcl+moco", "no method 'moco'; there are simclr, bcl, colt"), ("bcl+sdclr", "names a method twice or out of order"),
     ("bcl+bcl", "twice or out of order"), ("simclr+bcl", "without simclr"), ("two_stage+gh", "twice or out of order"),
     ("sdclr+simsiam", "'sdclr.simsiam' makes no sense: sdclr does not go with the rest"), ("simsiam+gh", "gh does not go"),
-    ("supervised+colt", "colt does not go")])
+    ("supervised+colt", "colt does not go"), ("simsiam+ts", "simsiam does not go"),
+    ("sdclr+untrained", "untrained does not go")])
 def test_names_without_sense_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         methods.find(name)
@@ -356,6 +410,7 @@ def test_an_arm_sets_what_it_names():
     assert (run.reserve, run.budget, run.head_layers, len(images), run.seeds(len(images))) == (9, 5, 3, 13, 4)
     assert run.options == "begin=2 clusters=10 domain=0.2 memory=0.97 nearest=10 repick=25" and run.images == images.digest
     for arm, message in {"simclr long_tail draws=2": "draws is no setting of a run or of this method; the method has none",
+                         "gh long_tail": "warm=500 must lie between 1 warm-up epochs and 4 epochs",
                          "bcl long_tail split=3": "split is no setting", "bcl long_tail 2 0.1 7": "no arm"}.items():
         with pytest.raises(ValueError, match=message):
             train.plan(study, arm, 1, 1, settings)
@@ -379,3 +434,79 @@ def test_memory_is_of_the_first_pass_of_an_uphill_step():
     loss = method.backward(encoder, first, second, index)
     torch.testing.assert_close(method.state["loss"][index], loss)
     assert method.state["loss"][8:].isnan().all() and method.attends
+
+
+# ---- a method from elsewhere
+
+VICREG = '''
+"""VICReg: variance, invariance, covariance (Bardes et al., ICLR 2022)."""
+
+from torch.nn import functional
+
+from longtail.learn.methods.simclr import SimCLR
+
+
+class VICReg(SimCLR, name="vicreg"):
+    """Both views of an image agree, every output varies, and no two outputs vary together."""
+
+    options = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0}
+    clashes = ("simsiam", "supervised")
+
+    def objective(self, first, second, index):
+        agree = (first - second).square().mean(1)
+        vary = sum(functional.relu(1 - (rows.var(0) + 1e-4).sqrt()).mean() for rows in (first, second))
+        covariances = [rows.T.cov().fill_diagonal_(0) for rows in (first, second)]
+        together = sum(matrix.square().sum() / len(matrix) for matrix in covariances)
+        return self.own["invariance"] * agree + self.own["variance"] * vary / 2 + self.own["covariance"] * together
+'''
+
+NOTEBOOKS = """
+from types import SimpleNamespace
+
+import toy
+from longtail.learn import methods, train
+from longtail.papers import figures
+from longtail.store import paths, runs
+
+assert methods.__file__.startswith(folder) and methods.find("vicreg").__doc__
+toy.paths.RESULTS = paths.Path(folder) / "results"
+study = SimpleNamespace(seed=toy.IMAGES, balanced=toy.IMAGES, pool=toy.IMAGES)
+settings = {key: value for key, value in vars(toy.planned()).items()
+            if key not in ("method", "subset", "split", "seed", "images", "head_layers", "options")}
+arms = ["vicreg long_tail covariance=2", "sdclr+vicreg balanced"]
+jobs = [train.plan(study, arm, 1, 1, settings) for arm in arms]
+stopped, whole = runs.Results("stopped"), runs.Results("whole")
+step, calls = train.Step.__call__, []
+
+def fail(self, *given):
+    calls.append(1)
+    if len(calls) == 8:
+        raise KeyboardInterrupt
+    return step(self, *given)
+
+train.Step.__call__ = fail
+try:
+    train.pretrain(*jobs[0], stopped, progress=False, checkpoint_seconds=0)
+except KeyboardInterrupt:
+    train.Step.__call__ = step
+assert not stopped.is_done(jobs[0][0])
+train.pretrain_all(jobs, stopped, 1)
+train.pretrain_all(jobs, whole, 1)
+first, second = (train.encoder_of(jobs[0][0], results).state_dict() for results in (stopped, whole))
+assert all((first[name] == second[name]).all() for name in first)
+logs = whole.logs().groupby("method").loss
+assert (logs.last() < logs.first()).all()
+figures.look(figures.METHOD, logs.first().index)
+print(*[run.name for run, _ in jobs])
+"""
+
+
+def test_a_method_is_added_by_one_file(tmp_path):
+    """Found in a copy of the package, trained alone and on SDCLR by the notebooks' calls, resumed, drawn; nothing else is edited."""
+    shutil.copytree(paths.ROOT / "src" / "longtail", tmp_path / "longtail", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "longtail" / "learn" / "methods" / "vicreg.py").write_text(VICREG)
+    places = os.pathsep.join([str(tmp_path), str(paths.ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run([sys.executable, "-c", f"folder = {str(tmp_path)!r}\n{NOTEBOOKS}"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": places})
+    assert done.returncode == 0, done.stderr
+    assert [name.split("-")[0] for name in done.stdout.split()] == ["vicreg", "sdclr+vicreg"]

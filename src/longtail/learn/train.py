@@ -39,7 +39,9 @@ def plan(study, arm, split, seed, settings):
         images, own = images + study.pool.subset(range(len(study.pool))), own | {"reserve": len(study.pool)}
     chosen = methods.write_options(methods.read_options(kind, options))
     given = settings | {"head_layers": kind.head_layers, "options": chosen} | own | kind.fixed
-    return runs.Run(**given, split=split, seed=seed, images=images.digest), images
+    run = runs.Run(**given, split=split, seed=seed, images=images.digest)
+    kind(run)       # refuses settings that do not fit, before anything is trained
+    return run, images
 
 
 @dataclass(frozen=True)

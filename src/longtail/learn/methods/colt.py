@@ -20,13 +20,15 @@ class COLT(SimCLR, name="colt"):
     remembers = {"crowding": 0}
     picks = True
 
+    def __init__(self, run):
+        super().__init__(run)
+        if not 0 < run.budget <= run.reserve:
+            raise ValueError(f"{run.name}: cannot pick {run.budget} of a pool of {run.reserve}; give budget=… in the arm, and a pool")
+        if self.own["begin"] < 1:
+            raise ValueError(f"{run.name}: begin={self.own['begin']}, but first picks follow from an epoch's scores; give 1 or more")
+
     def start(self, images, teacher):
         super().start(images, teacher)
-        if not 0 < self.run.budget <= self.run.reserve:
-            raise ValueError(f"{self.run.name}: cannot pick {self.run.budget} of a pool of {self.run.reserve}; "
-                             f"give budget=… in the arm, and a pool")
-        if self.own["begin"] < 1:
-            raise ValueError(f"{self.run.name}: begin={self.own['begin']}, but first picks follow from an epoch's scores; give 1 or more")
         self.state["extras"] = torch.empty(0, dtype=torch.int64, device=images.images.device)
 
     def extra(self, epoch):

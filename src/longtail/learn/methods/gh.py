@@ -20,11 +20,14 @@ class GH(TwoStage, name="gh"):
     published = {("GH", "cifar100", method): {"epochs": 1000, "weight_decay": 5e-4, "seed_images": 10_847}
                  for method in ("simclr", "sdclr", "bcl", "two_stage", "gh", "sdclr+gh", "bcl+gh")}
 
+    def __init__(self, run):
+        super().__init__(run)
+        if (classes := self.own["classes"]) > 128:
+            raise ValueError(f"{run.name}: no {classes} directions have equal angles in 128 dimensions; give classes=128 or fewer")
+
     def start(self, images, teacher):
         super().start(images, teacher)
         classes, device = self.own["classes"], images.images.device
-        if classes > 128:
-            raise ValueError(f"{self.run.name}: no {classes} directions have equal angles in 128 dimensions; give classes=128 or fewer")
         normal = np.random.default_rng(self.run.seed).standard_normal((classes, 128))
         self.state |= {"targets": simplex_targets(torch.from_numpy(normal)).float().to(device),
                        "past": torch.tensor(self.own["past"], device=device),

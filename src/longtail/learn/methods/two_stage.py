@@ -9,11 +9,11 @@ class TwoStage(SimCLR, name="two_stage"):
     changes = "rates"
     options = {"warm": 500, "middle": 0.6}
 
-    def start(self, images, teacher):
-        super().start(images, teacher)
-        if not self.run.warmup_epochs < self.own["warm"] < self.run.epochs:
-            raise ValueError(f"{self.run.name}: warm={self.own['warm']} must lie between {self.run.warmup_epochs} warm-up epochs and "
-                             f"{self.run.epochs} epochs; give warm=… in the arm")
+    def __init__(self, run):
+        super().__init__(run)
+        if not run.warmup_epochs < self.own["warm"] < run.epochs:
+            raise ValueError(f"{run.name}: warm={self.own['warm']} must lie between {run.warmup_epochs} warm-up epochs and "
+                             f"{run.epochs} epochs; give warm=… in the arm")
 
     def rates(self, epoch, course):
         rate = self.run.learning_rate
