@@ -387,6 +387,12 @@ def test_names_without_sense_are_refused(name, message):
         methods.find(name)
 
 
+def test_two_methods_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two methods are called bcl, in longtail.learn.methods.bcl and test_methods; rename one"):
+        type("Other", (methods.SimCLR,), {}, name="bcl")
+    assert methods.find("bcl") is bcl.BCL
+
+
 def test_every_method_is_tried_and_has_its_settings_typed():
     assert {part for name in FAMILY for part in name.split("+")} >= set(methods.METHODS) - {"untrained", "given"}
     kind = methods.find("simsiam+rwsam")

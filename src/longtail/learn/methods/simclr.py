@@ -38,6 +38,8 @@ class SimCLR:
 
     def __init_subclass__(cls, name=None):
         """``class BCL(SimCLR, name="bcl")`` is found by this name."""
+        if name in METHODS:
+            raise ValueError(f"two methods are called {name}, in {METHODS[name].__module__} and {cls.__module__}; rename one")
         if name:
             METHODS[name] = cls
 
