@@ -72,7 +72,7 @@ def test_focal_weighs_each_anchor_by_its_doubt():
 # ---- rates
 
 def test_two_stages_meet_where_the_first_ends():
-    rates = [two_stage.two_cosines(epoch, 1000, 10, 500, 0.5, 0.3, 1e-6) for epoch in range(1, 1001)]
+    rates = [two_stage.two_stage(epoch, 1000, 10, 500, 0.5, 0.3, 1e-6) for epoch in range(1, 1001)]
     assert rates[0] == 0.05 and rates[9] == max(rates) == 0.5 and rates[499] == pytest.approx(0.3) and rates[-1] == pytest.approx(1e-6)
     assert all(later < earlier for earlier, later in zip(rates[9:], rates[10:], strict=False))
     assert rates[254] == pytest.approx(0.4) and rates[749] == pytest.approx(0.15 + 5e-7)      # half way of each
@@ -236,7 +236,7 @@ def test_crowding_and_the_loss_of_domains(case, bound):
     close(crowded[~extra], [score for score in expected["score"] if score is not None], bound)
     contrast = losses.nt_xent(*views, inputs["temperature"])
     close(contrast.detach(), expected["per_sample_contrastive"], bound)
-    domain = inputs["sup_weight"] * colt.domain_loss(*views, extra, inputs["temperature"]).mean()
+    domain = inputs["sup_weight"] * colt.domain(*views, extra, inputs["temperature"]).mean()
     assert domain.item() == pytest.approx(expected["distribution_loss_weighted"], abs=bound)
     (contrast.mean() + domain).backward()
     close(views[0].grad, expected["grad_view1"], bound)

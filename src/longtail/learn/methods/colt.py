@@ -60,7 +60,7 @@ class COLT(SimCLR, name="colt"):
         self.remember("crowding", index, crowded, self.own["memory"])
         if not len(self.state["extras"]):
             return loss
-        return loss + self.own["domain"] * domain_loss(first, second, index >= self.count, self.temperature)
+        return loss + self.own["domain"] * domain(first, second, index >= self.count, self.temperature)
 
 
 def crowding(first, second, temperature, nearest=10):
@@ -75,7 +75,7 @@ def crowding(first, second, temperature, nearest=10):
     return negatives.topk(min(nearest, negatives.shape[1]), dim=1).values.sum(1)
 
 
-def domain_loss(first, second, extra, temperature):
+def domain(first, second, extra, temperature):
     """COLT's loss of each image: its rows against all others of its domain, seed or ``extra`` (bool, n), with NT-Xent's denominators.
 
     Mean of an image's two rows, (n,); zero where the batch has no extra image.

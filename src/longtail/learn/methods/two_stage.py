@@ -17,11 +17,11 @@ class TwoStage(SimCLR, name="two_stage"):
 
     def rates(self, epoch, course):
         rate = self.run.learning_rate
-        one = two_cosines(epoch + 1, course.epochs, self.run.warmup_epochs, self.own["warm"], rate, self.own["middle"] * rate, FINAL_RATE)
+        one = two_stage(epoch + 1, course.epochs, self.run.warmup_epochs, self.own["warm"], rate, self.own["middle"] * rate, FINAL_RATE)
         return [one] * len(course.steps(epoch))
 
 
-def two_cosines(epoch, epochs, warmup_epochs, warm, base_lr, middle_lr, final_lr):
+def two_stage(epoch, epochs, warmup_epochs, warm, base_lr, middle_lr, final_lr):
     """Rate of epoch 1, 2, …: warm-up and cosine to ``middle_lr`` at epoch ``warm``, then cosine to ``final_lr`` (GH's code)."""
     if epoch <= warm:
         return warmup_cosine(epoch, warm, warmup_epochs, base_lr, middle_lr)
