@@ -11,9 +11,9 @@ from longtail.learn.methods.simclr import SimCLR
 class TS(SimCLR, name="ts"):
     """One temperature for all images, by epoch: a cosine from ``high`` to ``low`` and back every ``period`` epochs (Kukleva et al. 2023).
 
-    A low temperature tells single images apart, a high one groups. Two controls say whether it is the schedule that helps: the constant
-    mean, ``simclr temperature=0.55``, and ``shape=shuffled``, the same values in an order drawn with the run's seed. Scores of images
-    (ECLE, COLT's crowding) keep the run's temperature.
+    A low temperature tells single images apart, a high one groups. Two controls say whether it is the schedule that helps: its mean,
+    ``high=0.55 low=0.55``, which is SimCLR at that temperature, and ``shape=shuffled``, the same values in an order drawn with the
+    run's seed. Scores of images (ECLE, COLT's crowding) keep the run's temperature.
     """
 
     changes = "temperature"
