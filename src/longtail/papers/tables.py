@@ -14,7 +14,7 @@ MEASURES = [*GROUPS, "balance", "all"]
 PICKING = {"prototypes": 10.0, "alpha": 0.3, "ratio": 1.5}     # MAK's own defaults (section 3.1); table 3 varies them
 OVERHEAD = 700      # epochs that the extractor and ECLE cost; the control trains that much longer (MAK, section 3.4)
 
-PUBLISHED = methods.published()
+PUBLISHED = methods.published_settings()
 TABLES = {      # name of the file: paper, its table, protocol
     "sdclr_linear": ("SDCLR", "slides, linear separability", "linear"),
     "sdclr_fewshot_linear": ("SDCLR", "slides, few-shot", "fewshot_linear"),

@@ -10,13 +10,13 @@ import pkgutil
 
 from longtail.learn.methods.simclr import CHANGES, METHODS, RECIPES, SimCLR, gathered, read_options, write_options
 
-__all__ = ["METHODS", "SimCLR", "find", "gathered", "published", "read_options", "write_options"]
+__all__ = ["METHODS", "SimCLR", "find", "gathered", "published_settings", "read_options", "write_options"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 
-def in_order(names):
+def joining_order(names):
     """Names of methods as a joined name has them: what is trained first, what is added to it after that (``CHANGES``)."""
     return sorted(names, key=lambda name: (CHANGES.index(METHODS[name].changes), name))
 
@@ -27,8 +27,8 @@ def find(name):
     if unknown := [part for part in parts if part not in METHODS]:
         raise ValueError(f"no method {unknown[0]!r}; there are {', '.join(METHODS)}, and several joined by +")
     kinds = tuple(METHODS[part] for part in parts)
-    if parts != in_order(set(parts)) or any(a is not b and issubclass(a, b) for a in kinds for b in kinds):
-        raise ValueError(f"{name!r} names a method twice or out of order; join them in the order {', '.join(in_order(METHODS))}, "
+    if parts != joining_order(set(parts)) or any(a is not b and issubclass(a, b) for a in kinds for b in kinds):
+        raise ValueError(f"{name!r} names a method twice or out of order; join them in the order {', '.join(joining_order(METHODS))}, "
                          f"without simclr")
     if clash := [part for part in parts for kind in kinds if part in kind.clashes or METHODS[part].alone and len(parts) > 1]:
         raise ValueError(f"{name!r} makes no sense: {clash[0]} does not go with the rest")
@@ -41,7 +41,7 @@ def joined(name, kinds):
     return type(name, kinds[::-1], {"__doc__": " + ".join(kind.__doc__.splitlines()[0] for kind in kinds)})
 
 
-def published():
+def published_settings():
     """What papers trained, as their methods' files have it: (paper, data set, method) -> fields of ``Run``, options as a run keeps them.
 
     A row starts from the recipe of its data set; then come the settings of the methods it names, then its own.
