@@ -10,6 +10,7 @@ import torch
 from several import LARGE, PICKED, SHARES, WIDTH, features, inputs
 
 from longtail.pick import samplers, selection, shards
+from longtail.pick.hierarchical_k_means import hierarchical_k_means
 from longtail.store import paths
 
 
@@ -167,11 +168,19 @@ def spread(folder):
 def test_shards_pick_what_one_process_picks(spread, expected, way):
     pool, seed, loss, distance = inputs()
     q = samplers.score(loss, distance, 0.3)
-    mak, few = (samplers.select(q, pool, seed, budget, ratio).tolist() for budget, ratio in ((300, 1.5), (40, 1.0)))
+    mak, few = (samplers.core_set(q, pool, seed, budget, ratio).tolist() for budget, ratio in ((300, 1.5), (40, 1.0)))
+    balanced = hierarchical_k_means(pool, 40, (20, 5), steps=1).tolist()
     assert set(mak) != set(expected[:300])
     for rank in spread[way]:
-        assert rank["picks"] == [expected[:300], expected[:300], expected[:300], expected, mak, few]
+        assert rank["picks"] == [expected[:300], expected[:300], expected[:300], expected, mak, few, balanced]
         assert rank["score"] == q.tolist()
+
+
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_two_processes_pick_in_the_order_of_one(spread, sampler):
+    pool, seed, loss, distance = inputs()
+    alone = samplers.sample(sampler, loss, distance, pool, seed, 40, 0.3, 1.5, 0).tolist()
+    assert [rank["samplers"][sampler] for rank in spread[1]] == [alone, alone]
 
 
 @pytest.mark.parametrize("way", range(len(SHARES)))
