@@ -172,12 +172,12 @@ def test_impossible_budgets_are_refused_and_leave_no_picks(picks, study, tmp_pat
 
 def test_enlarged_runs_are_seed_and_picks(picks, study):
     taken, run = picks(study), replace(RUN, images=study.seed.digest)
-    enlarged, images = samplers.enlarge(run, study, taken, "mak", "updates")
+    enlarged, images = samplers.with_picks(run, study, taken, "mak", "updates")
     assert images.names == study.seed.names + tuple(taken.name)
     assert (enlarged.added, enlarged.budget, enlarged.schedule, enlarged.epochs) == ("mak", 20, "updates", run.epochs)
-    assert samplers.enlarge(run, study, taken, "random", "overhead", 7)[0].epochs == 7
+    assert samplers.with_picks(run, study, taken, "random", "overhead", 7)[0].epochs == 7
     with pytest.raises(ValueError, match="schedule 'overhead' with epochs None"):
-        samplers.enlarge(run, study, taken, "mak", "overhead")
+        samplers.with_picks(run, study, taken, "mak", "overhead")
 
 
 # ---- rows of the tables

@@ -57,12 +57,28 @@ def test_does_not_depend_on_tiles_precision_or_place(pool, seed, monkeypatch, tm
     some, (expected, _) = pool[-600:], naive(pool[-600:], seed, 150)
     np.save(tmp_path / "pool.npy", some.numpy())
     mapped = np.load(tmp_path / "pool.npy", mmap_mode="r")
-    for name, size in (("TILE", 33), ("PANEL", 16), ("FIRST", 8), ("CACHED", 10)):
+    for name, size in (("TILE_ROWS", 33), ("PANEL", 16), ("FIRST_CENTERS", 8), ("CACHED", 10)):
         monkeypatch.setattr(selection, name, size)
     for rows in (some, some.double(), some.numpy(), mapped):
         assert selection.k_center(rows, seed, 150, block=50).tolist() == expected
     monkeypatch.setattr(selection, "AT_ONCE", 0)        # on the grid at every reading, as what is larger than memory
     assert selection.k_center(mapped, seed, 150).tolist() == expected
+
+
+def test_two_threads_share_tiles_and_pick_alike(pool, seed, expected, monkeypatch):
+    monkeypatch.setattr(selection, "TILE_ROWS", 100)
+    asked, pool_of = [], selection.ThreadPoolExecutor
+    monkeypatch.setattr(selection, "ThreadPoolExecutor",
+                        lambda threads: asked.append((threads, torch.get_num_threads())) or pool_of(threads))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        rounds = selection.k_center_rounds(pool, seed, 300)
+        assert torch.cat([(part, torch.get_num_threads() == 2 or pytest.fail("the caller's threads are gone"))[0]
+                          for part in rounds]).tolist() == expected[:300]
+    finally:
+        torch.set_num_threads(before)
+    assert set(asked) == {(2, 1)}           # two threads with tiles of their own, no team that waits for its slowest
 
 
 def test_half_precision_files_are_read_as_they_are(pool, seed):

@@ -8,7 +8,7 @@ import bisect
 import numpy as np
 import torch
 
-from longtail.pick.selection import GRID, Grid, as_rows, check_finite
+from longtail.pick.selection import SCALE, Grid, as_rows, one_thread, refuse_nonfinite
 from longtail.pick.shards import Alone, collect
 from longtail.store import gpu
 
@@ -42,7 +42,8 @@ def hierarchical_k_means(features, budget, clusters, *, steps=10, within="random
         raise ValueError(f"budget {budget} of {images} images; ask for 0 to {images}")
     if within not in ("random", "closest"):
         raise ValueError(f"within {within!r}; images of a cluster are taken random or closest")
-    levels = tree(_integers(rows, normalise, group), clusters, steps, seed, group)
+    with one_thread():
+        levels = tree(_integers(rows, normalise, group), clusters, steps, seed, group)
     labels, order, _ = levels[0]
     shares = allocate(np.bincount(labels), [labels for labels, *_ in levels[1:]], budget, seed)
     if within == "random":
@@ -53,12 +54,12 @@ def hierarchical_k_means(features, budget, clusters, *, steps=10, within="random
 
 
 def _integers(rows, normalise, group):
-    """Rows (n, d) as integers, at most GRID long, in float64: sums and squared distances are then exact in any order."""
+    """Rows (n, d) as integers, at most SCALE long, in float64: sums and squared distances are then exact in any order."""
     grid = Grid(rows, gpu.device())
-    check_finite("pool", grid.lengths, group)
+    refuse_nonfinite("pool", grid.lengths, group)
     if normalise:
         return grid.whole().double()
-    return (rows.to(grid.device).double() / group.gather(grid.lengths).max() * GRID).round()
+    return (rows.to(grid.device).double() / group.gather(grid.lengths).max() * SCALE).round()
 
 
 # ---- the tree, bottom up

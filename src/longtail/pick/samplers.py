@@ -15,7 +15,7 @@ from longtail.pick.hierarchical_k_means import default_clusters, hierarchical_k_
 from longtail.pick.selection import k_center
 from longtail.store import processes, runs
 
-TILE = 4096   # pool rows compared with the prototypes at once
+COMPARED = 4096     # pool rows compared with the prototypes at once
 
 
 def proximity(pool, seed, prototypes, random_state=0):
@@ -28,9 +28,9 @@ def proximity(pool, seed, prototypes, random_state=0):
     selection.check_width(pool, seed)
     means = _unit(centroids(seed, prototypes, random_state).to(seed.device, pool.dtype))
     nearest = torch.empty(len(pool), dtype=pool.dtype, device=means.device)
-    for tile, similarity in zip(pool.split(TILE), nearest.split(TILE), strict=True):
+    for tile, similarity in zip(pool.split(COMPARED), nearest.split(COMPARED), strict=True):
         similarity.copy_((_unit(tile.to(means.device)) @ means.T).amax(1))
-    selection.check_finite("pool", nearest)
+    selection.refuse_nonfinite("pool", nearest)
     return 1 - nearest
 
 
@@ -50,7 +50,7 @@ def centroids(seed, prototypes, random_state=0):
 
 def _k_means(rows, prototypes, random_state):
     """Scikit-learn's k-means; ten restarts were its default when the reference was written, so they are asked for."""
-    selection.check_finite("seed", torch.from_numpy(rows))
+    selection.refuse_nonfinite("seed", torch.from_numpy(rows))
     if not 1 <= prototypes <= len(rows):
         raise ValueError(f"{prototypes} prototypes from {len(rows)} seed images; choose 1 to {len(rows)} prototypes")
     return KMeans(prototypes, init="k-means++", n_init=10, max_iter=300, tol=1e-4, random_state=random_state).fit(rows)
@@ -208,7 +208,8 @@ def score_pool(run, results, study, views, batch, repeats, prototypes):
 @functools.lru_cache(maxsize=1)
 def pool_and_seed(run, results, study):
     """Features h of pool and seed by a finished run, (n, d), in a file, and (s, d), on the device; the last asked for are kept."""
-    return scoring.features(run, results, study.pool, "pool"), scoring.features(run, results, study.seed, "seed").to(runs.device())
+    pool, seed = (scoring.measured_features(run, results, getattr(study, part), part) for part in ("pool", "seed"))
+    return pool, seed.to(runs.device())
 
 
 def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, batch, repeats):
@@ -252,13 +253,19 @@ def row(text, settings):
     return {"sampler": sampler, **settings, **changed}
 
 
+def keep_settings(run, results, pool, row):
+    """Note with a run on seed and picks how these were picked: ``row`` as of ``pick``, from the pool of this name."""
+    picked = {"pool": pool, **{name: row[name] for name in ("alpha", "ratio", "prototypes", "views", "batch", "repeats")}}
+    return runs.remember(results.folder(run), "picked", picked, lambda: pd.DataFrame([picked]))
+
+
 def pick_all(run, results, study, rows):
     """``pick`` for several rows, whose scores and features are then computed once."""
     for settings in rows:
         pick(run, results, study, **settings)
 
 
-def enlarge(run, study, picks, sampler, schedule, epochs=None):
+def with_picks(run, study, picks, sampler, schedule, epochs=None):
     """The extractor's run again, from scratch, on seed and picks: ``(Run, ImageSet)``.
 
     ``schedule``: epochs (as many passes as the seed alone gets, the paper's rule), updates (as many optimiser steps), or overhead
