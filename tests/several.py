@@ -111,7 +111,8 @@ def _select(path, counts):
     except ValueError as error:
         refused = str(error)
     Path(f"{path}.{group.rank}.json").write_text(json.dumps({
-        "picks": [order.tolist() for order in picks], "samplers": by_sampler, "score": group.gather(q).tolist(), "violations": violations, "refused": refused}))
+        "picks": [order.tolist() for order in picks], "samplers": by_sampler, "score": group.gather(q).tolist(),
+        "violations": violations, "refused": refused}))
 
 
 def _frugal(_, folder):
