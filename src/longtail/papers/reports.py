@@ -18,10 +18,14 @@ def write_reports():
 
 
 def profiles():
-    """Every profile whose results are kept with the code, name -> its settings; one that git ignores, such as the demo, is yours alone."""
+    """Every profile, name -> its settings."""
+    return read_yaml(paths.NOTEBOOKS / "profiles.yaml")
+
+
+def shipped():
+    """Profiles whose results are kept with the code; one that git ignores, such as the demo, is yours alone."""
     ignored = (paths.ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
-    known = read_yaml(paths.NOTEBOOKS / "profiles.yaml")
-    return {name: settings for name, settings in known.items() if f"results/{name}/" not in ignored}
+    return [name for name in profiles() if f"results/{name}/" not in ignored]
 
 
 def findings(judged):
@@ -36,14 +40,14 @@ def results_page():
     """results/README.md: for every profile its findings in sentences and its tables."""
     parts = ["# Results\n\nWritten by `10_claims` from the rows of every profile; do not edit. How things are reproduced, and what was "
              "not run: [REPRODUCE.md](../REPRODUCE.md)."]
-    for name, settings in profiles().items():
+    for name in shipped():
         tables = sorted((paths.RESULTS / name / "tables").glob("*.md"))
         judged = _judged(name)
         if not len(judged) and not tables:
             continue
         sentences = findings(judged)
         undecided = len(judged) - len(sentences)
-        parts.append(f"## {name}\n\n{' '.join(settings.get('about', '').split())}")
+        parts.append(f"## {name}\n\n{' '.join(profiles()[name].get('about', '').split())}")
         parts.append("\n".join([*(f"- {sentence}" for sentence in sentences),
                                 *([f"- {undecided} further exploratory claims are undecided or not tested: "
                                    f"[claims.csv]({name}/claims.csv)."] if undecided else [])]) or "No claim has been judged.")
@@ -95,7 +99,7 @@ def _printed_things(paper, known):
         for dataset, here in rows.groupby("dataset", sort=False):
             made = table.get("profiles", paper.profiles.get(dataset, [])) if "missing" not in table else []
             full, others = 0, 0
-            for where in known:
+            for where in shipped():
                 ours = _ours(where, name)
                 here_full = ours.status.eq("full") & ours.data.str.startswith(dataset + " ")
                 full, others = full + here_full.sum(), others + len(ours)
@@ -103,7 +107,7 @@ def _printed_things(paper, known):
             yield [paper.name, f"{table['table']}: {printed.IN_WORDS[table['protocol']]}", dataset, files, *_costs(made, known),
                    _state(full, len(here), others, made) + (f": {table['missing']}" if "missing" in table else "")]
     for title, figure in paper.figures.items():
-        drawn = [file for file in (f"figures/{name}/{figure['file']}.pdf" for name in known) if (paths.OUTPUT / file).exists()]
+        drawn = [file for file in (f"figures/{name}/{figure['file']}.pdf" for name in shipped()) if (paths.OUTPUT / file).exists()]
         wanted = f"figures/{figure['profile']}/{figure['file']}.pdf"
         state = _state(int(wanted in drawn), 1, drawn, [figure["profile"]])
         yield [paper.name, title, "", _link(wanted), *_costs([figure["profile"]], known), ", ".join([state, *map(_link, drawn)])]
@@ -122,7 +126,7 @@ def _claim_lines(paper, known):
     for claim in claims.claims_of(paper):
         if not claim.data:
             asked.setdefault((claim.entry["claim"], claim.entry["where"]), []).append(claim)
-    judged = {name: lines for name in known if len(lines := _judged(name))}
+    judged = {name: lines for name in shipped() if len(lines := _judged(name))}
     for (statement, where), group in asked.items():
         ids = {claim.id for claim in group}
         found = {name: lines[lines.id.str.split("@").str[0].isin(ids)] for name, lines in judged.items()}
