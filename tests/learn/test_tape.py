@@ -5,13 +5,14 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from shelf import apart
 from tape import Refused, Tape, Watch, stand_in
 from toy import IMAGES, planned
 
 from longtail.images import randaugment, views
 from longtail.label import adjusted, supervised
 from longtail.learn import models, train
-from longtail.store import gpu, paths, processes, runs
+from longtail.store import gpu, paths, processes
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def trained(run, name, records=True, seconds=1e9):
     """(weights, log) of a run trained with the stand-in, recorded or made one by one; and what was recorded."""
-    results = runs.Results(name)
+    results = apart(name)
     with stand_in(records) as graphs:
         train.pretrain(run, IMAGES, results, progress=False, checkpoint_seconds=seconds)
         made = list(graphs)
