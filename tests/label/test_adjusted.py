@@ -448,7 +448,8 @@ def test_labels_of_any_whole_numbers_are_the_same_labels(loss):
     (lambda: adjusted_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), LossSpec(alpha=[1.0, 2.0])), r"alpha has shape \(2,\) for 3"),
     (lambda: adjusted_cross_entropy(torch.zeros(2, 3), torch.tensor([0]), LossSpec()), "one row of logits an image"),
     (lambda: staged(1, 2, -1), "starts at epoch -1"), (lambda: adjusted.read_loss("svm"), "no method 'svm'; there are ce, focal"),
-    (lambda: adjusted.read_loss("vs gama:1"), "what can be set is gamma=…, tau=…, start=…"), (lambda: adjusted.read_loss("vs 0.3"), "no method 'vs 0.3'"),
+    (lambda: adjusted.read_loss("vs gama=1"),
+     "what can be set is gamma=…, tau=…, start=…"), (lambda: adjusted.read_loss("vs 0.3"), "no method 'vs 0.3'"),
     *((partial(adjusted.read_loss, f"vs {given}"), rf"'vs {given}' cannot be read")
       for given in ("gamma=abc", "gamma=", "gamma=nan", "tau=inf", "start=1.5", "gamma=1 gamma=2", "sizes=3")),
     *((partial(loss, torch.zeros(2, 3), labels), message) for loss in EACH_LOSS for labels, message in (

@@ -138,4 +138,4 @@ def test_labels_teach_half_a_and_the_runs_stay_apart(tmp_path, monkeypatch):
     assert halves.measure(run, apart, small).equals(rows)
     apart.ask("halves", made, {})
     assert not apart.done() and len(apart.done("halves")) == 2
-    assert figures._commits(rows.assign(run=run.name), "tiny")[run.name] != "unknown"
+    assert figures._commits(rows.assign(run=run.name))[run.name] != "unknown"

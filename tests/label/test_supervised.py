@@ -96,7 +96,8 @@ def test_bad_input_is_one_clear_line(wrong, message):
 
 
 @pytest.mark.parametrize("tail", ["exponential", "100", "exponential 100", "ratio=5", "step ratio=ten", "exponential ratio=0",
-                                  "step ratio=0", "exponential ratio=nan", "step ratio=nan", "step ratio=inf", "exponential ratio=-10", "step ratio=0.5"])
+                                  "step ratio=0", "exponential ratio=nan", "step ratio=nan", "step ratio=inf", "exponential ratio=-10",
+                                  "step ratio=0.5"])
 def test_a_tail_without_its_ratio_is_refused(source, tail):
     with pytest.raises(ValueError, match="write its kind and the ratio"):
         planned(source, tail=tail)

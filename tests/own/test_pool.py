@@ -471,7 +471,8 @@ def test_given_encoders_are_never_trained():
     ({"architecture": "torchvision/resnet50"}, "needs a file of its weights"), ({"encoder": "seed"}, "/seed is no run"),
     ({"encoder": "some.pth", "architecture": "torchvision/resnet50", "epochs": 3}, "so that epochs would change nothing"),
     ({"encoder": "run", "policy": "cifar", "size": 32}, "so that policy, size would change nothing"),
-    ({"encoder": "run"}, "run.json describes another run than the name of its folder"), ({"pool_images": "some.pth"}, "some.pth is no place of images"),
+    ({"encoder": "run"}, "run.json describes another run than the name of its folder"),
+    ({"pool_images": "some.pth"}, "some.pth is no place of images"),
     ({"pool_images": "notes.txt"}, "notes.txt is no text")])
 def test_refused_in_one_line_and_nothing_written(tmp_path, capsys, monkeypatch, settings, words):
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")

@@ -165,8 +165,8 @@ def test_without_imbalance_neither_a_gain_nor_a_loss_is_no_change(results, gain,
 def test_other_runs_are_judged_apart_and_by_tail(results):
     for split in (1, 2, 3):
         for ratio, gain in ((50.0, 5.0), (10.0, -5.0)):
-            finish(results, "ce", 70.0 + split, split=split, **DIGITS | {"ratio": ratio})
-            finish(results, "la", 70.0 + split + gain + split / 100, split=split, **DIGITS | {"ratio": ratio})
+            finish(results, "ce", 70.0 + split, split=split, **DIGITS | {"imbalance": ratio})
+            finish(results, "la", 70.0 + split + gain + split / 100, split=split, **DIGITS | {"imbalance": ratio})
         finish(results, "ce", 70.0, seed=split, jpeg=True)
         finish(results, "la", 75.0 + split / 100, seed=split, jpeg=True)
     found = verdicts(results)
