@@ -68,14 +68,14 @@ def test_replays_are_the_updates_made_one_by_one(monkeypatch, method):
 def trained_on_labels(method, folder, records):
     """Losses and weights of a perceptron, over two stages, a drop of the rate and a short last batch; how often it was recorded."""
     schedule = supervised.Schedule(4, 8, 0.1, drops=(2,), drop=0.1, warmup_epochs=1)
-    arm, parameters = adjusted.parse(method)
-    run = supervised.Run("toy", "step", 2, 8, 0, 1, arm, parameters, "perceptron", 16, "digits", schedule, "float32", False, IMAGES.digest)
+    run = supervised.run_of(IMAGES, method, "step ratio=2", 0, 1, schedule, dataset="toy", largest=8, architecture="perceptron", size=16,
+                            policy="digits", precision="float32")
     with stand_in(records) as made:
-        network = supervised.train_network(run, IMAGES, 3, folder)
+        network, _ = supervised.train_network(run, IMAGES, 3, folder)
         return pd.read_csv(folder / "log.csv").loss.tolist(), network.state_dict(), len(made)
 
 
-@pytest.mark.parametrize("method", adjusted.METHODS)
+@pytest.mark.parametrize("method", adjusted.LOSSES)
 def test_replays_with_labels_are_the_updates_made_one_by_one(tmp_path, method):
     one_by_one, recorded = (trained_on_labels(method, tmp_path / str(records), records) for records in (False, True))
     assert one_by_one[0] == recorded[0] and all(torch.equal(values, recorded[1][name]) for name, values in one_by_one[1].items())

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import shelf
 
-from longtail.label import adjusted, supervised
+from longtail.label import adjusted
 from longtail.papers import supervised_tables as papers
 from longtail.papers import tables
 from longtail.store import arms, paths, runs
@@ -101,7 +101,7 @@ def test_gains_are_paired_by_list_split_and_seed(results):
         finish(results, "ce", plain, seed=seed)
         finish(results, "la", other, seed=seed)
     finish(results, "la", 99.0, seed=3)
-    gains = papers.gains(supervised.scores(results)).query("group == 'all'").sort_values("seed").gain
+    gains = papers.gains(papers.measured(results)).query("group == 'all'").sort_values("seed").gain
     assert gains[:2].tolist() == [5.0, 1.0] and np.isnan(gains.iloc[2])
 
 
@@ -115,7 +115,7 @@ def test_runs_of_other_settings_are_neither_averaged_nor_paired(results, change)
         finish(results, "la", other, **how)
     assert sorted(cell(results, "DDC", "CE").ours) == ["30.00 (n=1)", "50.00 (n=1)"]
     assert cell(results, "DDC", "CE").settings.nunique() == 2
-    gains = papers.gains(supervised.scores(results)).query("group == 'all'").gain
+    gains = papers.gains(papers.measured(results)).query("group == 'all'").gain
     assert sorted(gains) == [1.0, 5.0]
 
 

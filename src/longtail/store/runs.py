@@ -29,7 +29,7 @@ class Run:
     subset: str             # long_tail or balanced; given when the encoder was; with labels the kind of tail, exponential or step
     split: int              # which class permutation ranks the classes by size; with labels 0 is the published list
     seed: int               # weights, order of the images, views
-    method: str             # one of methods.METHODS, or several joined by +, such as sdclr+bcl; with labels one of adjusted.METHODS
+    method: str             # one of methods.METHODS, or several joined by +, such as sdclr+bcl; with labels one of adjusted.LOSSES
     head_layers: int
     architecture: str
     size: int               # side of the square views, pixels
