@@ -137,6 +137,7 @@ def extractor(root, images):
     if not results.is_done(run):
         runs.write(results.folder(run) / "run.json", json.dumps(asdict(run)))
         train.finish(run, results.folder(run), train.initialise(run)[0], [{"seconds": 0.0}], len(images))
+    results.ask("arms", [run], {})
     return run, results
 
 
@@ -162,7 +163,7 @@ def score(root):
 
 def chunk(path, start):
     """What stands for a chunk of an array: its folder, its name and its first row."""
-    return f"{path.parent.name}/{path.name.split('.')[0]} {start}"
+    return f"{path.parent.name.rsplit('-', 1)[0]}/{path.name.split('.')[0]} {start}"
 
 
 def recorded(root):

@@ -174,7 +174,8 @@ def test_a_row_says_how_it_departs_from_the_settings():
     assert usual["alpha"] == 0.3 and type(samplers.row("mak ratio=2", usual)["ratio"]) is float
 
 
-@pytest.mark.parametrize("text", ["best", "mak alpha", "mak alpha high", "mak budget=1.5", "mak views 5", "mak depth 3"])
+@pytest.mark.parametrize("text", ["best", "mak alpha", "mak alpha 0.5", "mak alpha=high", "mak alpha=1 alpha=2", "mak budget=1.5",
+                                  "mak views=5", "mak depth=3"])
 def test_rows_that_say_nothing_are_refused(text):
-    with pytest.raises(ValueError, match=f"no row '{text}'; name one of random, .*, then perhaps one of budget, alpha, ratio, prototypes"):
+    with pytest.raises(ValueError, match=f"no row '{text}'; name one of random, .*, then perhaps|'{text}' cannot be read"):
         samplers.row(text, {"budget": 100, "alpha": 0.3, "ratio": 1.5, "prototypes": 10, "views": 4})
