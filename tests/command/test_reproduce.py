@@ -221,14 +221,14 @@ def test_dry_run_counts_runs_and_hours(book, capsys):
 
 
 def test_rows_of_the_tables_are_counted_with_their_budgets():
-    retrain = ["random", "mak", "mak alpha 0.5", "mak budget 40 ratio 2"]
+    retrain = ["random", "mak", "mak alpha=0.5", "mak budget=40 ratio=2"]
     rows = wanted({"retrain": retrain, "equal_updates": ["mak"], "budget": 30}, [(1, 7)])
     assert [(row["added"], row["schedule"], row["budget"]) for row in rows] == [
         ("random", "epochs", 30), ("mak", "epochs", 30), ("mak", "epochs", 30), ("mak", "epochs", 40), ("mak", "updates", 30)]
 
 
 def test_runs_alike_in_all_that_a_plan_tells_are_counted_apart(book, capsys):
-    retrain = '\nretrain: list[str] = ["mak", "mak alpha 0.5"]  # rows\nbudget: int = 9  # picks'
+    retrain = '\nretrain: list[str] = ["mak", "mak alpha=0.5"]  # rows\nbudget: int = 9  # picks'
     folder = book("05_samples", parameters=PARAMETERS + retrain)
     (folder / "profiles.yaml").write_text("long: {hours: 3, seeds: [1, 2]}")
     some = dict.fromkeys(runs.FIELDS, 0) | {"added": "mak", "schedule": "epochs", "budget": 9, "split": 1, "recipe": runs.RECIPE}

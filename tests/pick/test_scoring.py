@@ -181,17 +181,18 @@ class Pool(SimpleNamespace):
         return len(self.names)
 
 
-SHIPPED = sorted((paths.ROOT / "results").glob("*/runs/*/picks-*.json"))
+SHIPPED = sorted((paths.ROOT / "results").glob("runs/*/picks-*.json"))
 
 
 @pytest.mark.parametrize("record", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_shipped_picks_are_remembered_without_their_encoder(record, monkeypatch):
+def test_shipped_picks_are_remembered_without_their_encoder(record, monkeypatch, tmp_path):
     monkeypatch.setattr(train, "encoder_of", None)
     monkeypatch.setattr(selection, "k_center", None)
-    results = runs.Results(record.parents[2].name)
-    results.root = record.parents[2]
-    settings, run = runs.recorded(record)["settings"], runs.Run(**runs.recorded(record.parent / "run.json"))
-    study = SimpleNamespace(pool=Pool(digest=settings["pool"], names=runs.read_rows(record.parent / "pool-ecle.csv").name),
+    results = runs.Results("shipped")
+    results.root, results.store = tmp_path, record.parents[1]
+    settings, run = runs.read_record(record)["settings"], runs.read_run(record.parent)
+    names = runs.read_rows(next(record.parent.glob("pool-ecle-*.csv"))).name
+    study = SimpleNamespace(pool=Pool(digest=settings["pool"], names=names),
                             seed=SimpleNamespace(digest=settings["seed"]))
     how = {name: settings[name] for name in ("sampler", "budget", "alpha", "ratio", "prototypes", "views", "batch", "repeats")}
     picks = samplers.pick(run, results, study, **how)

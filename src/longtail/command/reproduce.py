@@ -126,20 +126,19 @@ def parameters_of(notebooks):
     return {name for notebook in notebooks for name in notebook.kinds} - {"profile"}
 
 
-def finished(profile):
-    """How many runs of the profile are done, with labels and without, and those that are kept apart."""
-    marks = "runs/*/done.json", "*/runs/*/done.json", "supervised/*/scores.json"
-    return sum(len(list((paths.RESULTS / profile).glob(mark))) for mark in marks)
+def finished():
+    """The names of all runs that are done, of whatever profile."""
+    return {mark.parent.name for mark in (paths.RESULTS / "runs").glob("*/done.json")}
 
 
 def state(profile):
-    """Digest of all that the notebooks of a profile have written, without the notebooks' own copies."""
+    """Digest of all that the notebooks of a profile have written and asked for, without the notebooks' own copies."""
+    from longtail.store.runs import Results
     digest = hashlib.sha256()
-    for root in (paths.RESULTS / profile, paths.FIGURES / profile):
-        for path in sorted(path for path in root.rglob("*") if path.suffix in RECORDED):
-            name = path.relative_to(root).as_posix()
-            if not name.startswith("notebooks/"):
-                digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    own = [path for root in (paths.RESULTS / profile, paths.FIGURES / profile) for path in sorted(root.rglob("*"))
+           if path.suffix in RECORDED and root / "notebooks" not in path.parents]
+    for path in own + Results(profile).files():
+        digest.update(f"{path.relative_to(paths.OUTPUT).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 
@@ -203,14 +202,16 @@ def explain(error):
 
 def attempt(name, profile, work):
     """Do the work and say how it went in one line; returns the same as data, or nothing when it failed."""
-    before, began = finished(profile), time.perf_counter()
+    before, began = finished(), time.perf_counter()
     try:
         work()
     except (Exception, SystemExit) as error:
         print(f"{name} failed: {explain(error)}", file=sys.stderr)
         return None
-    entry = {"seconds": round(time.perf_counter() - began, 1), "reused": before, "made": finished(profile) - before}
-    print(f"{name:<16} {entry['seconds']:7.1f} s   runs reused {before}, made {entry['made']}", flush=True)
+    from longtail.store.runs import Results
+    entry = {"seconds": round(time.perf_counter() - began, 1), "reused": len(before & set(Results(profile).names())),
+             "made": len(finished() - before)}
+    print(f"{name:<16} {entry['seconds']:7.1f} s   runs reused {entry['reused']}, made {entry['made']}", flush=True)
     return entry
 
 
@@ -270,10 +271,10 @@ def run_held(plan):
 
 def wanted(values, replicates):
     """The runs a notebook makes, each as fields that tell it from most others: the arms of 02, the retrained rows of 05."""
-    from longtail.store.runs import read_arm
+    from longtail.store.arms import read_arm, read_line
     arms = [({"added": "none", "epochs": values["epochs"], **read_arm(arm)[0]}, pairs)
             for key, pairs in (("arms", replicates), ("once", replicates[:1])) for arm in values.get(key, [])]
-    picked = [({"added": row.split()[0], "schedule": schedule, "budget": int((re.findall(r"budget (\d+)", row) or [values["budget"]])[0])},
+    picked = [({"added": row.split()[0], "schedule": schedule, "budget": int(read_line(row)[1].get("budget", values["budget"]))},
                replicates) for key, schedule in (("retrain", "epochs"), ("equal_updates", "updates")) for row in values.get(key, [])]
     return [{**run, "split": split, "seed": seed} for run, pairs in arms + picked for split, seed in pairs]
 
@@ -289,7 +290,7 @@ def dry_run(plan):
         missing += len(runs_of) - done
         print(f"{notebook.name:<16} runs done {done}, missing {len(runs_of) - done}  ",
               *(f"{name}={json.dumps(value)}" for name, value in values.items() if value != notebook.defaults[name]))
-    seconds = [json.loads(path.read_text())["seconds"] for path in results.root.glob("runs/*/done.json")]
+    seconds = [results.ended(run)["seconds"] for run in results.done()]
     hours = missing * sum(seconds) / len(seconds) / 3600 if seconds else plan.hours or 0
     print(f"{missing} runs missing: {hours:.2g} hours", f"of one process, as {len(seconds)} took" if seconds else "in all, as stated")
     return 0
