@@ -284,7 +284,7 @@ def test_the_mean_over_seeds_is_the_mean_of_single_seeds(study, results, run, sh
     sets = studies.label_sets(study, 3) if how.labels == "few" else [study.train]
     of_views = encode.features
     if not how.whole:       # classifiers trained together share the views of the first seed
-        monkeypatch.setattr(evaluate, "features", lambda *given, **view: of_views(*given, **{**view, "seed": 1} if view else view))
+        monkeypatch.setattr(encode, "features", lambda *given, **view: of_views(*given, **{**view, "seed": 1} if view else view))
     together = evaluate.class_accuracies(run, results, study, how, policy, [1, 2, 3], sets, 1)["last_epoch"].mean(1)
     single = [evaluate.class_accuracies(run, results, study, how, policy, [seed], [sets[place % len(sets)]], 1)["last_epoch"]
               for place, seed in enumerate([1, 2, 3])]
@@ -409,7 +409,7 @@ def test_features_do_not_depend_on_chunks(study, results, run, monkeypatch, coun
     encoder = train.encoder_of(run, results)
     found = encode.features(encoder, images, "float32")
     assert found.shape == (count, 64) and not found.requires_grad
-    monkeypatch.setattr(evaluate, "CHUNK", 100)
+    monkeypatch.setattr(encode, "CHUNK", 100)
     torch.testing.assert_close(encode.features(encoder, images, "float32"), found, atol=1e-5, rtol=1e-4)
 
 

@@ -76,7 +76,7 @@ def recorded_against_eager(run, images, updates, rounds):
     if not gpu.here():
         return None
     (recorded, batches), (eager, _) = stepper(run, images), stepper(run, images)
-    eager.replays = False
+    eager.recorded.wanted = False
     losses = [torch.stack([step(batches[turn % len(batches)], 0.01) for turn in range(updates)]) for step in (recorded, eager)]
     error = ((losses[0] - losses[1]).abs() / losses[1].abs()).max().item()
     ratios = [seconds(lambda: eager(batches[0], 0.01), updates) / seconds(lambda: recorded(batches[0], 0.01), updates)

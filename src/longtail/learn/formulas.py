@@ -1,11 +1,13 @@
 """The methods' formulas as functions of tensors: rates, sharpness, density, memorization, harmony and crowding."""
 
+import functools
 import math
 
 import torch
 from torch.nn import functional
 
 from longtail.learn import losses
+from longtail.store import gpu
 
 FINAL_RATE = 1e-6       # of every cosine but SimSiam's, all data sets
 
@@ -107,10 +109,23 @@ def sinkhorn(logits, prior=None, epsilon=0.05, iterations=300):
     prior = kernel.new_full(kernel.shape[-1:], 1) if prior is None else prior.to(kernel)
     prior = prior / prior.sum() * kernel.shape[-2]
     rows = kernel.new_ones(kernel.shape[:-1])
-    for _ in range(iterations):
-        columns = prior / (rows[..., None, :] @ kernel)[..., 0, :]
-        rows = 1 / (kernel @ columns[..., None])[..., 0]
+    if gpu.fuses(kernel):
+        for _ in range(iterations):
+            rows, columns = _fused_round()(kernel, prior, rows)
+    else:
+        for _ in range(iterations):
+            columns = prior / (rows[..., None, :] @ kernel)[..., 0, :]
+            rows = (kernel @ columns[..., None])[..., 0].reciprocal()
     return rows[..., None] * kernel * columns[..., None, :]
+
+
+@functools.cache
+def _fused_round():
+    """A round of ``sinkhorn`` as two kernels, each a sum that divides at once: (kernel, prior, rows) -> scales of rows and classes."""
+    def scaled(kernel, prior, rows):
+        columns = prior / (rows[..., None] * kernel).sum(-2)
+        return (kernel * columns[..., None, :]).sum(-1).reciprocal(), columns
+    return gpu.compiled(scaled)
 
 
 def class_prior(logits, floor=0):

@@ -29,7 +29,7 @@ from longtail.learn.formulas import (
     warmup_cosine,
 )
 from longtail.learn.simclr import SimCLR, embed, gathered, read_options, write_options
-from longtail.store import processes
+from longtail.store import gpu, processes
 
 SNAPSHOTS = 6       # epochs of a run whose per-image values are noted for the pictures
 
@@ -161,6 +161,7 @@ class GH(TwoStage):
         classes, device = self.own["classes"], images.images.device
         if classes > 128:
             raise ValueError(f"{self.run.name}: no {classes} directions have equal angles in 128 dimensions; give classes=128 or fewer")
+        self.assigned = gpu.Recorded(sinkhorn)      # by itself where the update is not: 1,200 small kernels
         normal = np.random.default_rng(self.run.seed).standard_normal((classes, 128))
         self.state |= {"targets": simplex_targets(torch.from_numpy(normal)).float().to(device),
                        "past": torch.tensor(self.own["past"], device=device),
@@ -187,7 +188,8 @@ class GH(TwoStage):
         self.remember("logits", index, logits[0], self.state["past"])
         if not self.harmonizes:
             return loss
-        return loss + self.state["weight"] * losses.harmonization(*logits, *sinkhorn(logits, self.state["prior"]))
+        assigned = self.assigned(((), logits.shape), logits.detach(), self.state["prior"])
+        return loss + self.state["weight"] * losses.harmonization(*logits, *assigned)
 
 
 class COLT(SimCLR):
