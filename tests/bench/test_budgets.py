@@ -12,14 +12,13 @@ import torch
 from tape import Launches, several, stand_in
 from toy import FAMILY, IMAGES, planned
 
-from longtail.bench import speed_budget
+from longtail.bench import budget
 from longtail.images import sources
 from longtail.label import adjusted, supervised
 from longtail.learn import formulas, norms, train
 from longtail.store import gpu, paths
 
 GOLDEN = paths.ROOT / "tests" / "golden" / "budgets.json"
-STATED = 40     # GiB, of the GPU that the largest profile asks for
 
 
 def of_update(records, name, processes=1):
@@ -113,7 +112,7 @@ def counted():
             "messages of an update": {f"{name}, {architecture}": exchanges(name, architecture) for name, architecture in
                                       (("simclr", "convnet"), ("simclr", "resnet18_cifar"), ("sdclr", "resnet18_cifar"))},
             "batch norm over processes": synchronised_norm(),
-            "KiB kept of a view": {f"{architecture}, {size} px": round(speed_budget.network(architecture, size)[2] / 1024)
+            "KiB kept of a view": {f"{architecture}, {size} px": round(budget.network(architecture, size)[2] / 1024)
                                    for architecture, size in (("resnet18_cifar", 32), ("resnet18_cifar", 64), ("resnet50", 224))}}
 
 
@@ -139,13 +138,13 @@ def test_a_recorded_update_is_one_launch_and_its_inputs(found):
 
 
 def test_every_profile_fits_the_memory_that_is_stated():
-    for name, row in speed_budget.profiles().set_index("profile").iterrows():
-        assert 0 < row["kept, GiB"] < 0.75 * STATED, name       # the rest is for weights, views and convolutions' work space
+    for name, row in budget.profiles().set_index("profile").iterrows():
+        assert 0 < row["kept, GiB"] < 0.75 * row["stated, GiB"], name       # the rest is for weights, views and convolutions' work space
 
 
 def test_floors_are_those_found_by_hand():
     """Computed from the shapes on paper, for one H200: milliseconds of an update, minutes of ECLE."""
-    cases = speed_budget.cases().set_index("case")["H200, s"]
+    cases = budget.cases().set_index("case")["H200, s"]
     assert cases["update, ResNet-18, 32 px, batch 512"] == pytest.approx(6.7e-3, rel=0.02)
     assert cases["update, ResNet-50, 224 px, batch 256"] == pytest.approx(37e-3, rel=0.02)
     assert cases["ECLE, 1.14 million images, 10 views, ResNet-50"] == pytest.approx(3.9 * 60, rel=0.02)
@@ -153,14 +152,14 @@ def test_floors_are_those_found_by_hand():
 
 def test_hours_follow_from_runs_and_updates():
     """By hand: four arms of 2,000 epochs on five splits."""
-    settings = speed_budget.published()["cifar10"]
-    runs = list(speed_budget.trainings(settings))
+    settings = budget.gpu_profiles()["cifar10"]
+    runs = list(budget.trainings(settings))
     assert len(runs) == 20 and {run[2:] for run in runs} == {(2000, 512)}
     updates = sum(images / 512 * epochs for _, images, epochs, _ in runs)
-    step = speed_budget.seconds(speed_budget.update("resnet18_cifar", 32, 512), "H100")
-    assert speed_budget.hours("H100", settings) == pytest.approx(updates * step / 3600)
+    step = budget.least_seconds(budget.update_cost("resnet18_cifar", 32, 512), "H100")
+    assert budget.hours("H100", settings) == pytest.approx(updates * step / 3600)
     doubled = {**settings, "arms": ["simsiam+rwsam long_tail"]}, {**settings, "arms": ["simsiam long_tail"]}
-    assert speed_budget.hours("H100", doubled[0]) == pytest.approx(2 * speed_budget.hours("H100", doubled[1]))
+    assert budget.hours("H100", doubled[0]) == pytest.approx(2 * budget.hours("H100", doubled[1]))
 
 
 if __name__ == "__main__":

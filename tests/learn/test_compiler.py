@@ -10,7 +10,7 @@ import torch
 from tape import stand_in
 from toy import IMAGES, planned
 
-from longtail.bench import speed_floor
+from longtail.bench import floor
 from longtail.images import views
 from longtail.learn import formulas
 from longtail.store import gpu, paths
@@ -57,11 +57,11 @@ def test_views_are_still_compiled_after_a_measurement(programs, monkeypatch):
     class Plain:
         def __init__(self, work, memory):
             self.result, self.replay = work(), work
-    monkeypatch.setattr(speed_floor, "matmul_rate", lambda precision: 1e9)
+    monkeypatch.setattr(floor, "matmul_rate", lambda precision: 1e9)
     with stand_in():
         monkeypatch.setattr(gpu, "compiler", lambda: True)
         monkeypatch.setattr(gpu, "Graph", Plain)
-        assert speed_floor.training_rate(planned(), 20, 1, 1)["gflop_per_update"] > 0
+        assert floor.training_rate(planned(), 20, 1, 1)["gflop_per_update"] > 0
     assert programs.frame_count == 1        # the size of a batch
     fused(5, "digits")
     assert programs.frame_count == 2

@@ -8,7 +8,9 @@ import contextlib
 import functools
 import math
 import os
+import re
 import resource
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -50,7 +52,7 @@ def join(rank):
 
 # ---- waiting and memory
 
-def wait():
+def synchronize():
     """Until the GPU has done what it was told; returns at once without one."""
     if here():
         torch.cuda.synchronize()
@@ -64,7 +66,11 @@ def forget_peak():
 
 def peak_memory():
     """The most bytes held at once: on the GPU since ``forget_peak``, on a CPU since the process began."""
-    return torch.cuda.max_memory_allocated() if here() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if here():
+        return torch.cuda.max_memory_allocated()
+    if (status := Path("/proc/self/status")).exists():      # getrusage's peak includes that of the process which started this one
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def room():

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import torch
 
-from longtail.bench import authors, speed, speed_views
+from longtail.bench import authors, timing
+from longtail.bench.views import authors_images, photographs, reference_transform
 from longtail.images import views as random_views
 from longtail.learn import losses, models, train
 from longtail.store import runs
@@ -22,7 +23,7 @@ def loss(rounds, images=512, width=128, sdclr=""):
     """NT-Xent of two views of so many images, with its gradient."""
     case = f"NT-Xent, {images} images"
     if not sdclr:
-        return speed.not_run(case, speed.AUTHORS, MISSING)
+        return timing.not_run(case, timing.AUTHORS, MISSING)
     pair, nt_xent = torch.randn(2, images, width, generator=torch.Generator().manual_seed(0)), authors.sdclr(sdclr).nt_xent
 
     def contender(function):
@@ -36,9 +37,9 @@ def loss(rounds, images=512, width=128, sdclr=""):
     ours = contender(lambda first, second: losses.nt_xent(first, second, 0.2).mean())
     theirs = contender(lambda first, second: nt_xent(first, 0.2, second))
     (value, slope), (expected, reference) = ours(), theirs()
-    check = speed.all_of({"relative difference of the loss": (abs(value / expected - 1), 1e-6),
+    check = timing.all_of({"relative difference of the loss": (abs(value / expected - 1), 1e-6),
                           "of its gradient": (relative([slope], [reference]), 1e-5)})
-    return speed.compare(case, ours, {speed.AUTHORS: (theirs, *check, 1.2)}, rounds)
+    return timing.ratios(case, ours, {timing.AUTHORS: (theirs, *check, 1.2)}, rounds)
 
 
 def relative(ours, theirs):
@@ -52,7 +53,7 @@ def masks(rounds, architecture="resnet18_cifar", sdclr=""):
     """New masks of all convolutions from their weights, as before every epoch; also right where many weights tie."""
     case = f"masks, {architecture}"
     if not sdclr:
-        return speed.not_run(case, speed.AUTHORS, MISSING)
+        return timing.not_run(case, timing.AUTHORS, MISSING)
     run = sdclr_run(architecture, 1, 32)
     net, encoder, method = twins(sdclr, run)
     contenders = {"ours": lambda: method.before_epoch(encoder, 0),
@@ -63,8 +64,8 @@ def masks(rounds, architecture="resnet18_cifar", sdclr=""):
     apart += different_masks(net, encoder, contenders)
     net.load_state_dict(weights)
     encoder.load_state_dict(authors.renamed(weights, architecture))
-    return speed.compare(case, contenders["ours"], {
-        speed.AUTHORS: (contenders["theirs"], "masks that differ, and again with ties", apart, 0, 3.0)}, rounds)
+    return timing.ratios(case, contenders["ours"], {
+        timing.AUTHORS: (contenders["theirs"], "masks that differ, and again with ties", apart, 0, 3.0)}, rounds)
 
 
 def different_masks(net, encoder, contenders):
@@ -137,19 +138,19 @@ def sdclr_step(rounds, architecture="resnet32", batch=64, side=32, sdclr=""):
     run, case = sdclr_run(architecture, batch, side), f"SDCLR step, {architecture}, {batch} × {side} px"
     net, encoder, method = twins(sdclr, run) if sdclr else (None, *train.initialise(run)[:2])
     method.before_epoch(encoder, 0)
-    pair = two_views(speed_views.photographs(batch, side).to(runs.device()), run)
+    pair = two_views(photographs(batch, side).to(runs.device()), run)
     ours = Way(encoder, functools.partial(one_graph, method), torch.channels_last, fused=True, passes=1)
     three = functools.partial(three_forwards, lambda dense, pruned: method.objective(dense, pruned, numbers(dense)).mean())
     others = {"three forwards, default layout and SGD": (Way(encoder, three), 1.4),
               "three forwards, our layout and SGD": (Way(encoder, three, torch.channels_last, fused=True), None)}
     if sdclr:
-        others[speed.AUTHORS] = authors_way(sdclr, net, run), 1.4
+        others[timing.AUTHORS] = authors_way(sdclr, net, run), 1.4
     few = [view[:16] for view in pair]
     found = traces(ours, few)
     checks = {name: step_checks(found, traces(way, few)) for name, (way, _) in others.items()}
-    rows = speed.compare(case, ours.updates(pair)[0], {
-        name: (way.updates(pair)[0], *speed.all_of(checks[name]), goal) for name, (way, goal) in others.items()}, rounds)
-    return rows if sdclr else speed.together(rows, speed.not_run(case, speed.AUTHORS, MISSING))
+    rows = timing.ratios(case, ours.updates(pair)[0], {
+        name: (way.updates(pair)[0], *timing.all_of(checks[name]), goal) for name, (way, goal) in others.items()}, rounds)
+    return rows if sdclr else timing.together(rows, timing.not_run(case, timing.AUTHORS, MISSING))
 
 
 def two_views(pixels, run, index=None, epoch=0):
@@ -223,15 +224,15 @@ def sdclr_epoch(rounds, architecture="resnet32", images=256, batch=64, side=32, 
     """
     case = f"SDCLR epoch, {architecture}, {images} × {side} px"
     if not sdclr:
-        return speed.not_run(case, speed.AUTHORS, MISSING)
-    run, pixels = sdclr_run(architecture, batch, side), speed_views.photographs(images, side).to(runs.device())
+        return timing.not_run(case, timing.AUTHORS, MISSING)
+    run, pixels = sdclr_run(architecture, batch, side), photographs(images, side).to(runs.device())
     net, encoder, method = twins(sdclr, run)
     pairs = [two_views(pixels[:8], run, epoch=epoch) for epoch in range(updates)]
     error = curve_error(our_epoch(method, copy.deepcopy(encoder).double()), authors_epoch(sdclr, copy.deepcopy(net).double(), run), pairs)
     ours, theirs, loader = our_epoch(method, encoder), authors_epoch(sdclr, net, run), authors_loader(sdclr, pixels, run)
     order = torch.randperm(images, device=pixels.device).split(batch)
-    return speed.compare(case, lambda: ours(two_views(pixels, run, index) for index in order), {
-        speed.AUTHORS: (lambda: theirs(loader), f"relative difference of {updates} losses", error, 1e-3, 1.5)}, rounds)
+    return timing.ratios(case, lambda: ours(two_views(pixels, run, index) for index in order), {
+        timing.AUTHORS: (lambda: theirs(loader), f"relative difference of {updates} losses", error, 1e-3, 1.5)}, rounds)
 
 
 def our_epoch(method, encoder):
@@ -266,5 +267,5 @@ def authors_epoch(sdclr, net, run):
 def authors_loader(sdclr, pixels, run):
     """Their loader, without processes of its own, over images (n, 3, s, s)."""
     pictures, law = pixels.cpu().permute(0, 2, 3, 1).contiguous().numpy(), random_views.POLICIES[run.policy]
-    dataset = speed_views.authors_images(sdclr, pictures, speed_views.reference_transform(run.size, law))
+    dataset = authors_images(sdclr, pictures, reference_transform(run.size, law))
     return torch.utils.data.DataLoader(dataset, run.batch_size, shuffle=True)

@@ -5,23 +5,24 @@ import functools
 import pytest
 import torch
 
-from longtail.bench import speed, speed_training, speed_views
+from longtail.bench import timing, training
+from longtail.bench.views import photographs
 from longtail.learn import losses, methods, models, train
 
 
 def test_without_a_checkout_no_case_runs():
-    for rows in (speed_training.loss(1), speed_training.masks(1), speed_training.sdclr_epoch(1)):
-        assert list(rows.status) == ["not run: give sdclr"] and list(rows.against) == [speed.AUTHORS]
+    for rows in (training.loss(1), training.masks(1), training.sdclr_epoch(1)):
+        assert list(rows.status) == ["not run: give sdclr"] and list(rows.against) == [timing.AUTHORS]
 
 
 def test_loss(sdclr, monkeypatch):
-    row = speed_training.loss(1, images=32, sdclr=sdclr).iloc[0]
+    row = training.loss(1, images=32, sdclr=sdclr).iloc[0]
     assert row.status == "measured" and row.error <= 1
     whole = losses.nt_xent
     monkeypatch.setattr(losses, "nt_xent", lambda first, second, temperature: whole(first, second.detach(), temperature))
-    assert speed_training.loss(1, images=32, sdclr=sdclr).status[0] == "check failed"
+    assert training.loss(1, images=32, sdclr=sdclr).status[0] == "check failed"
     monkeypatch.setattr(losses, "nt_xent", lambda *arguments: whole(*arguments) * 1.00001)
-    assert speed_training.loss(1, images=32, sdclr=sdclr).status[0] == "check failed"
+    assert training.loss(1, images=32, sdclr=sdclr).status[0] == "check failed"
 
 
 def test_gradient_of_the_loss_is_that_of_finite_differences():
@@ -30,7 +31,7 @@ def test_gradient_of_the_loss_is_that_of_finite_differences():
 
 
 def test_masks(sdclr, monkeypatch):
-    row = speed_training.masks(1, "resnet32", sdclr=sdclr).iloc[0]
+    row = training.masks(1, "resnet32", sdclr=sdclr).iloc[0]
     assert row.status == "measured" and row.error == 0
     whole = models.magnitude_masks
 
@@ -38,63 +39,63 @@ def test_masks(sdclr, monkeypatch):
         threshold = min(weight[mask].abs().min() for weight, mask in zip(weights, whole(weights, fraction), strict=True) if mask.any())
         return [weight.abs() > threshold for weight in weights]
     monkeypatch.setattr(models, "magnitude_masks", without_ties)
-    assert speed_training.masks(1, "resnet32", sdclr=sdclr).error[0] > 100      # hundreds of weights tie
+    assert training.masks(1, "resnet32", sdclr=sdclr).error[0] > 100      # hundreds of weights tie
 
 
 def test_sdclr_step(sdclr):
-    rows = speed_training.sdclr_step(1, batch=8, side=8, sdclr=sdclr)
+    rows = training.sdclr_step(1, batch=8, side=8, sdclr=sdclr)
     assert len(rows) == 3 and (rows.status == "measured").all() and (rows.error <= 1).all()
 
 
 def test_our_order_beats_theirs_in_our_network():
-    rows = speed_training.sdclr_step(5, "resnet10_small", 64, 32).set_index("against")
+    rows = training.sdclr_step(5, "resnet10_small", 64, 32).set_index("against")
     ways = rows.loc[["three forwards, default layout and SGD", "three forwards, our layout and SGD"]]
     assert (ways.error <= 1).all() and ways.ratio.iloc[0] > 1
-    assert rows.status[speed.AUTHORS] == "not run: give sdclr"
+    assert rows.status[timing.AUTHORS] == "not run: give sdclr"
 
 
 @pytest.fixture
 def pair():
-    return speed_training.two_views(speed_views.photographs(8, 8), speed_training.sdclr_run("convnet", 8, 8))
+    return training.two_views(photographs(8, 8), training.sdclr_run("convnet", 8, 8))
 
 
 @pytest.fixture
 def ways():
     """Our update of a small net, and the authors' order in it."""
-    encoder, method, _ = train.initialise(speed_training.sdclr_run("convnet", 8, 8))
+    encoder, method, _ = train.initialise(training.sdclr_run("convnet", 8, 8))
     method.before_epoch(encoder, 0)
 
     def three(net, views):
-        return speed_training.three_forwards(lambda *rows: method.objective(*rows, torch.arange(8)).mean(), net, views)
-    one_graph = functools.partial(speed_training.one_graph, method)
-    return speed_training.Way(encoder, one_graph, torch.channels_last, fused=True, passes=1), speed_training.Way(encoder, three)
+        return training.three_forwards(lambda *rows: method.objective(*rows, torch.arange(8)).mean(), net, views)
+    one_graph = functools.partial(training.one_graph, method)
+    return training.Way(encoder, one_graph, torch.channels_last, fused=True, passes=1), training.Way(encoder, three)
 
 
 def failed(pair, ours, other):
     """Which of the checks fail: loss, gradients, statistics."""
-    checks = speed_training.step_checks(speed_training.traces(ours, pair), speed_training.traces(other, pair))
+    checks = training.step_checks(training.traces(ours, pair), training.traces(other, pair))
     return [error > bound for error, bound in checks.values()]
 
 
 def test_step_checks_notice_each_difference(pair, ways):
     ours, other = ways
     assert failed(pair, ours, other) == [False, False, False]
-    swapped = speed_training.Way(other.net, lambda net, views: other.gradients(net, views[::-1]))
+    swapped = training.Way(other.net, lambda net, views: other.gradients(net, views[::-1]))
     assert all(failed(pair, ours, swapped))
-    louder = speed_training.Way(other.net, lambda net, views: other.gradients(net, views) * 1.001)
+    louder = training.Way(other.net, lambda net, views: other.gradients(net, views) * 1.001)
     assert failed(pair, ours, louder) == [True, False, False]
 
     def steeper(net, views):
         loss = other.gradients(net, views)
         net.head.linears[0].weight.grad.mul_(1.001)
         return loss
-    assert failed(pair, ours, speed_training.Way(other.net, steeper))[:2] == [False, True]
+    assert failed(pair, ours, training.Way(other.net, steeper))[:2] == [False, True]
     ours.passes = 2             # statistics of the pruned branch move once, theirs twice
     assert failed(pair, ours, other) == [False, False, True]
 
 
 def test_sdclr_epoch(sdclr, monkeypatch):
-    rows = speed_training.sdclr_epoch(1, images=16, batch=8, side=8, updates=4, sdclr=sdclr)
+    rows = training.sdclr_epoch(1, images=16, batch=8, side=8, updates=4, sdclr=sdclr)
     assert list(rows.status) == ["measured"] and rows.error[0] < 1e-6
     monkeypatch.setattr(methods.SDCLR, "before_epoch", lambda method, encoder, epoch: None)     # masks of all ones
-    assert speed_training.sdclr_epoch(1, images=16, batch=8, side=8, updates=1, sdclr=sdclr).status[0] == "check failed"
+    assert training.sdclr_epoch(1, images=16, batch=8, side=8, updates=1, sdclr=sdclr).status[0] == "check failed"

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from longtail.store import gpu
 
-COLUMNS = ["case", "against", "check", "error", "bound", "status", "ratio", "low", "high", "rounds", "goal"]
+ROW = ["case", "against", "check", "error", "bound", "status", "ratio", "low", "high", "rounds", "goal"]
 AUTHORS = "SDCLR's authors"        # who the rows with their code are against
 
 
@@ -49,16 +49,17 @@ def race(contenders, rounds):
     return times
 
 
-def seconds(function):
-    """How long one call takes, until a GPU has done its part too."""
-    gpu.wait()
+def seconds(function, calls=1):
+    """How long so many calls take, until a GPU has done its part too."""
+    gpu.synchronize()
     began = time.perf_counter()
-    function()
-    gpu.wait()
+    for _ in range(calls):
+        function()
+    gpu.synchronize()
     return time.perf_counter() - began
 
 
-def compare(case, ours, others, rounds, threads=1, calls=None):
+def ratios(case, ours, others, rounds, threads=1, calls=None):
     """One row for each of ``others``: the median of per-round ratios (theirs over ours, above 1 is faster), with min and max.
 
     others: name -> (callable, check in words, error, bound, goal). An error above its bound, or NaN, leaves the row without a number.
@@ -72,15 +73,15 @@ def compare(case, ours, others, rounds, threads=1, calls=None):
         row = {"case": case, "against": name, "check": check, "error": error, "bound": bound, "rounds": rounds, "goal": goal}
         if name in sound:
             whole = (calls or {}).get(name, 1)
-            ratios = [whole * theirs / mine for theirs, mine in zip(times[name], times["ours"], strict=True)]
-            row |= {"status": "measured", "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+            faster = [whole * theirs / mine for theirs, mine in zip(times[name], times["ours"], strict=True)]
+            row |= {"status": "measured", "ratio": statistics.median(faster), "low": min(faster), "high": max(faster)}
         rows.append({"status": "check failed", **row})
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=ROW)
 
 
 def not_run(case, against, why):
     """The row of a contender that is not here."""
-    return pd.DataFrame([{"case": case, "against": against, "status": f"not run: {why}"}], columns=COLUMNS)
+    return pd.DataFrame([{"case": case, "against": against, "status": f"not run: {why}"}], columns=ROW)
 
 
 def all_of(checks):

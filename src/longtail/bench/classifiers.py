@@ -5,14 +5,15 @@ from dataclasses import replace
 import torch
 from torch.nn import functional
 
-from longtail.bench import speed, speed_training, speed_views
+from longtail.bench import timing, training
+from longtail.bench.views import photographs
 from longtail.images import sources
 from longtail.images import views as random_views
 from longtail.learn import encode, models, train
 from longtail.measure import evaluate
 
 
-def classifiers(rounds, protocol="fewshot_linear", labelled=100, validated=200, epochs=5, seeds=(1, 2, 3, 4, 5, 6),
+def frozen_classifiers(rounds, protocol="fewshot_linear", labelled=100, validated=200, epochs=5, seeds=(1, 2, 3, 4, 5, 6),
                 architecture="resnet10_small", side=32, classes=10):
     """All classifiers of these seeds: ours, against one after the other as the reference trains them.
 
@@ -23,8 +24,8 @@ def classifiers(rounds, protocol="fewshot_linear", labelled=100, validated=200, 
         torch.manual_seed(0)
         encoder = models.Encoder(architecture, 2, 1).eval()
     how = replace(evaluate.PROTOCOLS[protocol], epochs=epochs, drops=(epochs // 2,))
-    run = speed_training.sdclr_run(architecture, 1, side)       # of which evaluation reads the precision alone
-    pictures = speed_views.photographs(labelled + validated, side)
+    run = training.sdclr_run(architecture, 1, side)       # of which evaluation reads the precision alone
+    pictures = photographs(labelled + validated, side)
     labels = torch.arange(labelled + validated) % classes
     sets = [sources.ImageSet(pictures[part], labels[part], tuple(map(str, labels[part].tolist())))
             for part in (slice(labelled), slice(labelled, None))]
@@ -40,7 +41,7 @@ def classifiers(rounds, protocol="fewshot_linear", labelled=100, validated=200, 
     def one_by_one():
         return torch.stack([_pass_by_pass(encoder, *sets, how, policy, classes, seeds[0], own) for own in seeds])
     error = float((ours() - one_by_one()).abs().max()) * 100
-    return speed.compare(f"{len(seeds)} classifiers, {protocol}", ours, {"a pass for every batch": (
+    return timing.ratios(f"{len(seeds)} classifiers, {protocol}", ours, {"a pass for every batch": (
         one_by_one, "points of accuracy, same views", error, 0.5, 5.0)}, rounds)
 
 

@@ -1,32 +1,22 @@
 """How close training comes to what the machine can do: its rate beside the arithmetic's own, measured in one run."""
 
+import itertools
 import statistics
-import time
 
 import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from longtail.bench import timing
 from longtail.learn import train
 from longtail.store import gpu, runs
 
 
-def seconds(work, repeats):
-    """Seconds of ``work`` done ``repeats`` times, after one warm-up; a GPU is waited for at both ends."""
-    work()
-    gpu.wait()
-    began = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    gpu.wait()
-    return time.perf_counter() - began
-
-
 def matmul_rate(precision, side=None):
-    """Floating-point operations a second of a large square matrix product, the best of five: what arithmetic alone could reach."""
+    """Floating-point operations a second of a large square matrix product, the best of six: what arithmetic alone could reach."""
     side = side or (8192 if gpu.here() else 1024)
     square = torch.randn(side, side, device=runs.device(), dtype=getattr(torch, precision))
-    return 2 * side**3 / min(seconds(lambda: square @ square, 1) for _ in range(5))
+    return 2 * side**3 / min(timing.seconds(lambda: square @ square) for _ in range(6))
 
 
 def operations(step, index):
@@ -57,10 +47,10 @@ def training_rate(run, images, updates, rounds):
     """
     step, batches = stepper(run, images)
     counted = operations(step, batches[0])
-    turn = iter(range(10**9))
-    took, peaks = [], []
+    turns, took, peaks = itertools.cycle(batches), [], []
+    step(batches[0], 0.01)
     for _ in range(rounds):
-        took.append(seconds(lambda: step(batches[next(turn) % len(batches)], 0.01), updates) / updates)
+        took.append(timing.seconds(lambda: step(next(turns), 0.01), updates) / updates)
         peaks.append(matmul_rate(run.precision))
     update = statistics.median(took)
     views = 2 * len(batches[0]) / update
@@ -79,8 +69,9 @@ def recorded_against_eager(run, images, updates, rounds):
     eager.recorded.wanted = False
     losses = [torch.stack([step(batches[turn % len(batches)], 0.01) for turn in range(updates)]) for step in (recorded, eager)]
     error = ((losses[0] - losses[1]).abs() / losses[1].abs()).max().item()
-    ratios = [seconds(lambda: eager(batches[0], 0.01), updates) / seconds(lambda: recorded(batches[0], 0.01), updates)
-              for _ in range(rounds)]
+    times = timing.race({name: lambda step=step: [step(batches[0], 0.01) for _ in range(updates)]
+                         for name, step in (("eager", eager), ("recorded", recorded))}, rounds)
+    ratios = [slow / fast for slow, fast in zip(*times.values(), strict=True)]
     return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "error": error}
 
 

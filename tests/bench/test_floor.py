@@ -4,15 +4,15 @@ import pytest
 import torch
 from toy import planned
 
-from longtail.bench import speed_floor
+from longtail.bench import floor
 from longtail.learn import train
 
 
 def test_operations_are_those_of_the_network(monkeypatch):
     """By hand: convolutions and products of a convnet with 8 images, two views, forward and twice that backward."""
     run = planned(batch_size=8)
-    monkeypatch.setattr(speed_floor, "matmul_rate", lambda precision: 1e9)
-    row = speed_floor.training_rate(run, 20, 1, 2)
+    monkeypatch.setattr(floor, "matmul_rate", lambda precision: 1e9)
+    row = floor.training_rate(run, 20, 1, 2)
     shapes, encoder = [], train.initialise(run)[0]
     for module in encoder.modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
@@ -30,14 +30,14 @@ def test_operations_are_those_of_the_network(monkeypatch):
 def test_one_row_for_each_method_and_head():
     plan = [planned(seed=seed, method=method, head_layers=layers) for seed in (1, 2)
             for method, layers in (("simclr", 2), ("simclr", 3), ("sdclr", 3))]
-    rows = speed_floor.rates(plan, 20, 1, 1)
+    rows = floor.rates(plan, 20, 1, 1)
     assert rows.method.tolist() == ["sdclr", "simclr", "simclr"] and (rows.batch == 8).all()
 
 
 def test_the_rate_of_products():
-    assert 1e8 < speed_floor.matmul_rate("float32", 256) < 1e16
+    assert 1e8 < floor.matmul_rate("float32", 256) < 1e16
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU records")
 def test_without_a_gpu_nothing_is_recorded():
-    assert speed_floor.recorded_against_eager(planned(), 20, 1, 1) is None
+    assert floor.recorded_against_eager(planned(), 20, 1, 1) is None

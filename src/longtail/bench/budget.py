@@ -1,6 +1,7 @@
 """What the published profiles must cost on a GPU, computed from shapes and two rates of the machine: no number here is measured."""
 
 import functools
+import re
 
 import pandas as pd
 import torch
@@ -44,7 +45,7 @@ def network(architecture, size):
     return counter.get_total_flops() / views, sum(outputs) / views, held / views
 
 
-def update(architecture, size, batch):
+def update_cost(architecture, size, batch):
     """(operations, bytes) of one update by a batch of two views: backward takes twice the operations of forward."""
     operations, outputs, _ = network(architecture, size)
     return 3 * 2 * batch * operations, TRAINING_PASSES * HALF * 2 * batch * outputs
@@ -66,7 +67,7 @@ def selected(candidates, seeds, budget, width):
     return 2 * candidates * (seeds + budget / 2) * width, 4 * candidates * width
 
 
-def seconds(cost, machine, double=False):
+def least_seconds(cost, machine, double=False):
     """The floor: arithmetic and memory one after the other, as they are unless fused."""
     operations, moved = cost
     rate, bandwidth, double_rate = MACHINES[machine]
@@ -76,9 +77,9 @@ def seconds(cost, machine, double=False):
 # ---- the table
 
 CASES = {       # case -> (cost, whether in float64)
-    "update, ResNet-18, 32 px, batch 512": lambda: (update("resnet18_cifar", 32, 512), False),
-    "update, ResNet-18, 64 px, batch 256": lambda: (update("resnet18_cifar", 64, 256), False),
-    "update, ResNet-50, 224 px, batch 256": lambda: (update("resnet50", 224, 256), False),
+    "update, ResNet-18, 32 px, batch 512": lambda: (update_cost("resnet18_cifar", 32, 512), False),
+    "update, ResNet-18, 64 px, batch 256": lambda: (update_cost("resnet18_cifar", 64, 256), False),
+    "update, ResNet-50, 224 px, batch 256": lambda: (update_cost("resnet50", 224, 256), False),
     "ECLE, 1.14 million images, 10 views, ResNet-50": lambda: (scored("resnet50", 224, 1_140_000, 10), False),
     "features of 1.14 million images, ResNet-50": lambda: (scored("resnet50", 224, 1_140_000, 1), False),
     "MAK's K-center, 15,000 candidates, 10,000 picks": lambda: (selected(15_000, 12_000, 10_000, 2048), True),
@@ -92,11 +93,11 @@ def cases():
     for case, cost in CASES.items():
         (operations, moved), double = cost()
         rows.append({"case": case, "TFLOP": operations / 1e12, "GB": moved / 1e9,
-                     **{f"{machine}, s": seconds((operations, moved), machine, double) for machine in MACHINES}})
+                     **{f"{machine}, s": least_seconds((operations, moved), machine, double) for machine in MACHINES}})
     return pd.DataFrame(rows)
 
 
-def published():
+def gpu_profiles():
     """Settings of the profiles that want a GPU and train without labels: name -> settings, with the notebooks' own where none is given."""
     usual = {}
     for book in sorted(paths.NOTEBOOKS.glob("0[125]_*.ipynb")):
@@ -125,13 +126,17 @@ def hours(machine, settings):
     total = 0
     for method, images, epochs, batch in trainings(settings):
         passes = 1 + ("rwsam" in method)
-        total += passes * epochs * images / batch * seconds(update(settings["architecture"], settings["size"], batch), machine)
+        total += passes * epochs * images / batch * least_seconds(update_cost(settings["architecture"], settings["size"], batch), machine)
     return total / 3600
 
 
 def profiles():
-    """Hours of pre-training of each published profile: the floor, and ``EXPECTED`` times that. Computed, not measured."""
+    """Hours of pre-training of each published profile: the floor, and ``EXPECTED`` times that. Computed, not measured.
+
+    ``kept``: what an update keeps for the way back; ``stated``: the memory of the GPU that the profile asks for.
+    """
     return pd.DataFrame([{"profile": name, "runs": len(list(trainings(settings))),
                           "kept, GiB": memory(settings["architecture"], settings["size"], settings["batch_size"]) / 2**30,
+                          "stated, GiB": int(re.search(r"one GPU of (\d+) GiB", settings["about"])[1]),
                           **{f"{machine}, {word}": factor * hours(machine, settings) for machine in MACHINES
-                             for word, factor in (("floor", 1.0), ("expected", EXPECTED))}} for name, settings in published().items()])
+                             for word, factor in (("floor", 1.0), ("expected", EXPECTED))}} for name, settings in gpu_profiles().items()])

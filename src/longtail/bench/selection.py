@@ -1,54 +1,36 @@
 """Selection and scoring: exact K-center at several sizes, and the ECLE of a pool of JPEG files, against how others do it."""
 
-import contextlib
 import importlib
 import io
 import itertools
 import sys
+import time
 import zipfile
+from concurrent import futures
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from scipy.stats import spearmanr
 
-from longtail.bench import speed, speed_training, speed_views
+from longtail.bench import timing, training
+from longtail.bench.views import photographs, reference_transform
 from longtail.images import sources
 from longtail.images import views as random_views
 from longtail.learn import encode, train
-from longtail.pick import ecle, selection
-from longtail.store import runs
+from longtail.pick import ecle, samplers, selection
+from longtail.store import gpu, runs
 
 CLOSE = 2e-6        # of a cosine: how much worse than greedy's a pick by float32 or by Euclidean distances may be
 GOOGLE = "google/active-learning"
 
 
 # ---- K-center
-
-def k_center(rounds, candidates=2400, seeds=800, budget=1600, width=256, google_active_learning=""):
-    """Greedy K-center from a seed: in blocks, against one product a pick and against google/active-learning at the given folder."""
-    pool, seed = relu_features(candidates, width, 1), relu_features(seeds, width, 0)
-    case, picked = f"K-center, {budget} of {candidates}", set(selection.k_center(pool, seed, budget).tolist())
-
-    def other(select, goal):
-        def run():
-            return select(pool, seed, budget)
-        return run, "picks that differ", len(picked.symmetric_difference(run())), 0, goal
-
-    others = {"one product a pick": other(product_a_pick, None)}
-    if google_active_learning:
-        others[GOOGLE] = other(google_select(google_active_learning), 20.0)
-    rows = speed.compare(case, lambda: selection.k_center(pool, seed, budget), others, rounds)
-    return with_google(rows, case, google_active_learning)
-
-
-def with_google(rows, case, google_active_learning):
-    """The rows, and one that says why google's is not among them."""
-    return rows if google_active_learning else speed.together(rows, speed.not_run(case, GOOGLE, "give google_active_learning"))
-
 
 def paper_k_center(rounds, candidates=15_000, seeds=12_000, budget=10_000, width=2048, some=10, threads=2, google_active_learning=""):
     """MAK's greedy at the paper's size: against its own matrix products and, ``some`` picks extrapolated, against a pass per pick.
@@ -60,12 +42,12 @@ def paper_k_center(rounds, candidates=15_000, seeds=12_000, budget=10_000, width
     loops = {"one product a pick": (products_loop, 10 * some, 4.0), "anomalib's loop": (anomalib_loop, some, 40.0)}
     if google_active_learning:
         loops[GOOGLE] = google_loop(google_active_learning, pool, seed), some, 100.0
-    others, calls = floor(pool, seed, budget)
+    others, calls = least_products(pool, seed, budget)
     for name, (loop, count, goal) in loops.items():
         error = selection.certificate(pool, seed, loop(pool, nearest, count), tolerance=CLOSE)
         others[name], calls[name] = (partial(loop, pool, nearest, count), "picks not greedy to 2e-6", error, 0, goal), budget / count
-    rows = speed.compare(case, lambda: selection.k_center(pool, seed, budget), others, rounds, threads, calls)
-    return with_google(rows, case, google_active_learning)
+    rows = timing.ratios(case, lambda: selection.k_center(pool, seed, budget), others, rounds, threads, calls)
+    return rows if google_active_learning else timing.together(rows, timing.not_run(case, GOOGLE, "give google_active_learning"))
 
 
 def pool_k_center(rounds, images=100_000, seeds=3000, budget=1500, width=256, threads=2):
@@ -73,13 +55,13 @@ def pool_k_center(rounds, images=100_000, seeds=3000, budget=1500, width=256, th
     pool, seed = relu_features(images, width, 1), relu_features(seeds, width, 0)
     picks = set(selection.k_center(pool, seed, budget).tolist())
     differ = len(picks.symmetric_difference(product_a_pick(pool, seed, budget)))
-    others, calls = floor(pool, seed, budget)
+    others, calls = least_products(pool, seed, budget)
     others["one product a pick"] = partial(product_a_pick, pool, seed, budget), "picks that differ", differ, 0, 8.0
-    return speed.compare(f"K-center, {budget} of {images}, {width} wide", lambda: selection.k_center(pool, seed, budget), others, rounds,
+    return timing.ratios(f"K-center, {budget} of {images}, {width} wide", lambda: selection.k_center(pool, seed, budget), others, rounds,
                          threads, calls)
 
 
-def floor(pool, seed, budget):
+def least_products(pool, seed, budget):
     """The contender "its matrix products", the float32 products that greedy cannot do without, and how many calls of it they are.
 
     Every candidate meets every seed row, every pick every row not yet picked. Ours over it is the inverse of the ratio.
@@ -152,18 +134,6 @@ def google_loop(folder, pool, seed):
     return loop
 
 
-def google_select(folder):
-    """Their kCenterGreedy as a whole, started from the seed."""
-    module = google_module(folder)
-
-    def select(pool, seed, budget):
-        rows = np.concatenate([seed.numpy(), pool.numpy()])
-        with contextlib.redirect_stdout(io.StringIO()):
-            picks = module.kCenterGreedy(rows, None, 0).select_batch_(_AsTheyAre, list(range(len(seed))), budget)
-        return [int(pick) - len(seed) for pick in picks]
-    return select
-
-
 def google_module(folder):
     """``kcenter_greedy`` of a checkout of google/active-learning."""
     if not (Path(folder) / "sampling_methods" / "kcenter_greedy.py").exists():
@@ -171,16 +141,40 @@ def google_module(folder):
     sys.path.insert(0, str(folder))
     module = importlib.import_module("sampling_methods.kcenter_greedy")
     sys.path.remove(str(folder))
-    module.max = lambda values: float(np.max(values))       # its closing print fails with numpy 2.4
     return module
 
 
-class _AsTheyAre:
-    """The "model" whose features their class asks for."""
+# ---- cost against the size of a pool
 
-    @staticmethod
-    def transform(rows):
-        return rows
+def pool_costs(sizes, width=128, budget=500, threads=2):
+    """What scoring and picking cost for pools of several sizes: rows images, step, seconds, peak_mib (of a process of their own).
+
+    Seconds are those of processors, all threads together, since others use the machine too.
+    """
+    with futures.ProcessPoolExecutor(1, get_context("spawn")) as apart:     # the smallest first: the peak is that of all so far
+        return pd.concat(apart.map(partial(pool_cost, width=width, budget=budget, threads=threads), sorted(sizes)), ignore_index=True)
+
+
+def pool_cost(images, width, budget, threads):
+    """The rows of one size, with features and projections of two views made up: 2,000 seed images, losses from one pair of views."""
+    torch.set_num_threads(threads)
+    pool, seed, steps = torch.empty(images, width), relu_features(2000, width, 0), []
+    for number, part in enumerate(pool.split(2**14), 1):
+        part.copy_(relu_features(len(part), width, number))
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.empty(images, width).normal_(generator=generator).mul_(0.05).add_(pool) for _ in range(2)]
+
+    def timed(step, function, *arguments):
+        began = time.process_time()
+        found = function(*arguments)
+        steps.append((images, step, time.process_time() - began))
+        return found
+    loss = timed("losses", ecle.ecle, views, 0.2, 256, 1)
+    del views
+    distance = timed("distances", samplers.proximity, pool, seed, 10)
+    timed("MAK's picks", lambda: samplers.select(samplers.score(loss, distance, 0.3), pool, seed, budget, 1.5))
+    timed("K-center's picks", selection.k_center, pool, seed, budget)
+    return pd.DataFrame(steps, columns=["images", "step", "seconds"]).assign(peak_mib=gpu.peak_memory() / 2**20)
 
 
 # ---- ECLE
@@ -191,7 +185,7 @@ def ecle_of_files(rounds, images=1000, views=4, repeats=10, architecture="resnet
     ``archive``: a zip of JPEG images, else windows of scikit-learn's photographs. In bfloat16 too where the processor has it.
     """
     files, law = jpegs(archive, images, side), random_views.POLICIES["cifar"]
-    run, case = replace(speed_training.sdclr_run(architecture, 64, side), method="simclr", head_layers=2), f"ECLE of {images} JPEG files"
+    run, case = replace(training.sdclr_run(architecture, 64, side), method="simclr", head_layers=2), f"ECLE of {images} JPEG files"
     encoder, how = trained(run, sources.Files(files, side)[:]), (run.temperature, 512, repeats)
     projections = project_files(encoder, run, files, side, views)
     exact = ecle.ecle(projections, *how)
@@ -203,13 +197,13 @@ def ecle_of_files(rounds, images=1000, views=4, repeats=10, architecture="resnet
     def theirs():
         return loop_losses(project_again(encoder, files, side, law, views), *how)
 
-    rows = speed.compare(f"{case}, {views} views, float32", ours(run), {
+    rows = timing.ratios(f"{case}, {views} views, float32", ours(run), {
         "a pass a view": (theirs, "relative difference, same cuts", differ, 1e-5, 1.5)}, rounds, threads)
     case, half = f"{case}, {views} views, bfloat16", replace(run, precision="bfloat16")
     if not torch.cpu.get_capabilities().get("avx512_bf16"):
-        return speed.together(rows, speed.not_run(case, "a pass a view", "no bfloat16 here"))
+        return timing.together(rows, timing.not_run(case, "a pass a view", "no bfloat16 here"))
     apart = 1 - spearmanr(exact.cpu(), ours(half)().cpu()).statistic
-    return speed.together(rows, speed.compare(case, ours(half), {
+    return timing.together(rows, timing.ratios(case, ours(half), {
         "a pass a view": (theirs, "1 − rank correlation with float32", apart, 0.01, 2.5)}, rounds, threads))
 
 
@@ -222,7 +216,7 @@ def jpegs(archive, count, side):
             contents = [packed.read(name) for name in chosen]
     else:
         chosen, contents = [f"{number}.jpg" for number in range(count)], []
-        for picture in speed_views.photographs(count, side).permute(0, 2, 3, 1).numpy():
+        for picture in photographs(count, side).permute(0, 2, 3, 1).numpy():
             file = io.BytesIO()
             Image.fromarray(picture).save(file, "JPEG", quality=92)
             contents.append(file.getvalue())
@@ -249,7 +243,7 @@ def project_files(encoder, run, files, side, views):
 @torch.no_grad()
 def project_again(encoder, files, side, law, views, batch=256):
     """Projections (views, n, d) as the reference makes them: for every view each file is decoded and augmented alone."""
-    transform, passes = speed_views.reference_transform(side, law), []
+    transform, passes = reference_transform(side, law), []
     for _ in range(views):
         pixels = [transform(Image.open(io.BytesIO(read())).convert("RGB")) for _, read in files]
         parts = [torch.stack(pixels[start:start + batch]).to(runs.device()) for start in range(0, len(files), batch)]

@@ -11,11 +11,11 @@ from PIL import Image, ImageFilter
 from scipy import stats
 from sklearn.datasets import load_sample_images
 
-from longtail.bench import authors, speed
+from longtail.bench import authors, timing
 from longtail.images import sources
 from longtail.images import views as random_views
 
-OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+ADJUSTMENTS = ("brightness", "contrast", "saturation", "hue")
 
 
 def views(rounds, count=256, side=32, policy="cifar", fused=False, goal=5.0, sdclr="", draws=20_000):
@@ -33,15 +33,15 @@ def views(rounds, count=256, side=32, policy="cifar", fused=False, goal=5.0, sdc
     def one_by_one():
         return torch.stack([torch.stack([transform(Image.fromarray(picture)) for _ in range(2)]) for picture in pictures])
 
-    building = speed.seconds(ours) - speed.seconds(ours) if fused else 0
-    check, others = speed.all_of(view_checks(images[:64], law, fused, draws)), {}
+    building = timing.seconds(ours) - timing.seconds(ours) if fused else 0
+    check, others = timing.all_of(view_checks(images[:64], law, fused, draws)), {}
     others["torchvision per image"] = (one_by_one, *check, goal)
     if sdclr:
         theirs = authors_images(sdclr, pictures, transform)
-        others[speed.AUTHORS] = (lambda: torch.stack([theirs[number] for number in range(count)]), *check, goal)
-    rows = speed.compare(case, ours, others, rounds)
+        others[timing.AUTHORS] = (lambda: torch.stack([theirs[number] for number in range(count)]), *check, goal)
+    rows = timing.ratios(case, ours, others, rounds)
     rows = rows.assign(compile_seconds=building) if fused else rows
-    return rows if sdclr else speed.together(rows, speed.not_run(case, speed.AUTHORS, "give sdclr"))
+    return rows if sdclr else timing.together(rows, timing.not_run(case, timing.AUTHORS, "give sdclr"))
 
 
 def photographs(count, side):
@@ -108,7 +108,7 @@ def _by_pillow(image, drawn, operations):
     view = Image.fromarray(image.permute(1, 2, 0).numpy())
     view = operations.resized_crop(view, *window, list(image.shape[1:]), operations.InterpolationMode.BICUBIC)
     view = operations.hflip(view) if drawn["flip"] else view
-    adjust = [getattr(operations, f"adjust_{name}") for name in OPERATIONS]
+    adjust = [getattr(operations, f"adjust_{name}") for name in ADJUSTMENTS]
     for number in drawn["order"].tolist() if drawn["jitter"] else []:
         view = adjust[number](view, float(drawn["factor"][number]))
     view = operations.to_grayscale(view, 3) if drawn["grey"] else view
@@ -129,15 +129,15 @@ def statistics_of(windows, factors, places):
     """Name -> (draws,) of crop windows (draws, 4), factors of the four operations and their places in the order (draws, 4)."""
     top, left, height, width = windows.T
     named = {"area": height * width, "aspect": width / height, "top": top, "left": left}
-    named |= dict(zip(OPERATIONS, factors.T, strict=True))
-    return named | {f"place of {name}": place for name, place in zip(OPERATIONS, places.T, strict=True)}
+    named |= dict(zip(ADJUSTMENTS, factors.T, strict=True))
+    return named | {f"place of {name}": place for name, place in zip(ADJUSTMENTS, places.T, strict=True)}
 
 
 def torchvision_draws(law, side, draws):
     """torchvision's windows, factors and places, (draws, 4) each."""
     transforms, blank = torchvision("transforms"), torch.empty(3, side, side)
     jitter = transforms.ColorJitter(*law.jitter)
-    ranges = [getattr(jitter, name) for name in OPERATIONS]
+    ranges = [getattr(jitter, name) for name in ADJUSTMENTS]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         windows = [transforms.RandomResizedCrop.get_params(blank, list(law.area), list(law.aspect)) for _ in range(draws)]
