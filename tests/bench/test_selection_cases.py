@@ -8,6 +8,7 @@ import torch
 
 from longtail.bench import selection as cases
 from longtail.pick import ecle, selection
+from longtail.store import gpu
 
 STUB = """
 import numpy as np
@@ -77,3 +78,12 @@ def test_archives_are_read_evenly(tmp_path):
             packed.writestr(name, name)
     found = [(name, read()) for name, read in cases.jpegs(tmp_path / "pool.zip", 2, 32)]
     assert found == [("a/1.jpg", b"a/1.jpg"), ("b/1.jpg", b"b/1.jpg")]
+
+
+def test_cost_is_measured_for_every_size_and_memory_apart_from_this_process():
+    """This process takes 400 MiB more than the one that measures."""
+    taken = torch.ones(100 * 2**20)
+    rows = cases.pool_costs([2000, 500], width=16, budget=50, threads=1)
+    assert rows.images.tolist() == [500] * 4 + [2000] * 4
+    assert rows.step.tolist() == ["losses", "distances", "MAK's picks", "K-center's picks"] * 2
+    assert (rows.seconds > 0).all() and 100 < rows.peak_mib.max() < gpu.peak_memory() / 2**20 - taken.nbytes / 2**21

@@ -146,7 +146,7 @@ def google_module(folder):
 
 # ---- cost against the size of a pool
 
-def pool_costs(sizes, width=128, budget=500, threads=2):
+def pool_costs(sizes, width=64, budget=300, threads=2):
     """What scoring and picking cost for pools of several sizes: rows images, step, seconds, peak_mib (of a process of their own).
 
     Seconds are those of processors, all threads together, since others use the machine too.
@@ -156,9 +156,9 @@ def pool_costs(sizes, width=128, budget=500, threads=2):
 
 
 def pool_cost(images, width, budget, threads):
-    """The rows of one size, with features and projections of two views made up: 2,000 seed images, losses from one pair of views."""
+    """The rows of one size, with features and projections of two views made up: 500 seed images, losses from one pair of views."""
     torch.set_num_threads(threads)
-    pool, seed, steps = torch.empty(images, width), relu_features(2000, width, 0), []
+    pool, seed, steps = torch.empty(images, width), relu_features(500, width, 0), []
     for number, part in enumerate(pool.split(2**14), 1):
         part.copy_(relu_features(len(part), width, number))
     generator = torch.Generator().manual_seed(0)
@@ -169,7 +169,7 @@ def pool_cost(images, width, budget, threads):
         found = function(*arguments)
         steps.append((images, step, time.process_time() - began))
         return found
-    loss = timed("losses", ecle.ecle, views, 0.2, 256, 1)
+    loss = timed("losses", ecle.ecle, views, 0.2, 128, 1)
     del views
     distance = timed("distances", samplers.proximity, pool, seed, 10)
     timed("MAK's picks", lambda: samplers.select(samplers.score(loss, distance, 0.3), pool, seed, budget, 1.5))
