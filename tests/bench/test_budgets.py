@@ -15,7 +15,8 @@ from toy import FAMILY, IMAGES, planned
 from longtail.bench import budget
 from longtail.images import sources
 from longtail.label import adjusted, supervised
-from longtail.learn import formulas, norms, train
+from longtail.learn import norms, train
+from longtail.learn.methods import gh
 from longtail.store import gpu, paths
 
 GOLDEN = paths.ROOT / "tests" / "golden" / "budgets.json"
@@ -56,7 +57,7 @@ def of_sinkhorn(records):
     """The same for Sinkhorn's 300 rounds where they are no part of a recorded update."""
     logits, prior = torch.zeros(2, 8, 6), torch.ones(6)
     with stand_in(records):
-        assigned = gpu.Recorded(formulas.sinkhorn)
+        assigned = gpu.Recorded(gh.sinkhorn)
         for _ in range(2):
             with Launches() as launches:
                 assigned(((), 8), logits, prior)

@@ -12,7 +12,7 @@ from toy import IMAGES, planned
 
 from longtail.bench import floor
 from longtail.images import views
-from longtail.learn import formulas
+from longtail.learn.methods import gh
 from longtail.store import gpu, paths
 
 
@@ -22,7 +22,7 @@ def programs(monkeypatch):
     from torch._dynamo.testing import CompileCounter
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
-    for clear in (made := (torch._dynamo.reset, views._compiled.cache_clear, formulas._fused_round.cache_clear)):
+    for clear in (made := (torch._dynamo.reset, views._compiled.cache_clear, gh._fused_round.cache_clear)):
         clear()
     yield counter
     for clear in made:
@@ -70,10 +70,10 @@ def test_views_are_still_compiled_after_a_measurement(programs, monkeypatch):
 def test_all_rounds_of_sinkhorn_are_one_program(programs, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     logits, prior = torch.randn(3, 2, 8, 6, generator=generator), torch.rand(6, generator=generator)
-    uncompiled = [formulas.sinkhorn(each, prior) for each in logits]
+    uncompiled = [gh.sinkhorn(each, prior) for each in logits]
     with stand_in():
         monkeypatch.setattr(gpu, "compiler", lambda: True)
-        compiled = [formulas.sinkhorn(each, prior) for each in logits]
+        compiled = [gh.sinkhorn(each, prior) for each in logits]
     torch.testing.assert_close(compiled, uncompiled, rtol=1e-4, atol=1e-6)
     assert programs.frame_count == 1 and programs.op_count < 10
 

@@ -12,7 +12,8 @@ from toy import FAMILY, IMAGES, planned
 
 from longtail.images import randaugment, views
 from longtail.label import adjusted, supervised
-from longtail.learn import formulas, methods, models, train
+from longtail.learn import methods, models, train
+from longtail.learn.methods import gh, ts
 from longtail.store import gpu, paths, processes, runs
 
 
@@ -49,10 +50,10 @@ def stop_at(monkeypatch, method, number):
 
 def test_every_method_that_trains_is_recorded_somewhere():
     """The smoke test goes through FAMILY; a new method belongs there."""
-    assert {part for name in FAMILY for part in name.split("+")} == methods.METHODS.keys() - {"untrained"}
+    assert {part for name in FAMILY for part in name.split("+")} == methods.METHODS.keys() - {"untrained", "given"}
 
 
-@pytest.mark.parametrize("method", ["sdclr+bcl+gh+colt", "rwsam"])
+@pytest.mark.parametrize("method", ["sdclr+bcl+gh+colt", "rwsam", "sdclr+ts"])
 def test_replays_are_the_updates_made_one_by_one(monkeypatch, method):
     """The smoke test shows it for every method; here also what was recorded, and that nothing is where updates are made one by one."""
     run = planned(method=method)
@@ -60,8 +61,8 @@ def test_replays_are_the_updates_made_one_by_one(monkeypatch, method):
     assert same(recorded, one_by_one) and not one_by_one[2]
     assert all(len(kernels) > 50 for _, kernels in recorded[2])
     # sizes of a batch: 8 and 4 of 12 seed images, 8 and 2 with 6 of the pool, 8 and 2 when GH harmonizes; rwSAM's reference is a second run
-    assert len(recorded[2]) == (6 if "colt" in method else 4)
-    assert len({id(memory) for memory, _ in recorded[2]}) == (1 if "colt" in method else 2)
+    assert len(recorded[2]) == {"sdclr+bcl+gh+colt": 6, "rwsam": 4, "sdclr+ts": 2}[method]
+    assert len({id(memory) for memory, _ in recorded[2]}) == (2 if method == "rwsam" else 1)
     with monkeypatch.context() as patch:
         stop_at(patch, method, 8)
         with pytest.raises(KeyboardInterrupt):
@@ -119,17 +120,17 @@ def test_replays_of_sinkhorn_are_its_rounds_made_one_by_one():
     normal = torch.Generator().manual_seed(0)
     logits, priors = torch.randn(3, 2, 8, 6, generator=normal), torch.rand(3, 6, generator=normal)
     with stand_in() as made:
-        recorded = gpu.Recorded(formulas.sinkhorn)
+        recorded = gpu.Recorded(gh.sinkhorn)
         found = [recorded(((), 8), each, prior) for each, prior in zip(logits, priors, strict=True)]
         assert len(made) == 1 and len(made[0][1]) > 1200
-    assert all(torch.equal(one, formulas.sinkhorn(each, prior)) for one, each, prior in zip(found, logits, priors, strict=True))
-    assert torch.equal(formulas.sinkhorn(logits[0]), formulas.sinkhorn(logits[0], torch.ones(6)))
+    assert all(torch.equal(one, gh.sinkhorn(each, prior)) for one, each, prior in zip(found, logits, priors, strict=True))
+    assert torch.equal(gh.sinkhorn(logits[0]), gh.sinkhorn(logits[0], torch.ones(6)))
 
 
 def test_sinkhorn_until_nothing_moves_is_refused():
     def until_steady(logits, prior):
         rounds = 1
-        while not torch.allclose(formulas.sinkhorn(logits, prior, iterations=rounds).sum(-2), prior):
+        while not torch.allclose(gh.sinkhorn(logits, prior, iterations=rounds).sum(-2), prior):
             rounds += 1
     with stand_in(), pytest.raises(Refused):
         gpu.Recorded(until_steady)(((), 4), torch.zeros(4, 2), torch.tensor([2.0, 2.0]))
@@ -194,9 +195,14 @@ def number_as_epoch(patch):
     patch.setattr(train, "train_epoch", epoch_of)
 
 
-@pytest.mark.parametrize("mutant", [replaced_mask, number_as_rate, number_as_epoch])
+def replaced_temperature(patch):
+    """A new temperature in a new tensor."""
+    patch.setattr(ts.TS, "before_epoch", lambda method, encoder, epoch: method.state.update(temperature=torch.tensor(method.course[epoch])))
+
+
+@pytest.mark.parametrize("mutant", [replaced_mask, number_as_rate, number_as_epoch, replaced_temperature])
 def test_what_a_graph_would_not_see_is_found(monkeypatch, mutant):
-    run = planned(method="sdclr")
+    run = planned(method="ts" if mutant is replaced_temperature else "sdclr")
     with monkeypatch.context() as patch:
         mutant(patch)
         one_by_one, recorded = trained(run, "one by one", records=False), trained(run, "recorded")
