@@ -185,7 +185,6 @@ class Update:
     def __init__(self, model, optimizer, labels):
         self.model, self.optimizer = model, optimizer
         self.rate = torch.zeros((), device=labels.device) if gpu.computes(labels) else None
-        self.replays = gpu.computes(labels) and not gpu.eager()
         self.recorded = gpu.Recorded(self.update, self.changed)
 
     def __call__(self, loss_of, rate, seen, truth):
@@ -193,7 +192,7 @@ class Update:
         self.loss_of = loss_of
         for group in self.optimizer.param_groups:
             group["lr"] = rate if self.rate is None else self.rate.fill_(rate)
-        return self.recorded((loss_of, len(truth)), seen, truth).clone() if self.replays else self.update(seen, truth)
+        return self.recorded((loss_of, len(truth)), seen, truth)
 
     def update(self, seen, truth):
         """The update itself; nothing here depends on a value that the host would have to read."""

@@ -197,8 +197,7 @@ class Step:
         self.policy = views.POLICIES[run.policy]
         self.epoch = torch.zeros((), dtype=torch.int64, device=pixels.device)
         self.fused = gpu.fuses(pixels)
-        self.replays = gpu.computes(pixels) and not gpu.eager() and processes.world()[1] == 1
-        self.recorded = gpu.Recorded(self.update, self.changed)
+        self.recorded = gpu.Recorded(self.update, self.changed, wanted=processes.world()[1] == 1)
         self.rate = torch.zeros((), device=pixels.device) if gpu.computes(pixels) else None      # a graph reads it; a CPU takes the number
         if self.fused and os.environ.get("LONGTAIL_COMPILE"):
             encoder.compile(dynamic=False)
@@ -207,7 +206,7 @@ class Step:
         """Update by the images ``index`` (n,) at a rate; gives the mean loss, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate if self.rate is None else self.rate.fill_(rate)
-        return self.recorded((self.method.phase(), len(index)), index).clone() if self.replays else self.update(index)
+        return self.recorded((self.method.phase(), len(index)), index)
 
     def update(self, index):
         """The update itself; nothing here depends on a value that the host would have to read."""

@@ -196,7 +196,7 @@ def _measure(encoder, run, images, arrays):
             written = [writer.submit(arrays[place].put, start, values) for place, values in rows]
             bar.update(chunk)
         _done(written)
-    processes.wait()        # nobody reads before all have written
+    processes.barrier()        # nobody reads before all have written
 
 
 def _done(jobs):

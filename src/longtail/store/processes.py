@@ -37,7 +37,7 @@ def first(make):
     return agreed(make() if world()[0] == 0 else None)
 
 
-def wait():
+def barrier():
     """Go on when all processes have come here."""
     if world()[1] > 1:
         distributed.barrier()
