@@ -426,7 +426,8 @@ def test_quotas_share_the_budget_among_classes_and_prototypes(copied, capsys):
 
 @pytest.mark.parametrize("sizes, budget, expected", [
     ({"a": 9, "b": 9}, 5, {"a": 3, "b": 2}), ({"a": 1, "b": 9, "c": 9}, 9, {"a": 1, "b": 4, "c": 4}),
-    ({"a": 2, "b": 3}, 5, {"a": 2, "b": 3}), ({1: 5, 2: 5, 3: 5}, 2, {1: 1, 2: 1}), ({"a": 1000, "b": 10**6}, 5000, {"a": 1000, "b": 4000})])
+    ({"a": 2, "b": 3}, 5, {"a": 2, "b": 3}), ({1: 5, 2: 5, 3: 5}, 2, {1: 1, 2: 1}),
+    ({"a": 1000, "b": 10**6}, 5000, {"a": 1000, "b": 4000})])
 def test_even_shares(sizes, budget, expected):
     assert pool.even_shares(sizes, budget) == expected
 
