@@ -164,8 +164,8 @@ def confirmed(request, run, results, seed, found, alike):
     if not names:
         return alike
     images = replace(found["pool"], files=[(name, by_path[name][1]) for name in names]).in_files(request.size)
-    vectors = dict(zip(names, normalize(scoring.features(run, results, images, "copies").float()), strict=True))
-    known = normalize(scoring.features(run, results, seed, "seed").float())
+    vectors = dict(zip(names, normalize(scoring.measured_features(run, results, images, "copies").float()), strict=True))
+    known = normalize(scoring.measured_features(run, results, seed, "seed").float())
     for row in near:
         copy = vectors[alike.path[row]]
         alike.loc[row, "cosine"] = cosine = float(copy @ vectors[first[row]])
@@ -237,7 +237,7 @@ def neighbours(run, results, study, prototypes):
         pool, seed = samplers.pool_and_seed(run, results, study)
         means, seed = normalize(samplers.centroids(seed, prototypes).to(seed)), normalize(seed)
         means = means[torch.bincount((seed @ means.T).argmax(1), minlength=prototypes).argsort(descending=True, stable=True)]
-        parts = [nearest_of(normalize(tile.to(seed)), seed, means) for some in (seed, pool) for tile in some.split(samplers.TILE)]
+        parts = [nearest_of(normalize(tile.to(seed)), seed, means) for some in (seed, pool) for tile in some.split(samplers.COMPARED)]
         return pd.concat(parts).assign(name=study.seed.names + study.pool.names)
 
     settings = {"pool": study.pool.digest, "seed": study.seed.digest, "precision": run.precision}
@@ -269,7 +269,7 @@ def picked(request, run, results, study, sampler, groups, settings):
     """
     if groups is None:
         return samplers.pick(run, results, study, sampler, request.budget, request.alpha, request.ratio, **settings)
-    alpha = samplers.SAMPLERS[sampler][1].get("alpha", request.alpha)
+    alpha = samplers.SAMPLERS[sampler].fixed.get("alpha", request.alpha)
 
     def rows():
         scored, (pool, seed), parts = samplers.score_pool(run, results, study, **settings), samplers.pool_and_seed(run, results, study), []
