@@ -1,4 +1,4 @@
-"""How many of the first picks show what is rare: ``python tests/own/rare_classes.py FOLDER``, about 20 minutes on one core.
+"""How many of the first picks show what is rare: ``python tests/own/rare_classes.py FOLDER``, about ten minutes on one quiet core.
 
 Five times, with classes and images drawn anew: the seed has ten classes of Tiny-ImageNet, 150 images of the first down to 6 of the last;
 its five smallest classes are rare. The pool has 5,000 images: 1 % of the rare classes, 20 % of the five others, 40 % of other classes of
