@@ -85,6 +85,7 @@ class Slice:
     """A member of a tar that is not compressed: so many bytes of it."""
 
     archive: Path
+    name: str
     start: int
     size: int
 
@@ -224,7 +225,7 @@ def untarred(archive):
     """Members of a tar without compression: name -> what reads its bytes."""
     try:
         with tarfile.open(archive, "r:") as tar:
-            return {member.name: Slice(archive, member.offset_data, member.size) for member in tar if member.isfile()}
+            return {member.name: Slice(archive, member.name, member.offset_data, member.size) for member in tar if member.isfile()}
     except tarfile.TarError as error:
         raise ValueError(f"{archive} is no whole tar without compression ({error}); unpack it and give the folder") from error
 

@@ -13,7 +13,8 @@ from longtail.store.settings import Refused, conform
 
 PLACES = ("seed_images", "pool_images", "test_images")
 POLICIES = [name for name in views.POLICIES if not name.endswith("_classifier")]
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list[str]: "a list"}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list[str]: "a list",
+         str | list[str]: "text or a list"}
 
 
 def among(default, *choices):
@@ -33,11 +34,14 @@ class Request:
 
     name: str                       # of the file, and of the folder under results/
     folder: Path                    # of the file: other paths are relative to it
-    seed_images: str                # what you have: a folder, zip (zip/folder goes into one), tar, list (.txt) or table (.csv) of paths
-    pool_images: str                # what to pick from, likewise; labels of neither are read
-    test_images: str = ""           # likewise what a model is tested on: none of it, nor a copy of it, is picked
+    seed_images: str | list[str]    # what you have: a folder, zip (zip/folder goes into one), tar, list (.txt) or table (.csv), or several
+    pool_images: str | list[str]    # what to pick from, likewise
+    test_images: str | list[str] = ""           # likewise what a model is tested on: none of it, nor a copy of it, is picked
+    rejects: str = ""               # a list of pool images that are not to be picked, nor copies of them; the gallery saves one
     budget: int = between(100, 1, 10**9)        # images that each sampler picks
     samplers: list[str] = among(["mak", "tailness", "proximity", "k_center", "random"], *samplers.SAMPLERS)
+    quotas: str = among("none", "none", "prototypes", "classes")       # share the budget evenly among nearest prototypes, or classes
+    picked_files: str = among("links", "links", "copies", "none")      # what picks/<sampler> holds
     skip_broken: bool = False       # go on without files that are no readable images
     keep_near_copies: bool = False  # near copies of a picture may be picked, too; copies of its content never are
     encoder: str = ""               # empty: train one on the seed; else a finished run's folder, or a file of torchvision weights
@@ -60,11 +64,16 @@ class Request:
     alpha: float = between(0.3, 0, 1)           # weight of tailness against proximity
     ratio: float = between(1.5, 1, 10**9)       # candidates of MAK, as a multiple of the budget
     prototypes: int = between(10, 1, 10**6)     # of the seed
-    shown: int = between(100, 1, 10**6)         # picks of each sampler on the page
+    shown: int = between(2000, 1, 10**6)        # picks of each sampler on the page
 
     def place(self, text):
         """Where a path in the file leads."""
         return (self.folder / Path(text).expanduser()).absolute()
+
+    def texts(self, key):
+        """The places that a setting names, one or several."""
+        named = getattr(self, key)
+        return [named] if isinstance(named, str) and named else list(named)
 
 
 FIELDS = {entry.name: entry for entry in fields(Request) if entry.name not in ("name", "folder")}
@@ -76,10 +85,11 @@ def ask(name, settings, folder, lines=None):
     """The request of a file's settings; or a refusal that lists all that is wrong, each with its line in the file."""
     values, wrong = validated(settings)
     request = Request(name, folder, **{"seed_images": "", "pool_images": "", **values})
-    for key in [*PLACES, "encoder"]:
-        if (text := values.get(key)) and not places.container(place := request.place(text)):
+    named = [(key, text) for key in (*PLACES, "rejects", "encoder") for text in request.texts(key)]
+    for key, text in named:
+        if not places.container(place := request.place(text)):
             wrong.append((key, f"{key}: {place} is missing; paths are relative to the file that names them"))
-        elif text and key in PLACES:
+        elif key in PLACES:
             try:
                 places.files_of(place)
             except ValueError as error:
