@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from longtail.images import pixels, sources
-from longtail.images.places import OnDisk, container, files_of, is_list, lines_of, require
+from longtail.images.archives import Content, whole_file
+from longtail.images.places import container, files_of, is_list, lines_of, require
 from longtail.images.sources import UNKNOWN, ImageSet, class_names, folder
 from longtail.store import paths
 
@@ -302,5 +303,5 @@ def positions(names, wanted, root):
 
 def listed_files(root, names, size, label_of):
     """Files below ``root`` by their names <part>/<wnid>/<file>, left where they are."""
-    files = sources.Files([(name, OnDisk(root / name)) for name in names], size)
+    files = sources.Files([(name, Content(whole_file, root / name)) for name in names], size)
     return sources.FileSet(files, torch.tensor([label_of[name.split("/")[1]] for name in names]), tuple(names))

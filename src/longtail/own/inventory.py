@@ -80,7 +80,7 @@ def examined(file, size):
     """What is known of a file once it has been opened; the problem where it is no image."""
     try:
         picture, square, remarks, kind, (wide, high) = pixels.opened(file[1](), size)
-    except pixels.BROKEN as error:
+    except OSError as error:
         return {"problem": pixels.reason(error)}
     return {"kind": kind, "wide": wide, "high": high, "remarks": sorted(remarks), "content": runs.sha256(square.tobytes())[:16],
             "blank": pixels.blank(picture), "prints": copies.packed(*copies.prints(picture))}
