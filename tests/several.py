@@ -170,7 +170,7 @@ def recorded(root):
     """The chunks that are whole in a results folder."""
     from longtail.pick import scoring
     return [chunk(file, line.split()[0]) for file in root.rglob("*.chunks") for line in file.read_text().split("\n")
-            if scoring.LINE.fullmatch(line)]
+            if scoring.CHUNK_LINE.fullmatch(line)]
 
 
 def scoring(folder, moments=2):

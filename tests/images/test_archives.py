@@ -168,19 +168,6 @@ def test_a_member_that_is_larger_than_it_says_is_cut_there(tmp_path):
         read()
 
 
-# ---- several places
-
-def test_several_places_are_one_and_a_file_in_two_of_them_counts_once(tmp_path):
-    for name in ("birds/1.png", "birds/2.png", "more/1.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(png(PICTURES[int(name[-5])]))
-    (tmp_path / "picks.txt").write_text("birds/2.png\nmore/1.png\n")
-    zipped(tmp_path / "all.zip", [("x/1.png", png(PICTURES[3])), ("y/1.png", png(PICTURES[4]))])
-    found = places.files_of({text: tmp_path / text for text in ("birds", "picks.txt", "all.zip/x", "all.zip")})
-    assert [name for name, _ in found.files] == ["birds/1.png", "birds/2.png", "more/1.png", "all.zip/x/1.png", "all.zip/y/1.png"]
-    assert found.notes == ["2 files lie in two places and count once"] and all(read() for _, read in found.files)
-
-
 # ---- limits before decoding
 
 @pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", b"\xc5\xd0\xd3\xc6 more"])

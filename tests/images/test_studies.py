@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from longtail.images import datasets, sources, studies
+from longtail.images import datasets, memory, sources, studies
 from longtail.measure.groups import size_groups
 from longtail.store import paths
 
@@ -684,3 +684,11 @@ def test_absent_imagenet_is_one_clear_line(disk):
     with pytest.raises(FileNotFoundError, match=parts) as caught:
         study(**IMAGENET_100)
     assert str(disk) in one_line(caught)
+
+
+def test_a_pool_that_would_fill_memory_stays_in_its_files(imagenet, monkeypatch):
+    large = IMAGENET_100 | {"size": 48}
+    assert type(study(**large).pool) is sources.ImageSet
+    monkeypatch.setattr(memory.BUDGET, "total", 16000)
+    left = study(**large).pool
+    assert isinstance(left, sources.FileSet) and left.digest == study(**large | {"pool_in_files": True}).pool.digest

@@ -58,10 +58,8 @@ def files_of(path, without=frozenset()):
     """The ``Place`` of a folder, archive (perhaps a folder in it), list or table; first folders ``without`` are left out.
 
     Sorted, but for a list or table, whose order counts; what is named twice there counts once. What systems and tools leave beside
-    pictures is left out of the others and counted in the notes. Several places, text -> path, are one, whose names begin with the texts.
+    pictures is left out of the others and counted in the notes.
     """
-    if isinstance(path, dict):
-        return together({text: files_of(each, without) for text, each in path.items()})
     place = container(path) or require(path, "give a folder, a zip, or a list (.txt) of images")
     if place.is_dir():
         found, folders, labels, notes = tree(path)
@@ -71,22 +69,6 @@ def files_of(path, without=frozenset()):
     else:
         found, folders, labels, notes = members(place, path)
     return Place([file for file in found if file[0].split("/")[0] not in without], folders - without, labels, notes)
-
-
-def together(found):
-    """Several places, text -> ``Place``, as one; a file that lies in two of them counts once."""
-    files = {}
-    for text, place in found.items():
-        for name, read in place.files:
-            files.setdefault((read.file, read.where) if read.read is not whole_file else read.file, (path_of(text, name), read))
-    twice = sum(len(place.files) for place in found.values()) - len(files)
-    notes = [f"{text}: {note}" for text, place in found.items() for note in place.notes]
-    return Place(list(files.values()), set(), notes=notes + [f"{twice} files lie in two places and count once"] * bool(twice))
-
-
-def path_of(text, name):
-    """Path of an image from where people wrote ``text`` for its place; a list's or table's entries lie beside it."""
-    return str((Path(text).parent if is_list(text) else Path(text)) / name)
 
 
 def is_list(path):

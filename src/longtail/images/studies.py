@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from longtail.images.datasets import class_orders, letters, load
+from longtail.images.memory import BUDGET
 from longtail.images.places import container, files_of
 from longtail.images.sources import UNKNOWN, FileSet, ImageSet, files, folder
 from longtail.store import paths, runs
@@ -107,7 +108,8 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
     counts = long_tail_counts(largest, classes, factor, kind)
     long_tail, balanced, few = as_published(source, split, counts) if lists else split_by_rule(orders, counts, ranks)
     left = leftovers(orders, np.union1d(long_tail, balanced), pool_per_class)
-    pool = outsider_set(outsiders, size, outsider_count, outsider_classes, source.classes, pool_in_files, skip_broken)
+    in_files = pool_in_files or (False if pool_per_class or skip_broken else None)
+    pool = outsider_set(outsiders, size, outsider_count, outsider_classes, source.classes, in_files, skip_broken)
     if len(left) or not pool:
         pool = [source.images.subset(left), *pool]
     lists = long_tail, balanced, few, labels_of(source, labelled_per_class), source.validation
@@ -195,13 +197,17 @@ def outsider_set(places, size, count, classes, known, in_files, skip_broken):
     """Images that belong to no class of the study, their labels −1: of each place ``count`` drawn at random, −1 for all.
 
     A place is letters, or a folder, zip or list. Of its folders those named as a ``known`` class are left out; ``classes`` draws so
-    many of the others, 0 for all. ``in_files`` leaves images in their files, for pools larger than memory. List of ``ImageSet``.
+    many of the others, 0 for all. ``in_files`` leaves images in their files; None leaves those that would take half of the memory budget.
+    List of ``ImageSet``.
     """
     places = [places] if isinstance(places, str) else list(places)
     if not count:
         return []
     if not any(places):
         raise ValueError(f"outsider_count is {count} but outsiders names none; give letters, or folders or zips of images")
+    if in_files is None:
+        images = [count if count > 0 else len(files_of(paths.DATA / place).files) for place in places if place != "letters"]
+        in_files = len(images) == len(places) and 3 * size**2 * sum(images) > BUDGET.total // 2
     parts = [outsiders_of(place, size, count, classes, known, in_files, skip_broken) for place in places]
     if len(parts) == 1:
         return parts

@@ -3,16 +3,22 @@
 import torch
 
 from longtail.images import views
+from longtail.images.memory import BUDGET
 from longtail.store import runs
 
 CHUNK = 1024            # images a forward pass without gradients
+
+
+def chunk_of(size):
+    """Images of so many pixels a side that are augmented and encoded at once: fewer of large ones, as the memory budget says."""
+    return max(1, min(CHUNK, BUDGET.pixels // size**2))
 
 
 @torch.no_grad()
 def in_chunks(function, images, policy=None, seed=0, epoch=0, view=0):
     """``function`` of all images (uint8) without gradients, as they are or as random views of ``policy``."""
     parts = []
-    for index in torch.arange(len(images), device=images.device).split(CHUNK):
+    for index in torch.arange(len(images), device=images.device).split(chunk_of(images.shape[-1])):
         pixels = views.augment(images, index, policy, seed, epoch, view) if policy else images[index].float() / 255
         parts.append(function(pixels.to(memory_format=torch.channels_last)).float())
     return torch.cat(parts)

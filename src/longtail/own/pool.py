@@ -10,8 +10,9 @@ import torch
 from torch.nn.functional import normalize
 
 from longtail.images import places, sources
+from longtail.images.memory import BUDGET, size_of
 from longtail.learn import train
-from longtail.own import copies, encoders, gallery, inventory
+from longtail.own import copies, embeddings, encoders, gallery, inventory
 from longtail.own.request import DECIDED, TRAINING
 from longtail.pick import samplers
 from longtail.store import runs
@@ -35,8 +36,11 @@ def make(request):
 
     The picks of each sampler are also a list of paths, ``picks/<sampler>.txt``, a place for the next request; not of a zip or tar.
     """
+    BUDGET.total = size_of(request.memory)
     results = runs.Results(request.name)
     runs.write(results.root / ".gitignore", "*\n")      # other people's pictures
+    if request.features:
+        return embeddings.pick(request)
     seed, pool, test = found = take(request, results.root / "files")
     report_broken(request, results, found)
     alike = duplicates(request, found)
@@ -50,6 +54,9 @@ def make(request):
     scoring = {"prototypes": request.prototypes, "views": request.views, "batch": request.ecle_batch, "repeats": request.ecle_repeats}
     picks = pd.concat(samplers.pick(run, results, study, sampler, request.budget, request.alpha, request.ratio, **scoring)
                       for sampler in request.samplers)
+    if request.export != "none":
+        for part, images, rows in zip(("pool", "seed"), (study.pool, study.seed), samplers.pool_and_seed(run, results, study), strict=True):
+            embeddings.write(results.root / "features" / f"{part}.{request.export}", images.names, rows)
     near = neighbours(run, results, study, request.prototypes)
     picks = picks.join(near.iloc[len(study.seed):].reset_index(drop=True).drop(columns="name"), on="index")
     runs.write(results.root / "picks.csv", (listed := table(request, study, picks, alike)).to_csv(index=False))
@@ -63,6 +70,7 @@ def make(request):
 
 def look(request):
     """Print what lies in the places of a request, and which pictures are copies; nothing is written."""
+    BUDGET.total = size_of(request.memory)
     found = take(request)
     alike = duplicates(request, found)
     for line in left_out(found[1], alike):
@@ -173,7 +181,7 @@ def extractor(request, results, study):
     run, images = train.plan(study, f"{request.method} long_tail", 0, request.seed, {"dataset": request.name, **settings})
     if request.encoder:
         unknown = dict.fromkeys(TRAINING, 0) | {"method": "given", "head_layers": 0}
-        return encoders.torchvision_weights(place, replace(run, **unknown), results)
+        return encoders.foreign_run(place, replace(run, **unknown), results)
     train.pretrain(run, images, results)
     return run
 
