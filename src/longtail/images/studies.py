@@ -61,23 +61,29 @@ def long_tail_counts(largest, classes, factor, kind):
             raise ValueError(f"pareto_imagenet100 is a table of {len(IMAGENET_100_LT)} classes, the data have {classes}; use exponential")
         counts = [max(2, int(largest * count / IMAGENET_100_LT[0])) for count in IMAGENET_100_LT]
     else:
-        raise ValueError(f"no kind of long tail {kind!r}; there are exponential, step, pareto_imagenet100")
+        raise ValueError(f"no kind of long tail {kind!r}; there are exponential, step, pareto_imagenet100, as_is")
     if min(counts) < 1:
         raise ValueError(f"a class without images: largest {largest} and factor {factor} leave the smallest class {min(counts)}; raise one")
     return counts
 
 
-def split_by_rule(orders, counts, ranks):
+def split_by_rule(orders, counts, ranks, classes):
     """Positions of D_i, D_b and S_b, grouped by class (spec 5, the published rule).
 
     Each list takes a prefix of the class's one order: D_i the count of the class's rank, D_b their mean, S_b their minimum.
     """
     short = [label for label, order in enumerate(orders) if len(order) < counts[ranks[label]]]
     if short:
-        raise ValueError(f"class {short[0]} has {len(orders[short[0]])} training images and the long tail needs "
-                         f"{counts[ranks[short[0]]]} of it; lower `largest`")
+        raise ValueError(f"class {classes[short[0]]} has {len(orders[short[0]])} training images and the long tail needs "
+                         f"{counts[ranks[short[0]]]} of it; lower `largest`, or take the classes as they are with kind as_is")
     sizes = [counts[rank] for rank in ranks], [sum(counts) // len(counts)] * len(counts), [min(counts)] * len(counts)
     return [np.concatenate([order[:n] for order, n in zip(orders, size, strict=True)]) for size in sizes]
+
+
+def as_they_are(orders):
+    """Positions of D_i, D_b and S_b of data with a long tail of their own: all images; of each class as many as the smallest has, twice."""
+    smallest = min(map(len, orders))
+    return [np.concatenate([order[:count] for order in orders]) for count in (None, smallest, smallest)]
 
 
 def as_published(source, split, counts):
@@ -94,7 +100,8 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
           outsider_count=0, outsider_classes=0, pool_in_files=False, skip_broken=False):
     """All image sets of one split of a data set, a ``Study``.
 
-    ``lists``: folder of published index lists, empty for the same rule applied here. ``labelled_per_class``: labels of the linear
+    ``lists``: folder of published index lists, empty for the same rule applied here. ``kind`` as_is cuts nothing: all images of each class
+    train, whatever ``largest`` and ``factor`` are. ``labelled_per_class``: labels of the linear
     protocol, 0 for all. The pool is ``pool_per_class`` training images of each class that neither long-tailed nor balanced list
     uses, and images of ``outsiders`` (a place or a list of places, see ``outsider_set``), in an order that tells nothing of classes.
     """
@@ -105,8 +112,12 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
     generator = np.random.default_rng(split)
     ranks = np.argsort(generator.permutation(classes))
     orders = class_orders(labels, np.setdiff1d(np.arange(len(labels)), source.validation), classes, generator)
-    counts = long_tail_counts(largest, classes, factor, kind)
-    long_tail, balanced, few = as_published(source, split, counts) if lists else split_by_rule(orders, counts, ranks)
+    if kind == "as_is":
+        long_tail, balanced, few = as_they_are(orders)
+    else:
+        counts = long_tail_counts(largest, classes, factor, kind)
+        long_tail, balanced, few = (as_published(source, split, counts) if lists else
+                                    split_by_rule(orders, counts, ranks, source.classes))
     left = leftovers(orders, np.union1d(long_tail, balanced), pool_per_class)
     in_files = pool_in_files or (False if pool_per_class or skip_broken else None)
     pool = outsider_set(outsiders, size, outsider_count, outsider_classes, source.classes, in_files, skip_broken)

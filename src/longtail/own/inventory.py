@@ -77,13 +77,20 @@ def take(text, place, size, record=None):
 
 
 def examined(file, size):
-    """What is known of a file once it has been opened; the problem where it is no image."""
+    """What is known of a file once it has been opened; the problem where it is no image.
+
+    Copies are told by 8 bits, which say nothing of what a deeper grey holds beside them: it is a copy only of one as deep.
+    """
     try:
         picture, square, remarks, kind, (wide, high) = pixels.opened(file[1](), size)
     except OSError as error:
         return {"problem": pixels.reason(error)}
-    return {"kind": kind, "wide": wide, "high": high, "remarks": sorted(remarks), "content": runs.sha256(square.tobytes())[:16],
-            "blank": pixels.blank(picture), "prints": copies.packed(*copies.prints(picture))}
+    depth = next((remark for remark in sorted(remarks) if remark.startswith("grey of")), "")
+    hashes, colours = copies.prints(picture)
+    if depth:       # hashes of two depths then differ in about half of their bits
+        hashes = hashes ^ np.uint64(int(runs.sha256(depth.encode())[:16], 16))
+    return {"kind": kind, "wide": wide, "high": high, "remarks": sorted(remarks), "blank": pixels.blank(picture),
+            "content": runs.sha256(square.tobytes() + depth.encode())[:16], "prints": copies.packed(hashes, colours)}
 
 
 # ---- the record
