@@ -14,8 +14,8 @@ from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
 
-import toy
 import torch
+import toy
 
 from longtail.learn import train
 from longtail.store import runs

@@ -9,8 +9,6 @@ import pytest
 import yaml
 from PIL import Image
 
-from longtail.store import paths
-
 COMMAND = """
 import json, sys
 from longtail.command import reproduce
