@@ -7,6 +7,7 @@ import json
 import pickle
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -223,6 +224,34 @@ def test_test_images_that_training_or_the_pool_hold_are_told(disk, capsys):
     assert found["pool", "test"]["images"] == 1 and found["pool", "test"]["first"] == "1.png = ant/copy.png"
     assert found["train", "test"]["images"] + found.get(("train", "validation"), {"images": 0})["images"] >= 1
     assert "images of pool are in test, too (1.png = ant/copy.png)" in capsys.readouterr().out
+
+
+def test_near_copies_of_test_images_are_told_where_pictures_differ(capsys):
+    draw = np.random.default_rng(0)
+    coarse = [Image.fromarray(draw.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((32, 32), Image.BICUBIC) for _ in range(40)]
+    changed = [coarse[0].transpose(Image.FLIP_LEFT_RIGHT), coarse[1].resize((24, 24)).resize((32, 32)), coarse[2]]
+    squares = [np.asarray(picture).transpose(2, 0, 1) for picture in [*coarse, *changed]]
+    near = studies.near_copies(squares[:42])
+    assert near[40:] == [0, 1] and near[:40] == [None] * 40 and not capsys.readouterr().out
+
+    def images(places):
+        return sources.ImageSet(torch.from_numpy(np.stack([squares[place] for place in places])), torch.zeros(len(places)),
+                                tuple(map(str, places)))
+    test, seed, pool = images(range(5)), images(range(5, 30)), images([*range(30, 40), 40, 41, 42])
+    rows = studies.tell_copies(SimpleNamespace(test=test, seed=seed, train=seed, validation=images([39]), pool=pool))
+    assert [(row["list"], row["other"], row["kind"], row["images"], row["first"]) for row in rows] == [
+        ("pool", "test", "exact", 1, "42 = 2"), ("pool", "test", "near", 2, "40 = 0")]
+    assert "2 near copies of images of pool are in test, too (40 = 0)" in capsys.readouterr().out
+
+
+def test_near_copies_are_not_told_among_pictures_that_are_all_alike(capsys, monkeypatch):
+    grey = [np.full((3, 16, 16), value, np.uint8) for value in range(9)]
+    lines = [np.where(np.arange(16) < 8 + number % 2, 250 - number, 5).astype(np.uint8)[None, None].repeat(3, 0).repeat(16, 1)
+             for number in range(9)]
+    assert studies.near_copies(grey + lines) == [None] * 18
+    assert "near copies cannot be told" in capsys.readouterr().out
+    monkeypatch.setattr(studies, "NEAR_COPIES_OF", 5)
+    assert studies.near_copies(grey) == [None] * 9 and "up to 5 images, and these are 9" in capsys.readouterr().out
 
 
 def test_digest_covers_content_and_order_but_not_labels():

@@ -306,7 +306,7 @@ def pick_own(name, settings, options):
     if options.dry_run:
         for key in request.FIELDS:
             print(f"{key:<16} {getattr(asked, key)}")
-        pool.look(asked)
+        pool.preview(asked)
         return 0
     settle(name, file)
     return 0 if attempt(name, name, partial(pool.make, asked)) else 1

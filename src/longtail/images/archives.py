@@ -42,6 +42,16 @@ class Content:
     def __str__(self):
         return f"in {self.file}"
 
+    @property
+    def own(self):
+        """Whether the image has a file of its own."""
+        return self.read is whole_file
+
+    @property
+    def member(self):
+        """Its name in a zip or tar, as ``unzip -l`` prints it; empty elsewhere."""
+        return self.where[0] if self.read in (of_zip, of_tar) else ""
+
     def stamp(self):
         """What changes when the content does."""
         return f"{(known := self.file.stat()).st_size} {known.st_mtime_ns} {self.where}"

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
+from longtail.images import copies
 from longtail.images.datasets import class_orders, letters, load
 from longtail.images.memory import BUDGET
 from longtail.images.places import container, files_of
@@ -21,6 +23,8 @@ IMAGENET_100_LT = [
     61, 59, 57, 55, 54, 52, 50, 48, 47, 45, 44, 43, 42, 41, 39, 37, 36, 35, 34, 32, 32, 31, 30, 28, 27, 26, 25, 23, 22, 21, 20, 19, 18,
     16, 15, 15, 14, 12, 11, 10, 9, 8, 7, 6,
 ]
+
+NEAR_COPIES_OF = 10_000     # images of a study, at most, among which near copies are looked for: some 30 seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,21 +132,47 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
 
 
 def tell_copies(study):
-    """Say which images of the test set training or the pool hold, too, pixel by pixel, and which of the seed the pool does.
+    """Say which images of the test set training or the pool hold, too, and which of the seed the pool does: the same pixels or near copies.
 
-    Rows of what was found: list, other (list), images, first (its name and the other's). A pool left in its files is not looked into.
+    Rows of what was found: list, other (list), kind (exact or near), images, first (its name and the other's). Near copies are looked for
+    in up to ``NEAR_COPIES_OF`` images, see ``copies``. A pool left in its files is not looked into.
     """
     def contents(images):
-        return {} if isinstance(images, FileSet) else {runs.sha256(image.tobytes()): name for image, name in zip(
-            images.images.numpy(force=True), images.names, strict=True)}
-    known = {name: contents(getattr(study, name)) for name in ("seed", "train", "validation", "test", "pool")}
+        return {} if isinstance(images, FileSet) else {runs.sha256(image.tobytes()): place for place, image in enumerate(
+            images.images.numpy(force=True))}
+    sets = {name: getattr(study, name) for name in ("test", "validation", "seed", "train", "pool")}
+    known = {name: contents(images) for name, images in sets.items()}
+    first = {content: sets[name].images[place].numpy(force=True) for name in reversed(known) for content, place in known[name].items()}
+    order = list(dict.fromkeys(content for name in known for content in known[name]))
+    original = dict(zip(order, near_copies([first[content] for content in order]), strict=True))
     rows = []
     for part, other in (("seed", "test"), ("train", "test"), ("train", "validation"), ("pool", "test"), ("pool", "seed")):
-        if both := [content for content in known[part] if content in known[other]]:
-            first = f"{known[part][both[0]]} = {known[other][both[0]]}"
-            rows.append({"list": part, "other": other, "images": len(both), "first": first})
-            print(f"{len(both)} images of {part} are in {other}, too ({first}); remove them from one of the two")
+        same = [(content, content) for content in known[part] if content in known[other]]
+        near = [(content, order[original[content]]) for content in known[part] if content not in known[other]
+                and original[content] is not None and order[original[content]] in known[other]]
+        for kind, both in (("exact", same), ("near", near)):
+            if both:
+                pair = " = ".join(sets[name].names[known[name][content]] for name, content in zip((part, other), both[0], strict=True))
+                rows.append({"list": part, "other": other, "kind": kind, "images": len(both), "first": pair})
+                print(f"{len(both)} {'near copies of ' * (kind == 'near')}images of {part} are in {other}, too ({pair}); "
+                      f"remove them from one of the two")
     return rows
+
+
+def near_copies(pictures):
+    """For each of n different pictures (3, s, s) the position of what it is a near copy of, None for none or where that is not told."""
+    if len(pictures) > NEAR_COPIES_OF:
+        print(f"near copies are looked for in up to {NEAR_COPIES_OF} images, and these are {len(pictures)}")
+    if not 0 < len(pictures) <= NEAR_COPIES_OF:
+        return [None] * len(pictures)
+    hashes, colours = (np.stack(part) for part in zip(*(copies.prints(Image.fromarray(
+        picture.transpose(1, 2, 0))) for picture in pictures), strict=True))
+    leaders, _ = copies.leaders(list(range(len(pictures))), hashes, colours)
+    found = [None if leader == place else int(leader) for place, leader in enumerate(leaders)]
+    if len(pictures) - found.count(None) > len(pictures) / 10:
+        print("more than a tenth of the images look alike, as drawings do: near copies cannot be told")
+        return [None] * len(pictures)
+    return found
 
 
 def check_groups(study, groups):

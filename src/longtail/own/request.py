@@ -44,9 +44,12 @@ class Settings(pydantic.BaseModel):
     seed_images: Place = given(..., "what you have: a folder, archive (zip, tar, arrays, Parquet), list or table, or several; or features")
     pool_images: Place = given(..., "what to pick from, likewise")
     test_images: Place = given("", "what a model is tested on, likewise: none of it, nor a copy of it, is picked")
+    rejects: str = given("", "a list of pool images that are not to be picked, nor copies of them; the gallery saves one")
     memory: Memory = given("4 GB", "how much memory the work may take, 1 GB or more: pools are read and scored in chunks that fit it")
     budget: int = between(100, 1, 10**9, "images that each sampler picks")
     samplers: list[Sampler] = Field(["mak", "tailness", "proximity", "k_center", "random"], min_length=1, description="methods that pick")
+    quotas: Literal["none", "prototypes", "classes"] = given("none", "share the budget evenly among nearest prototypes, or classes")
+    picked_files: Literal["links", "copies", "none"] = given("links", "what picks/<sampler> holds")
     export: Literal["none", "npy", "parquet"] = given("none", "write the features of seed and pool, too, for other tools")
     skip_broken: bool = given(False, "go on without files that are no readable images")
     keep_near_copies: bool = given(False, "near copies of a picture may be picked, too; copies of its content never are")
@@ -70,7 +73,7 @@ class Settings(pydantic.BaseModel):
     alpha: Number = between(0.3, 0, 1, "weight of tailness against proximity")
     ratio: Number = between(1.5, 1, 10**9, "candidates of MAK, as a multiple of the budget")
     prototypes: int = between(10, 1, 10**6, "of the seed")
-    shown: int = between(100, 1, 10**6, "picks of each sampler on the page")
+    shown: int = between(2000, 1, 10**6, "picks of each sampler on the page")
 
 
 class Request(Settings):
@@ -101,7 +104,7 @@ DECIDED = TRAINING | {"architecture", "size", "seed", "policy", "temperature", "
 def ask(name, settings, folder, lines=None):
     """The request of a file's settings; or a refusal that lists all that is wrong, each with its line in the file."""
     values, wrong = validated(settings)
-    for key, text in [(one, text) for one in (*PLACES, "encoder") for text in texts_of(values.get(one, ""))]:
+    for key, text in [(one, text) for one in (*PLACES, "rejects", "encoder") for text in texts_of(values.get(one, ""))]:
         if not places.container(place := placed(folder, text)):
             wrong.append((key, f"{key}: {place} is missing; paths are relative to the file that names them"))
         elif key in PLACES:
@@ -174,7 +177,8 @@ def of_features(request, named):
     if request.test_images or not all(len(request.texts(key)) == 1 and embeddings.holds(request.place(request.texts(key)[0]))
                                       for key in PLACES[:2]):
         raise Refused("features take the place of images in seed_images and pool_images, one file each, and there is no test_images")
-    if unused := sorted(named & (DECIDED | {"encoder", "views", "ecle_batch", "ecle_repeats", "export"} - {"seed"})):
+    if unused := sorted(named & (DECIDED | {"encoder", "views", "ecle_batch", "ecle_repeats", "export", "rejects", "quotas", "picked_files",
+                                        "shown"} - {"seed"})):
         raise Refused(f"features are given, so that {', '.join(unused)} would change nothing; leave it out")
     if "samplers" not in named:
         return request.model_copy(update={"samplers": list(embeddings.WITHOUT_VIEWS)})

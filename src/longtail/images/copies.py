@@ -14,12 +14,13 @@ from PIL import Image
 KEPT = (1, 0.92, 0.84)      # shares of a picture's sides that are compared, the centre of it, each also mirrored
 BITS = 12                   # of 64 in which the hashes of near copies may differ
 ALIKE = 0.9                 # least correlation of their colours on a grid
-GRID = 12                   # fields of that grid on a side
-TILE = 2**21                # pairs compared at once
+RASTER = 12                 # of that grid on a side
+PAIRS = 2**21               # compared at once
+SETTINGS = {"bits": BITS, "kept": KEPT, "grid": RASTER}       # what kept prints depend on
 
 
 def prints(picture):
-    """What tells a PIL image's copies: 64-bit hashes (6,) of its views, uint64, and their colours on a grid (3, GRID, GRID, 3), uint8.
+    """What tells a PIL image's copies: 64-bit hashes (6,) of its views, uint64, and their colours on a grid (3, 12, 12, 3), uint8.
 
     Views are centre cuts, each as it is and mirrored; colours are of the first of each two, for mirroring turns them alike.
     """
@@ -30,7 +31,7 @@ def prints(picture):
         cut = picture.crop((edge, edge, 64 - edge, 64 - edge))
         for view in (cut, cut.transpose(Image.FLIP_LEFT_RIGHT)):
             hashes.append(int.from_bytes(np.packbits(imagehash.phash(view).hash).tobytes(), "big"))
-        colours.append(np.asarray(cut.resize((GRID, GRID), Image.BOX)))
+        colours.append(np.asarray(cut.resize((RASTER, RASTER), Image.BOX)))
     return np.array(hashes, np.uint64), np.stack(colours)
 
 
@@ -43,7 +44,12 @@ def unpacked(text):
     """``prints`` of a text."""
     content = base64.b64decode(text)
     hashes = np.frombuffer(content[:16 * len(KEPT)], np.uint64)
-    return hashes, np.frombuffer(content[16 * len(KEPT):], np.uint8).reshape(len(KEPT), GRID, GRID, 3)
+    return hashes, np.frombuffer(content[16 * len(KEPT):], np.uint8).reshape(len(KEPT), RASTER, RASTER, 3)
+
+
+def no_prints():
+    """``prints`` of no picture."""
+    return np.zeros((0, 2 * len(KEPT)), np.uint64), np.zeros((0, len(KEPT), RASTER, RASTER, 3), np.uint8)
 
 
 def leaders(contents, hashes, colours):
@@ -74,7 +80,7 @@ def leaders(contents, hashes, colours):
 def nearest(some, chosen, hashes, colours):
     """The most similar of ``chosen`` for each of ``some`` (positions) and its similarity, −1 and 0 where none is a near copy."""
     best, value = np.full(len(some), -1), np.zeros(len(some))
-    width = max(1, TILE // max(1, len(some)))
+    width = max(1, PAIRS // max(1, len(some)))
     for part in np.split(chosen, range(width, len(chosen), width)):
         for view in range(hashes.shape[1]):
             for ours, theirs, turned in ((0, view, False), (view, 0, True)):
@@ -82,17 +88,17 @@ def nearest(some, chosen, hashes, colours):
                     continue
                 left, right = hashes[some, ours], hashes[part, theirs]
                 rows, columns = np.nonzero(np.bitwise_count(left[:, None] ^ right) <= BITS)
-                alike = correlation(look(colours, some[rows], ours), look(colours, part[columns], theirs))
+                alike = correlation(cut(colours, some[rows], ours), cut(colours, part[columns], theirs))
                 for row, column, much in zip(rows, columns, alike, strict=True):
                     if much >= ALIKE and much > value[row]:
                         best[row], value[row] = part[column], much
     return best, value
 
 
-def look(colours, places, view):
+def cut(colours, places, view):
     """Colours on the grid of one view of some pictures: (k, …)."""
-    cut = colours[places, view // 2]
-    return cut[:, :, ::-1] if view % 2 else cut
+    fields = colours[places, view // 2]
+    return fields[:, :, ::-1] if view % 2 else fields
 
 
 def correlation(left, right):

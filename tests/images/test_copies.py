@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longtail.images import pixels
-from longtail.own import copies
+from longtail.images import copies, pixels
 
 
 def photograph(seed, wide=96, high=72):
@@ -81,5 +80,5 @@ def test_rows_tell_groups_by_whose_picture_they_copy():
 
 
 def test_no_pictures_have_no_copies():
-    leaders, similarity = copies.leaders([], np.zeros((0, 6), np.uint64), np.zeros((0, 3, copies.GRID, copies.GRID, 3), np.uint8))
+    leaders, similarity = copies.leaders([], *copies.no_prints())
     assert len(leaders) == len(similarity) == 0
