@@ -23,7 +23,7 @@ def rows(tmp_path, monkeypatch):
     for part, count in (("seed", 12), ("pool", 40)):
         found[part] = [f"{part}/{number:02d}.jpg" for number in range(count)], torch.randn(count, 16, generator=draw)
         for kind in KINDS:
-            embeddings.write(tmp_path / f"{part}.{kind}", *found[part])
+            embeddings.write_features(tmp_path / f"{part}.{kind}", *found[part])
     return found
 
 
@@ -34,7 +34,7 @@ def ask(folder, **settings):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_written_is_read(rows, tmp_path, kind):
-    names, values = embeddings.read(tmp_path / f"pool.{kind}")
+    names, values = embeddings.read_features(tmp_path / f"pool.{kind}")
     assert embeddings.holds(tmp_path / f"pool.{kind}") and names == rows["pool"][0] and torch.equal(values, rows["pool"][1])
 
 
@@ -77,5 +77,5 @@ def test_tables_of_doubles_and_plain_lists_are_read(rows, tmp_path):
     values = np.random.default_rng(0).normal(size=(5, 3))
     table = pyarrow.table({"filename": list("abcde"), "vector": values.tolist(), "label": range(5)})
     parquet.write_table(table, tmp_path / "other.parquet")
-    names, found = embeddings.read(tmp_path / "other.parquet")
+    names, found = embeddings.read_features(tmp_path / "other.parquet")
     assert names == list("abcde") and np.array_equal(found.numpy(), values)

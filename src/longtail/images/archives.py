@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from longtail.images.memory import BUDGET, shown
+from longtail.images.memory import BUDGET, in_words
 from longtail.images.pixels import eight_bits, reason
 
 ABSENT = "absent, a link to nothing; `git annex get`, `dvc pull` or the like fetch it"
@@ -60,7 +60,7 @@ class Content:
 def bounded(size, share=16, what="one file"):
     """A number of bytes that are read at once, unless it is more than this share of the budget."""
     if size > BUDGET.total // share:
-        raise OSError(f"{shown(size)}, memory: {shown(BUDGET.total)} allows {shown(BUDGET.total // share)} for {what}")
+        raise OSError(f"{in_words(size)}, memory: {in_words(BUDGET.total)} allows {in_words(BUDGET.total // share)} for {what}")
     return size
 
 
@@ -78,11 +78,11 @@ def whole_file(path, line=""):
 def contents(archive):
     """Members of a zip, tar, NumPy file or Parquet table: name -> ``Content``, and name -> class where the archive says it."""
     try:
-        return KINDS.get(archive.suffix.lower(), zip_members)(archive)
+        return SHARDS.get(archive.suffix.lower(), zip_members)(archive)
     except ImportError:
         raise
     except Exception as error:      # whatever the readers of each kind make of foreign bytes
-        if archive.suffix.lower() in (".zip", *KINDS):
+        if archive.suffix.lower() in (".zip", *SHARDS):
             raise ValueError(f"{archive} cannot be read as {archive.suffix} ({reason(error)}); fetch it again, or unpack it and give the "
                              f"folder") from error
         raise ValueError(f"{archive} is no place of images; give a folder, a .zip, an uncompressed .tar, .npy, .npz or .parquet, a list "
@@ -243,4 +243,4 @@ def row_group(file, column, group):
     return values.field("bytes") if "." in column else values
 
 
-KINDS = {".tar": tar_members, ".npy": array_members, ".npz": array_members, ".parquet": parquet_members}        # shards, too, in a folder
+SHARDS = {".tar": tar_members, ".npy": array_members, ".npz": array_members, ".parquet": parquet_members}        # shards, too, in a folder

@@ -18,7 +18,7 @@ from longtail.images.places import container, files_of, is_list, lines_of, requi
 from longtail.images.sources import UNKNOWN, ImageSet, class_names, folder
 from longtail.store import paths
 
-PARTS = {"train": {"train", "training", "trn", "trainval"}, "test": {"test", "testing", "tst", "holdout", "heldout"},
+PART_WORDS = {"train": {"train", "training", "trn", "trainval"}, "test": {"test", "testing", "tst", "holdout", "heldout"},
          "validation": {"val", "valid", "validation", "validate", "dev", "devel", "development", "eval", "evaluation"}}
 FILLERS = {"set", "sets", "image", "images", "img", "imgs", "data", "dataset", "split", "part"}      # words beside those in a part's name
 
@@ -122,8 +122,8 @@ def part_of(name):
     """The part of a data set that a name stands for, empty for none, and the other words in it: "seg_train" is train, ("seg",)."""
     words = [word.lower() for word in re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))]
     words = [next((word.removesuffix(filler) for filler in FILLERS if word != filler and word.endswith(filler)
-                   and any(word.removesuffix(filler) in spellings for spellings in PARTS.values())), word) for word in words]
-    for part, spellings in PARTS.items():
+                   and any(word.removesuffix(filler) in spellings for spellings in PART_WORDS.values())), word) for word in words]
+    for part, spellings in PART_WORDS.items():
         if found := [word for word in words if word in spellings]:
             return part, tuple(word for word in words if word not in FILLERS and word != found[0])
     return "", tuple(words)
@@ -183,11 +183,11 @@ def digits(size):
     """Handwritten digits (UCI, in scikit-learn): 1,797 images of 8×8 pixels, enlarged."""
     from sklearn.datasets import load_digits
     bunch = load_digits()
-    return ImageSet(enlarge(bunch.images, size), torch.tensor(bunch.target, dtype=torch.int64),
+    return ImageSet(upscaled(bunch.images, size), torch.tensor(bunch.target, dtype=torch.int64),
                     tuple(f"digits/{label}/{k:04d}" for k, label in enumerate(bunch.target)))
 
 
-def enlarge(grey, size):
+def upscaled(grey, size):
     """8×8 images with levels 0 … 16 as uint8 (n, 3, size, size), bicubic."""
     pictures = (Image.fromarray((np.asarray(image) * 255 / 16).astype(np.uint8)).resize((size, size), Image.BICUBIC) for image in grey)
     return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))[:, None].expand(-1, 3, -1, -1).contiguous()
@@ -216,7 +216,7 @@ def letters(size, count):
         picture.paste(canvas.resize((width, 64), Image.BILINEAR), ((64 - width) // 2, 0))
         drawn.append(np.rint(np.asarray(picture.resize((8, 8), Image.BOX), dtype=float) * 16 / 255))
         names.append(f"letters/{letter}/{k:04d}")
-    return ImageSet(enlarge(drawn, size), torch.full((count,), UNKNOWN), tuple(names))
+    return ImageSet(upscaled(drawn, size), torch.full((count,), UNKNOWN), tuple(names))
 
 
 def cifar(dataset, size, lists):

@@ -9,7 +9,7 @@ import re
 import threading
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-LEAST = 2**30
+LEAST_BUDGET = 2**30
 
 
 class Budget:
@@ -23,7 +23,7 @@ class Budget:
     def decoding(self, count, what):
         """Hold ``count`` bytes of the half that is for decoding; ``OSError`` that names ``what`` where they are more than that half."""
         if count > self.total // 2:
-            raise OSError(f"{what} take {shown(count)} to decode, memory: {shown(self.total)} allows {shown(self.total // 2)}")
+            raise OSError(f"{what} take {in_words(count)} to decode, memory: {in_words(self.total)} allows {in_words(self.total // 2)}")
         with self.changed:
             self.changed.wait_for(lambda: self.taken + count <= self.total // 2)
             self.taken += count
@@ -47,11 +47,11 @@ def size_of(text):
     """Bytes that a text such as "4 GB" means; ``ValueError`` where it means none, or less than a GB."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B\s*", str(text), re.I)
     count = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
-    if count < LEAST:
+    if count < LEAST_BUDGET:
         raise ValueError(f"memory is {text}; give 1 GB or more, such as 4 GB")
     return count
 
 
-def shown(count):
+def in_words(count):
     """Bytes as people write them."""
     return f"{count / 2**30:.3g} GB" if count >= 2**29 else f"{count / 2**20:.3g} MB"

@@ -15,7 +15,7 @@ COPIES = 5          # of a picture that stand side by side where alpha is laid o
 FRAMES = 100        # of an animation, tried until one is not blank
 LONGEST = 16        # sides of a picture; what reaches further from the centre is cut before it is resized
 HEIF = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
-MARKS = {
+SIGNATURES = {
     b"PK\3\4": "a zip; give it as a place of its own", b"%PDF": "a PDF", b"%!PS": "a PostScript drawing",
     b"\xc5\xd0\xd3\xc6": "a PostScript drawing", b"\xd7\xcd\xc6\x9a": "a Windows metafile", b"\x93NUMPY": "a NumPy array",
     b"PAR1": "a Parquet table", b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the picture",
@@ -60,7 +60,7 @@ def formats():
 
 def no_image(content):
     """What bytes are that no decoder of images knows."""
-    known = next((kind for mark, kind in MARKS.items() if content.lstrip().startswith(mark)), f"{len(content)} bytes of no known kind")
+    known = next((kind for mark, kind in SIGNATURES.items() if content.lstrip().startswith(mark)), f"{len(content)} bytes of no known kind")
     return "a film" if content[4:8] == b"ftyp" else known if content else "empty"
 
 

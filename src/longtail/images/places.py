@@ -135,7 +135,7 @@ def entered(files):
     """Files with the members of shards among them in their place, and the classes that shards give, None where they give none."""
     found, labels = [], {}
     for name, read in files:
-        if PurePosixPath(name).suffix.lower() not in archives.KINDS or not read.file.exists():
+        if PurePosixPath(name).suffix.lower() not in archives.SHARDS or not read.file.exists():
             found.append((name, read))
             continue
         below, _, classes, _ = members(read.file, read.file)

@@ -127,7 +127,7 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
     pool = outsider_set(outsiders, size, outsider_count, outsider_classes, source.classes, in_files, skip_broken)
     if len(left) or not pool:
         pool = [source.images.subset(left), *pool]
-    lists = long_tail, balanced, few, labels_of(source, labelled_per_class), source.validation
+    lists = long_tail, balanced, few, labelled_positions(source, labelled_per_class), source.validation
     return Study(*map(source.images.subset, lists), source.test, functools.reduce(operator.add, pool).shuffled(split), source.classes)
 
 
@@ -184,7 +184,7 @@ def check_groups(study, groups):
                          f"group_rule")
 
 
-def labels_of(source, count):
+def labelled_positions(source, count):
     """Positions of ``count`` labelled images of each class, 0 for all, the same in every split."""
     orders = class_orders(source.images.labels.numpy(), source.labelled, len(source.classes), np.random.default_rng(0))
     return np.concatenate([order[:count or None] for order in orders])
@@ -215,7 +215,7 @@ def elsewhere(study, dataset, size, labelled_per_class=0):
     Its classes are in no long-tailed list, so their counts are 0 and they have no size group.
     """
     source, nothing = load(dataset, size), []
-    train, validation, none = map(source.images.subset, (labels_of(source, labelled_per_class), source.validation, nothing))
+    train, validation, none = map(source.images.subset, (labelled_positions(source, labelled_per_class), source.validation, nothing))
     return replace(study, seed=none, balanced=none, few=none, train=train, validation=validation, test=source.test,
                    classes=source.classes)
 

@@ -32,7 +32,7 @@ def vectors_of(path):
     return next((name for name, kind in kinds.items() if types.is_floating(kind.value_type)), None)
 
 
-def read(path):
+def read_features(path):
     """Names (n strings) and features, a tensor (n, d) that stays in its file where that is a .npy; ``ValueError`` where they do not fit."""
     if path.suffix.lower() == ".npy":
         beside = path.with_suffix(".txt")
@@ -54,8 +54,8 @@ def read(path):
     return names, selection.as_rows(rows)
 
 
-def write(path, names, rows):
-    """Write features (n, d) and their names, as ``read`` reads them; a Parquet table as 32-bit floats, by groups of rows."""
+def write_features(path, names, rows):
+    """Write features (n, d) and their names, as ``read_features`` reads them; a Parquet table as 32-bit floats, by groups of rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.part{path.suffix}")
     if path.suffix == ".npy":
@@ -76,10 +76,10 @@ def write(path, names, rows):
     part.replace(path)
 
 
-def pick(request):
+def pick_by_features(request):
     """Picks by features alone: ``picks.csv`` and ``picks/<sampler>.txt`` in results/<name>/, names as the files of features have them."""
     results = runs.Results(request.name)
-    (known, seed), (names, pool) = (read(request.place(request.texts(key)[0])) for key in ("seed_images", "pool_images"))
+    (known, seed), (names, pool) = (read_features(request.place(request.texts(key)[0])) for key in ("seed_images", "pool_images"))
     for key, count in (("budget", len(names)), ("prototypes", len(known))):
         if getattr(request, key) > count:
             raise ValueError(f"{key} is {getattr(request, key)}, but there are {count} rows for it; lower {key}, or give more")

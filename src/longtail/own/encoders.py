@@ -38,7 +38,7 @@ def own_run(folder, results):
     if runs.sha256(content) != record["encoder_sha256"]:
         raise ValueError(f"{folder / 'encoder.safetensors'} is not the file that training wrote; train that run again")
     run = replace(runs.Run(**runs.recorded(folder / "run.json")), subset="given", images=runs.sha256(content)[:16])
-    keep(run, results, record, lambda path: runs.write(path, content))
+    keep_run(run, results, record, lambda path: runs.write(path, content))
     return run
 
 
@@ -49,12 +49,12 @@ def foreign_run(file, planned, results):
     """
     content = runs.sha256(file.read_bytes())
     run = replace(planned, subset="given", images=content[:16])
-    keep(run, results, {"weights": file.name, "weights_sha256": content, **runs.machine()},
+    keep_run(run, results, {"weights": file.name, "weights_sha256": content, **runs.machine()},
          lambda path: train.keep_encoder(path, foreign_encoder(file, run)))
     return run
 
 
-def keep(run, results, record, write):
+def keep_run(run, results, record, write):
     """Put a given encoder where a trained one would be, ``done.json`` last; nothing happens when it is there."""
     folder = results.folder(run)
     with runs.claim(folder, wait=True):

@@ -39,7 +39,7 @@ def make(request):
     results = runs.Results(request.name)
     runs.write(results.root / ".gitignore", "*\n")      # other people's pictures
     if request.features:
-        return embeddings.pick(request)
+        return embeddings.pick_by_features(request)
     found = survey(request, results.root / "files")
     report_broken(request, results, found)
     alike = duplicates(request, found)
@@ -61,7 +61,7 @@ def make(request):
     if request.export != "none":
         for part, rows in zip(("pool", "seed"), samplers.pool_and_seed(run, results, study), strict=True):
             names = [found[part].paths[name] for name in getattr(study, part).names]
-            embeddings.write(results.root / "features" / f"{part}.{request.export}", names, rows)
+            embeddings.write_features(results.root / "features" / f"{part}.{request.export}", names, rows)
     listed = picks_table(picks, whole, alike)
     runs.write(results.root / "pool.csv", whole.to_csv(index=False))
     runs.write(results.root / "picks.csv", listed.drop(columns="index").to_csv(index=False))

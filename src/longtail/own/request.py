@@ -18,9 +18,9 @@ from longtail.store.settings import Refused, conform
 
 PLACES = ("seed_images", "pool_images", "test_images")
 PARSED = {"int": "a whole number", "float": "a number", "finite": "a number", "bool": "true or false", "string": "text", "list": "a list"}
-Place = str | list[str]
-Policy = Literal[tuple(name for name in views.POLICIES if not name.endswith("_classifier"))]
-Sampler = Literal[tuple(samplers.SAMPLERS)]
+Places = str | list[str]
+PolicyName = Literal[tuple(name for name in views.POLICIES if not name.endswith("_classifier"))]
+SamplerName = Literal[tuple(samplers.SAMPLERS)]
 Number = Annotated[float, Field(allow_inf_nan=False), pydantic.BeforeValidator(
     lambda value: conform(value, "float") if isinstance(value, str) else value)]        # YAML reads 1e-3 as text
 Memory = Annotated[str, pydantic.AfterValidator(lambda text: memory.size_of(text) and text)]
@@ -41,13 +41,14 @@ class Settings(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, title="Picks from images of one's own")
 
-    seed_images: Place = given(..., "what you have: a folder, archive (zip, tar, arrays, Parquet), list or table, or several; or features")
-    pool_images: Place = given(..., "what to pick from, likewise")
-    test_images: Place = given("", "what a model is tested on, likewise: none of it, nor a copy of it, is picked")
+    seed_images: Places = given(..., "what you have: a folder, archive (zip, tar, arrays, Parquet), list or table, or several; or features")
+    pool_images: Places = given(..., "what to pick from, likewise")
+    test_images: Places = given("", "what a model is tested on, likewise: none of it, nor a copy of it, is picked")
     rejects: str = given("", "a list of pool images that are not to be picked, nor copies of them; the gallery saves one")
     memory: Memory = given("4 GB", "how much memory the work may take, 1 GB or more: pools are read and scored in chunks that fit it")
     budget: int = between(100, 1, 10**9, "images that each sampler picks")
-    samplers: list[Sampler] = Field(["mak", "tailness", "proximity", "k_center", "random"], min_length=1, description="methods that pick")
+    samplers: list[SamplerName] = Field(["mak", "tailness", "proximity", "k_center", "random"], min_length=1,
+                                        description="methods that pick")
     quotas: Literal["none", "prototypes", "classes"] = given("none", "share the budget evenly among nearest prototypes, or classes")
     picked_files: Literal["links", "copies", "none"] = given("links", "what picks/<sampler> holds")
     export: Literal["none", "npy", "parquet"] = given("none", "write the features of seed and pool, too, for other tools")
@@ -64,7 +65,7 @@ class Settings(pydantic.BaseModel):
     warmup_epochs: int = between(5, 0, 10**6, "epochs in which the rate rises")
     prune_fraction: Number = between(0.9, 0, 1, "share of the convolution weights that SDCLR's twin lacks")
     seed: int = between(1, 0, 2**31, "of weights, order of the images, views")
-    policy: Policy = given("cifar", "random views, also for ECLE")
+    policy: PolicyName = given("cifar", "random views, also for ECLE")
     temperature: Number = between(0.2, 0.001, 100, "of the contrastive loss")
     precision: Literal["float32", "bfloat16"] = given("float32", "bfloat16 is faster where the processor has it")
     views: int = between(5, 2, 1000, "M, random views of each pool image")
@@ -84,7 +85,7 @@ class Request(Settings):
 
     def place(self, text):
         """Where a path in the file leads."""
-        return placed(self.folder, text)
+        return lies_at(self.folder, text)
 
     def texts(self, key):
         """The places that a setting names, one or several."""
@@ -105,7 +106,7 @@ def ask(name, settings, folder, lines=None):
     """The request of a file's settings; or a refusal that lists all that is wrong, each with its line in the file."""
     values, wrong = validated(settings)
     for key, text in [(one, text) for one in (*PLACES, "rejects", "encoder") for text in texts_of(values.get(one, ""))]:
-        if not places.container(place := placed(folder, text)):
+        if not places.container(place := lies_at(folder, text)):
             wrong.append((key, f"{key}: {place} is missing; paths are relative to the file that names them"))
         elif key in PLACES:
             try:
@@ -124,7 +125,7 @@ def ask(name, settings, folder, lines=None):
     raise Refused(f"{name}: {told[0]}" if len(told) == 1 else f"{name} has {len(told)} mistakes:\n  " + "\n  ".join(told))
 
 
-def placed(folder, text):
+def lies_at(folder, text):
     """Where a path leads that a file in this folder names."""
     return (folder / Path(text).expanduser()).absolute()
 
