@@ -79,6 +79,11 @@ def test_rows_tell_groups_by_whose_picture_they_copy():
         [2, "near", 0.95, "pool", "f", False], [3, "first", 1, "pool", "d", True], [3, "exact", 1, "pool", "e", False]]
 
 
+def test_equal_near_copies_are_exact_copies_of_each_other():
+    rows = copies.groups(["pool"] * 4, list("abcd"), ["x", "y", "y", "z"], np.array([0, 0, 0, 3]), np.array([1, 0.95, 0.95, 1]))
+    assert rows.kind.tolist() == ["first", "near", "exact"] and rows.path.tolist() == ["a", "b", "c"]
+
+
 def test_no_pictures_have_no_copies():
     leaders, similarity = copies.leaders([], *copies.no_prints())
     assert len(leaders) == len(similarity) == 0

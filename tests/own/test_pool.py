@@ -311,12 +311,22 @@ def test_no_copy_is_picked_and_all_are_listed(copied, capsys):
 
 
 def test_near_copies_that_may_be_picked_are_marked(copied, capsys):
-    assert reproduce.main([demand(copied, "near", budget=96, samplers=["random"], keep_near_copies=True)]) == 0
+    assert reproduce.main([demand(copied, "near", budget=94, samplers=["random"], keep_near_copies=True)]) == 0
     assert "near copies in the pool may be picked" in capsys.readouterr().out
     table, groups = picks(copied, "near"), pd.read_csv(copied / "results/near/duplicates.csv")
     near = table[table.path.isin(groups.path[groups.kind == "near"])]
     assert len(near) and near.similarity.between(0.9, 1).all() and near.copy_of.isin(groups.path).all()
     assert table[~table.path.isin(near.path)].copy_of.isna().all() and not table.path.isin(groups.path[groups.kind == "exact"]).any()
+
+
+def test_the_largest_of_several_copies_is_the_one_to_pick_then_the_one_with_the_shortest_name(copied):
+    (copied / "sizes").mkdir()
+    for number in range(4):
+        picture = Image.fromarray(image_set(72, 60, 5).images[40 + number].permute(1, 2, 0).numpy())
+        for name, side in {"a small": 30, "b large (1)": 60, "b large": 60}.items():
+            picture.resize((side, side)).save(copied / "sizes" / f"{number} {name}.jpg", quality=85)
+    assert reproduce.main([demand(copied, "sizes", pool_images="sizes", samplers=["random"])]) == 0
+    assert sorted(picks(copied, "sizes").path) == [f"sizes/{number} b large.jpg" for number in range(4)]
 
 
 def test_a_path_that_a_list_has_twice_counts_once(copied, capsys):

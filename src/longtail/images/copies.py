@@ -82,16 +82,12 @@ def nearest(some, chosen, hashes, colours):
     best, value = np.full(len(some), -1), np.zeros(len(some))
     width = max(1, PAIRS // max(1, len(some)))
     for part in np.split(chosen, range(width, len(chosen), width)):
-        for view in range(hashes.shape[1]):
-            for ours, theirs, turned in ((0, view, False), (view, 0, True)):
-                if turned and not view:
-                    continue
-                left, right = hashes[some, ours], hashes[part, theirs]
-                rows, columns = np.nonzero(np.bitwise_count(left[:, None] ^ right) <= BITS)
-                alike = correlation(cut(colours, some[rows], ours), cut(colours, part[columns], theirs))
-                for row, column, much in zip(rows, columns, alike, strict=True):
-                    if much >= ALIKE and much > value[row]:
-                        best[row], value[row] = part[column], much
+        for ours, theirs in [(0, view) for view in range(hashes.shape[1])] + [(view, 0) for view in range(1, hashes.shape[1])]:
+            rows, columns = np.nonzero(np.bitwise_count(hashes[some, ours][:, None] ^ hashes[part, theirs]) <= BITS)
+            alike = correlation(cut(colours, some[rows], ours), cut(colours, part[columns], theirs))
+            for row, column, much in zip(rows, columns, alike, strict=True):
+                if much >= ALIKE and much > value[row]:
+                    best[row], value[row] = part[column], much
     return best, value
 
 
@@ -114,8 +110,8 @@ def groups(places, names, contents, found, similarity):
     The first of each group, of the seed or test set where they have one, comes first; ``pickable``: whether it is of the pool and that one.
     """
     rows = pd.DataFrame({"leader": found, "similarity": similarity, "place": places, "path": names})
-    exact = [contents[place] == contents[leader] for place, leader in enumerate(found)]
-    rows["kind"] = np.where(np.arange(len(rows)) == rows.leader, "first", np.where(exact, "exact", "near"))
+    again = pd.Series(contents, dtype=object).duplicated()      # also of a near copy
+    rows["kind"] = np.where(np.arange(len(rows)) == rows.leader, "first", np.where(again, "exact", "near"))
     rows["pickable"] = (rows.place == "pool") & (rows.kind == "first")
     rows = rows[rows.leader.map(rows.leader.value_counts()) > 1].sort_values("leader", kind="stable")
     rows["group"] = pd.factorize(rows.leader)[0] + 1

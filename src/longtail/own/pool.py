@@ -144,7 +144,13 @@ def check_counts(request, found, study):
 # ---- copies
 
 def duplicates(request, found):
-    """The pictures that have copies, by group: rows of ``copies.groups``, paths as in ``picks.csv``."""
+    """The pictures that have copies, by group: rows of ``copies.groups``, paths as in ``picks.csv``.
+
+    Of copies within the pool the largest picture comes first and can be picked; among equally large ones that with the shortest name.
+    """
+    pool = found["pool"]
+    order = sorted(range(len(pool)), key=lambda place: (-pool.rows[place]["wide"] * pool.rows[place]["high"], len(pool.files[place][0])))
+    found = found | {"pool": replace(pool, files=[pool.files[place] for place in order], rows=[pool.rows[place] for place in order])}
     parts = found.values()
     contents = [row["content"] for part in parts for row in part.rows]
     hashes, colours = (np.concatenate(both) for both in zip(*(part.prints() for part in parts), strict=True))
