@@ -53,7 +53,7 @@ def test_picks_are_those_of_the_samplers(rows, tmp_path, kind):
 
 
 @pytest.mark.parametrize("settings, words", [
-    ({"samplers": ["mak"]}, "mak takes random views of pixels, which features lack; there are proximity, k_center, random"),
+    ({"samplers": ["mak"]}, "mak takes random views of pixels, which features lack; there are random, k_center, proximity"),
     ({"epochs": 3, "views": 2}, "so that epochs, views would change nothing"), ({"test_images": "seed.npy"}, "there is no test_images"),
     ({"pool_images": "folder"}, "features take the place of images in seed_images and pool_images")])
 def test_what_features_cannot_give_is_refused(rows, tmp_path, capsys, settings, words):

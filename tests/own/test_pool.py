@@ -705,7 +705,7 @@ def test_defaults_are_within_what_is_accepted(album):
 
 
 def test_page_describes_every_sampler():
-    assert gallery.ABOUT.keys() == samplers.SAMPLERS.keys()
+    assert gallery.GOOD_FOR.keys() == samplers.SAMPLERS.keys()
 
 
 def test_schema_says_what_an_editor_needs(capsys):

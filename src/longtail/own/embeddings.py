@@ -13,7 +13,7 @@ from longtail.pick import samplers, selection
 from longtail.store import runs
 from longtail.store.settings import text_of
 
-WITHOUT_VIEWS = ("proximity", "k_center", "random")     # samplers that ask for no random views of pixels
+WITHOUT_VIEWS = [name for name, one in samplers.SAMPLERS.items() if one.score in ("", "distance")]     # they ask for no views of pixels
 
 
 def holds(path):

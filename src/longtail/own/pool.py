@@ -278,7 +278,7 @@ def picked(request, run, results, study, sampler, groups, settings):
     """
     if groups is None:
         return samplers.pick(run, results, study, sampler, request.budget, request.alpha, request.ratio, **settings)
-    alpha = samplers.SAMPLERS[sampler][1].get("alpha", request.alpha)
+    alpha = samplers.SAMPLERS[sampler].fixed.get("alpha", request.alpha)
 
     def rows():
         scored, (pool, seed), parts = samplers.score_pool(run, results, study, **settings), samplers.pool_and_seed(run, results, study), []

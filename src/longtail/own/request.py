@@ -182,7 +182,7 @@ def of_features(request, named):
                                         "shown"} - {"seed"})):
         raise Refused(f"features are given, so that {', '.join(unused)} would change nothing; leave it out")
     if "samplers" not in named:
-        return request.model_copy(update={"samplers": list(embeddings.WITHOUT_VIEWS)})
+        return request.model_copy(update={"samplers": [name for name in request.samplers if name in embeddings.WITHOUT_VIEWS]})
     if lacking := [name for name in request.samplers if name not in embeddings.WITHOUT_VIEWS]:
         raise Refused(f"samplers: {', '.join(lacking)} takes random views of pixels, which features lack; there are "
                       f"{', '.join(embeddings.WITHOUT_VIEWS)}")

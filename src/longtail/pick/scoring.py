@@ -112,7 +112,7 @@ def once(run, results, name, settings, rows, compute):
 
 # ---- of a trained run
 
-def features(run, results, images, name):
+def measured_features(run, results, images, name):
     """Features h (n, d) of an image set by a finished run, a tensor in a file under ``name``: measured once, by all processes."""
     return _measured(run, results, images, name, 0)[0]
 
