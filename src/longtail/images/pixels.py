@@ -86,6 +86,8 @@ def frame(picture):
     picture, remarks = ImageOps.exif_transpose(picture), set()
     if picture.mode.startswith("I") or picture.mode == "F":
         grey, depth = eight_bits(np.asarray(picture))
+        stored = int(np.max(tags.get(258, 0))) if tags else 0       # bits, as a TIFF says
+        depth = f"{stored} bits" if depth != "floats" and stored and 32 in (stored, int(depth.split()[0])) else depth
         picture, remarks = Image.fromarray(255 - grey if tags and tags.get(262) == 0 else grey), {f"grey of {depth}"}
     if picture.has_transparency_data:
         layers = picture.convert("RGBA")
