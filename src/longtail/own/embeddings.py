@@ -61,18 +61,18 @@ def write_features(path, names, rows):
     if path.suffix == ".npy":
         runs.write(path.with_suffix(".txt"), "".join(f"{name}\n" for name in names))
         held = np.lib.format.open_memmap(part, "w+", np.float32, tuple(rows.shape))
-        for start in range(0, len(rows), samplers.TILE):
-            held[start:start + samplers.TILE] = rows[start:start + samplers.TILE].numpy(force=True)
+        for start in range(0, len(rows), samplers.COMPARED):
+            held[start:start + samplers.COMPARED] = rows[start:start + samplers.COMPARED].numpy(force=True)
         held.flush()
     else:
         import pyarrow
         from pyarrow import parquet
         schema = pyarrow.schema({"path": pyarrow.string(), "embedding": pyarrow.list_(pyarrow.float32(), rows.shape[1])})
         with parquet.ParquetWriter(part, schema) as writer:
-            for start in range(0, len(rows), samplers.TILE):
-                values = rows[start:start + samplers.TILE].float().numpy(force=True)
+            for start in range(0, len(rows), samplers.COMPARED):
+                values = rows[start:start + samplers.COMPARED].float().numpy(force=True)
                 vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.reshape(-1)), rows.shape[1])
-                writer.write_table(pyarrow.table([list(names[start:start + samplers.TILE]), vectors], schema=schema))
+                writer.write_table(pyarrow.table([list(names[start:start + samplers.COMPARED]), vectors], schema=schema))
     part.replace(path)
 
 

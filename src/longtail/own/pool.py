@@ -246,7 +246,7 @@ def neighbours(run, results, study, prototypes):
         pool, seed = samplers.pool_and_seed(run, results, study)
         means, seed = normalize(samplers.centroids(seed, prototypes).to(seed)), normalize(seed)
         means = means[torch.bincount((seed @ means.T).argmax(1), minlength=prototypes).argsort(descending=True, stable=True)]
-        parts = [nearest_of(normalize(tile.to(seed)), seed, means) for some in (seed, pool) for tile in some.split(samplers.TILE)]
+        parts = [nearest_of(normalize(tile.to(seed)), seed, means) for some in (seed, pool) for tile in some.split(samplers.COMPARED)]
         return pd.concat(parts).assign(name=study.seed.names + study.pool.names)
 
     settings = {"pool": study.pool.digest, "seed": study.seed.digest, "precision": run.precision}
