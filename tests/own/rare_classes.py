@@ -1,4 +1,4 @@
-"""How many of the first picks show what is rare: ``python tests/own/rare_classes.py FOLDER``, about 20 minutes on one core.
+"""How many of the first picks show what is rare: ``python tests/own/rare_classes.py FOLDER``, about ten minutes on one quiet core.
 
 Five times, with classes and images drawn anew: the seed has ten classes of Tiny-ImageNet, 150 images of the first down to 6 of the last;
 its five smallest classes are rare. The pool has 5,000 images: 1 % of the rare classes, 20 % of the five others, 40 % of other classes of
@@ -16,12 +16,12 @@ import pandas as pd
 import yaml
 
 from longtail.command import reproduce
-from longtail.pick import samplers
 from longtail.store import paths
 
 SEEDS = range(1, 6)
 SIZES = np.geomspace(150, 6, 10).round().astype(int)        # images of the seed's classes
 FOREIGN = paths.ROOT / "results/cifar10-small/runs/simclr-cifar10_long_tail-split1-seed1-b9f5d8c8"
+SAMPLERS = ["random", "k_center", "tailness", "proximity", "tailness_proximity", "mak"]
 ENCODERS = {"trained on the seed": {}, "trained on CIFAR-10-LT": {"encoder": str(FOREIGN)}}
 
 
@@ -64,7 +64,7 @@ def main(root):
                 asked = root / f"{'given' if settings else 'own'}{number}.yaml"
                 own = {} if settings else {"size": 32, "seed": number}
                 asked.write_text(yaml.safe_dump({"seed_images": f"{number}/seed", "pool_images": f"{number}/pool",
-                                                 "samplers": list(samplers.SAMPLERS), **own, **settings}))
+                                                 "samplers": SAMPLERS, **own, **settings}))
                 if reproduce.main([str(asked)]):
                     sys.exit(f"{asked} failed")
                 picks = pd.read_csv(paths.RESULTS / asked.stem / "picks.csv")
@@ -73,7 +73,7 @@ def main(root):
     rows = pd.DataFrame(rows)
     rows.to_csv(root / "rare_classes.csv", index=False)
     told = rows.groupby(["sampler", "encoder"]).rare.agg(lambda some: f"{some.mean():.1f} ± {some.std():.1f}").unstack()
-    print(told.loc[list(samplers.SAMPLERS), list(ENCODERS)].to_markdown())
+    print(told.loc[SAMPLERS, list(ENCODERS)].to_markdown())
     print(f"percent of 100 picks that show a rare class, mean ± sample sd over n = {len(SEEDS)} draws of classes and images; by lot 1.0")
 
 

@@ -24,15 +24,6 @@ OTHERS, SEEDS = 1500, 500       # at most so many pool images that nobody picked
 EMBEDDED = 4000         # points that t-SNE places; more are placed by their two principal components
 PERPLEXITY = 30
 BINS = 48
-GOOD_FOR = {            # what people use a sampler for
-    "mak": "More of the seed's own subjects, its rare ones among them, without many alike.",
-    "tailness": "Finding what the encoder does not know: odd, crowded and foreign pictures, too.",
-    "proximity": "More of what the seed has most of.",
-    "tailness_proximity": "What MAK is for, where pictures that are alike do no harm.",
-    "k_center": "Seeing all that the pool holds, new subjects first.",
-    "hierarchical_k_means": "A sample of the pool in which rare kinds count as much as frequent ones.",
-    "k_means_balanced": "The same, for kinds that one level of clusters tells apart.",
-    "random": "Comparison: every other sampler should do better."}
 
 
 def render(request, run, results, study, found, seed, whole, near, listed, alike, said):
@@ -60,8 +51,8 @@ def render(request, run, results, study, found, seed, whole, near, listed, alike
     for place, row in measured.loc[spots["pool"].index].iterrows():
         known["pool"][place] |= row.to_dict() | {"copies": int(copied.get(whole.path[place], 0))}
     taken = [{"name": name, "picks": some["index"][:request.shown].tolist(), "count": len(some), "cut": cut(request, name, whole),
-              "measure": SAMPLERS[name].score or None, "ecle": some.ecle.mean(), "distance": some.distance.mean(),
-              "prototypes": some.nearest_prototype.nunique(), "about": (SAMPLERS[name].takes, GOOD_FOR.get(name, "")),
+              "measure": SAMPLERS[name].score, "ecle": some.ecle.mean(), "distance": some.distance.mean(),
+              "prototypes": some.nearest_prototype.nunique(), "about": [SAMPLERS[name].takes, SAMPLERS[name].suits],
               "shared": [len({*some.path} & {*listed.path[listed.sampler == other]}) for other in request.samplers]}
              for name in request.samplers for some in [listed[listed.sampler == name]]]
     data = known | {"name": request.name, "run": run.name, "samplers": taken, "bins": BINS, "histograms": {
@@ -86,13 +77,14 @@ def picture(name, read, path, folder):
     return found
 
 
-def cut(request, sampler, whole):
-    """Where a sampler cuts the pool by what it ranks by: the least of MAK's candidates, the last pick of the others; None without one."""
-    if not SAMPLERS[sampler].score or request.quotas != "none":
+def cut(request, name, whole):
+    """Where a sampler cuts the pool by what it ranks by, the least of the candidates for MAK; None where it does not."""
+    sampler = SAMPLERS[name]
+    if not sampler.score or request.quotas != "none":
         return None
-    count = min(len(whole), int(request.ratio * request.budget) if sampler == "mak" else request.budget)
-    ranked = np.sort(whole[SAMPLERS[sampler].score])
-    return ranked[count - 1] if sampler == "proximity" else ranked[-count]
+    ranked = np.sort(whole[sampler.score])
+    count = min(len(whole), int(sampler.fixed.get("ratio", request.ratio) * request.budget))
+    return ranked[count - 1] if sampler.highest_first is False else ranked[-count]
 
 
 # ---- the map

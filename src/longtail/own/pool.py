@@ -173,8 +173,8 @@ def confirmed(request, run, results, seed, found, alike):
     if not names:
         return alike
     images = replace(found["pool"], files=[(name, by_path[name][1]) for name in names]).in_files(request.size)
-    vectors = dict(zip(names, normalize(scoring.features(run, results, images, "copies").float()), strict=True))
-    known = normalize(scoring.features(run, results, seed, "seed").float())
+    vectors = dict(zip(names, normalize(scoring.measured_features(run, results, images, "copies").float()), strict=True))
+    known = normalize(scoring.measured_features(run, results, seed, "seed").float())
     for row in near:
         copy = vectors[alike.path[row]]
         alike.loc[row, "cosine"] = cosine = float(copy @ vectors[first[row]])
