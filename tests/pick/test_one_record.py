@@ -16,7 +16,7 @@ SAMPLERS["first"] = Sampler(lambda budget, **_: torch.arange(budget), "the first
 '''
 ASK = '''
 from longtail.own import gallery, request
-from longtail.papers import claim_forms, figures
+from longtail.papers import figures
 assert figures.SAMPLER["palette"]["first"] == "#123456" and figures.SAMPLER["markers"]["first"] == "h"
 assert "first" in str(request.FIELDS["samplers"].annotation) and gallery.SAMPLERS["first"].takes == "As they come."
 '''

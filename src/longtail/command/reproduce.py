@@ -21,7 +21,7 @@ import yaml
 from longtail.store import paths
 from longtail.store.settings import Refused, checked, read_yaml, refuse_unknown
 
-RESERVED = {"about": "str", "hours": "float", "base": "str", "notebooks": "list[str]"}      # keys of a profile that are no parameters
+RESERVED = {"about": "str", "hours": "float", "cores": "int", "gpus": "int", "base": "str", "notebooks": "list[str]"}   # no parameters
 OWN = {"seed_images", "pool_images"}    # a file that names one of them asks for picks from images of one's own
 RECORDED = {".csv", ".json", ".md", ".tex", ".pdf", ".png"}         # files that decide whether a notebook is fresh
 
@@ -155,7 +155,7 @@ def stamp(notebook, values, now):
     """Digest of all that decides a notebook's output: parameters, notebook, sources, images and the state of the results."""
     known = [values, now, images({**notebook.defaults, **values})]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode() + notebook.path.read_bytes())
-    for path in sorted(one for kind in ("py", "csv", "html") for one in (paths.ROOT / "src" / "longtail").rglob(f"*.{kind}")):
+    for path in sorted(one for kind in ("py", "csv", "html", "yaml") for one in (paths.ROOT / "src" / "longtail").rglob(f"*.{kind}")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

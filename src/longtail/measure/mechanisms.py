@@ -11,10 +11,12 @@ from longtail.learn.models import Conv
 from longtail.measure import sampled
 from longtail.measure.groups import SIZE_GROUPS, size_groups
 from longtail.measure.phi import phi
+from longtail.pick import samplers
 from longtail.store import runs
 
 DRAWS = 1000        # of what chance would do, with a fixed seed
-LEAST = {"pruning": 0.2, "strength": 0.05, "importance": 0.2, "prior": 0.1, "picks": 0.1}      # see ``active``
+_OF_METHODS = [kind.mechanism for kind in methods.METHODS.values() if kind.mechanism]
+LEAST = {"picks": samplers.LEAST, **{name.split()[0]: least for name, least in _OF_METHODS}}       # see ``active``
 
 
 def active(mechanism, rows):

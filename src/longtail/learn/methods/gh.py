@@ -15,6 +15,7 @@ class GH(TwoStage, name="gh"):
     ``past`` and ``late_past``: share of the past in an image's averaged logits before ``warm`` and after.
     """
 
+    mechanism = "prior", 0.1
     changes = "terms"
     options = {"classes": 100, "ramp": 10, "refresh": 20, "least": 0, "harmony": 1.0, "past": 0.9, "late_past": 0.999}
     published = {("GH", "cifar100", method): {"epochs": 1000, "weight_decay": 5e-4, "seed_images": 10_847}
