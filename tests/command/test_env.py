@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from longtail.store import paths
 
 LIGHT = {"torch", "filelock", "safetensors", "numpy", "scipy", "sklearn", "threadpoolctl", "pandas", "matplotlib", "seaborn", "yaml",
-         "tqdm", "PIL", "longtail"}
+         "tqdm", "PIL", "pydantic", "longtail"}
 
 
 def direct():

@@ -58,3 +58,19 @@ def test_without_a_record_nothing_is_written(place, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     inventory.take("pool", {"pool": place}, 16)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_deeper_grey_is_a_copy_only_of_one_as_deep(tmp_path):
+    (tmp_path / "pool").mkdir()
+    for number in range(3):
+        y, x = np.mgrid[0:48, 0:64]
+        grey = (np.sin(x / (4 + number)) * np.cos(y / (9 - number)) + 1) / 2
+        for name, picture in {"8.png": (grey * 255).astype(np.uint8), "12.png": (grey * 4095).astype(np.uint16),
+                              "12.tif": (grey * 4095).astype(np.uint16), "16.tif": (grey * 65535).astype(np.uint16)}.items():
+            Image.fromarray(picture).save(tmp_path / "pool" / f"{number}_{name}")
+        Image.fromarray((grey * 255).astype(np.uint8)).save(tmp_path / "pool" / f"{number}_8.jpg", quality=70)
+    found = inventory.take("pool", {"pool": tmp_path / "pool"}, 16)
+    names = [name for name, _ in found.files]
+    leaders, _ = inventory.copies.leaders([row["content"] for row in found.rows], *found.prints())
+    for name, leader in zip(names, leaders, strict=True):
+        assert names[leader] == {f"{name[0]}_8.png": f"{name[0]}_8.jpg", f"{name[0]}_12.tif": f"{name[0]}_12.png"}.get(name, name)

@@ -23,7 +23,7 @@ from toy import image_set
 from longtail.command import reproduce
 from longtail.images import places, sources
 from longtail.learn import encode, models, train
-from longtail.own import encoders, gallery, inventory, pool, request
+from longtail.own import embeddings, encoders, gallery, inventory, pool, request
 from longtail.pick import samplers
 from longtail.store import paths, runs
 from longtail.store.settings import read_yaml
@@ -710,3 +710,30 @@ def test_defaults_are_within_what_is_accepted(album):
 
 def test_every_sampler_says_what_it_takes_and_what_it_suits():
     assert all(sampler.takes.endswith(".") and sampler.suits.endswith(".") for sampler in samplers.SAMPLERS.values())
+
+
+def test_schema_says_what_an_editor_needs(capsys):
+    assert reproduce.main(["--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["properties"].keys() == request.FIELDS.keys() and schema["required"] == ["seed_images", "pool_images"]
+    assert all(entry["description"] for entry in schema["properties"].values()) and schema["additionalProperties"] is False
+    assert (schema["properties"]["alpha"]["maximum"], schema["properties"]["memory"]["default"]) == (1, "4 GB")
+
+
+def test_memory_is_checked_and_used(album, capsys, monkeypatch):
+    monkeypatch.setattr(pool.BUDGET, "total", pool.BUDGET.total)
+    assert reproduce.main([demand(album.root, "little", memory="100 MB")]) == 2
+    assert "memory is 100 MB; give 1 GB or more, such as 4 GB" in capsys.readouterr().err
+    assert reproduce.main([demand(album.root, "dry", memory="2 GB"), "--dry-run"]) == 0 and pool.BUDGET.total == 2 * 2**30
+
+
+def test_features_can_be_taken_elsewhere(picked):
+    pytest.importorskip("pyarrow")
+    for kind in ("npy", "parquet"):
+        assert reproduce.main([demand(picked.root, "taken", skip_broken=True, export=kind, samplers=["proximity"])]) == 0
+        results = runs.Results("taken")
+        [run] = results.done()
+        names, found = embeddings.read_features(results.root / f"features/pool.{kind}")
+        images = pictures(picked.root / "pool")
+        assert names == [f"pool/{name}" for name in images.names]
+        assert torch.equal(found, encode.features(train.encoder_of(run, results), images, "float32"))

@@ -340,6 +340,7 @@ def parse(arguments):
     parser.add_argument("words", nargs="*", metavar="profile, file.yaml or NN", help="a profile (demo), then numbers of notebooks (all)")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change a parameter; VALUE is YAML")
     parser.add_argument("--dry-run", action="store_true", help="only list notebooks, parameters, runs done and missing, hours")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of files for images of one's own, for editors")
     parser.add_argument("--plain", action="store_true", help="run the cells in this process, without Jupyter")
     options = parser.parse_intermixed_args(arguments)
     try:
@@ -355,6 +356,10 @@ def main(arguments=None, notebooks=paths.NOTEBOOKS):
         os.environ[name] = os.path.abspath(os.environ[name])        # kernels run in notebooks/
     try:
         options = parse(arguments)
+        if options.schema:
+            from longtail.own import request
+            print(request.schema())
+            return 0
         profile, settings = find_profile(options.words, notebooks)
         file = next((word for word in options.words if word.endswith((".yaml", ".yml"))), None)
         if file:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from longtail.images import copies
 from longtail.images.datasets import class_orders, letters, load
+from longtail.images.memory import BUDGET
 from longtail.images.places import container, files_of
 from longtail.images.sources import UNKNOWN, FileSet, ImageSet, files, folder
 from longtail.store import paths, runs
@@ -64,23 +65,29 @@ def long_tail_counts(largest, classes, factor, kind):
             raise ValueError(f"pareto_imagenet100 is a table of {len(IMAGENET_100_LT)} classes, the data have {classes}; use exponential")
         counts = [max(2, int(largest * count / IMAGENET_100_LT[0])) for count in IMAGENET_100_LT]
     else:
-        raise ValueError(f"no kind of long tail {kind!r}; there are exponential, step, pareto_imagenet100")
+        raise ValueError(f"no kind of long tail {kind!r}; there are exponential, step, pareto_imagenet100, as_is")
     if min(counts) < 1:
         raise ValueError(f"a class without images: largest {largest} and factor {factor} leave the smallest class {min(counts)}; raise one")
     return counts
 
 
-def split_by_rule(orders, counts, ranks):
+def split_by_rule(orders, counts, ranks, classes):
     """Positions of D_i, D_b and S_b, grouped by class (spec 5, the published rule).
 
     Each list takes a prefix of the class's one order: D_i the count of the class's rank, D_b their mean, S_b their minimum.
     """
     short = [label for label, order in enumerate(orders) if len(order) < counts[ranks[label]]]
     if short:
-        raise ValueError(f"class {short[0]} has {len(orders[short[0]])} training images and the long tail needs "
-                         f"{counts[ranks[short[0]]]} of it; lower `largest`")
+        raise ValueError(f"class {classes[short[0]]} has {len(orders[short[0]])} training images and the long tail needs "
+                         f"{counts[ranks[short[0]]]} of it; lower `largest`, or take the classes as they are with kind as_is")
     sizes = [counts[rank] for rank in ranks], [sum(counts) // len(counts)] * len(counts), [min(counts)] * len(counts)
     return [np.concatenate([order[:n] for order, n in zip(orders, size, strict=True)]) for size in sizes]
+
+
+def as_they_are(orders):
+    """Positions of D_i, D_b and S_b of data with a long tail of their own: all images; of each class as many as the smallest has, twice."""
+    smallest = min(map(len, orders))
+    return [np.concatenate([order[:count] for order in orders]) for count in (None, smallest, smallest)]
 
 
 def as_published(source, split, counts):
@@ -97,7 +104,8 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
           outsider_count=0, outsider_classes=0, pool_in_files=False, skip_broken=False):
     """All image sets of one split of a data set, a ``Study``.
 
-    ``lists``: folder of published index lists, empty for the same rule applied here. ``labelled_per_class``: labels of the linear
+    ``lists``: folder of published index lists, empty for the same rule applied here. ``kind`` as_is cuts nothing: all images of each class
+    train, whatever ``largest`` and ``factor`` are. ``labelled_per_class``: labels of the linear
     protocol, 0 for all. The pool is ``pool_per_class`` training images of each class that neither long-tailed nor balanced list
     uses, and images of ``outsiders`` (a place or a list of places, see ``outsider_set``), in an order that tells nothing of classes.
     """
@@ -108,13 +116,18 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
     generator = np.random.default_rng(split)
     ranks = np.argsort(generator.permutation(classes))
     orders = class_orders(labels, np.setdiff1d(np.arange(len(labels)), source.validation), classes, generator)
-    counts = long_tail_counts(largest, classes, factor, kind)
-    long_tail, balanced, few = as_published(source, split, counts) if lists else split_by_rule(orders, counts, ranks)
+    if kind == "as_is":
+        long_tail, balanced, few = as_they_are(orders)
+    else:
+        counts = long_tail_counts(largest, classes, factor, kind)
+        long_tail, balanced, few = (as_published(source, split, counts) if lists else
+                                    split_by_rule(orders, counts, ranks, source.classes))
     left = leftovers(orders, np.union1d(long_tail, balanced), pool_per_class)
-    pool = outsider_set(outsiders, size, outsider_count, outsider_classes, source.classes, pool_in_files, skip_broken)
+    in_files = pool_in_files or (False if pool_per_class or skip_broken else None)
+    pool = outsider_set(outsiders, size, outsider_count, outsider_classes, source.classes, in_files, skip_broken)
     if len(left) or not pool:
         pool = [source.images.subset(left), *pool]
-    lists = long_tail, balanced, few, labels_of(source, labelled_per_class), source.validation
+    lists = long_tail, balanced, few, labelled_positions(source, labelled_per_class), source.validation
     return Study(*map(source.images.subset, lists), source.test, functools.reduce(operator.add, pool).shuffled(split), source.classes)
 
 
@@ -171,7 +184,7 @@ def check_groups(study, groups):
                          f"group_rule")
 
 
-def labels_of(source, count):
+def labelled_positions(source, count):
     """Positions of ``count`` labelled images of each class, 0 for all, the same in every split."""
     orders = class_orders(source.images.labels.numpy(), source.labelled, len(source.classes), np.random.default_rng(0))
     return np.concatenate([order[:count or None] for order in orders])
@@ -202,7 +215,7 @@ def elsewhere(study, dataset, size, labelled_per_class=0):
     Its classes are in no long-tailed list, so their counts are 0 and they have no size group.
     """
     source, nothing = load(dataset, size), []
-    train, validation, none = map(source.images.subset, (labels_of(source, labelled_per_class), source.validation, nothing))
+    train, validation, none = map(source.images.subset, (labelled_positions(source, labelled_per_class), source.validation, nothing))
     return replace(study, seed=none, balanced=none, few=none, train=train, validation=validation, test=source.test,
                    classes=source.classes)
 
@@ -225,13 +238,17 @@ def outsider_set(places, size, count, classes, known, in_files, skip_broken):
     """Images that belong to no class of the study, their labels −1: of each place ``count`` drawn at random, −1 for all.
 
     A place is letters, or a folder, zip or list. Of its folders those named as a ``known`` class are left out; ``classes`` draws so
-    many of the others, 0 for all. ``in_files`` leaves images in their files, for pools larger than memory. List of ``ImageSet``.
+    many of the others, 0 for all. ``in_files`` leaves images in their files; None leaves those that would take half of the memory budget.
+    List of ``ImageSet``.
     """
     places = [places] if isinstance(places, str) else list(places)
     if not count:
         return []
     if not any(places):
         raise ValueError(f"outsider_count is {count} but outsiders names none; give letters, or folders or zips of images")
+    if in_files is None:
+        images = [count if count > 0 else len(files_of(paths.DATA / place).files) for place in places if place != "letters"]
+        in_files = len(images) == len(places) and 3 * size**2 * sum(images) > BUDGET.total // 2
     parts = [outsiders_of(place, size, count, classes, known, in_files, skip_broken) for place in places]
     if len(parts) == 1:
         return parts

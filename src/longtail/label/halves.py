@@ -66,7 +66,7 @@ def training_lists(pictures, frequent, rare, counts, generator):
     everything = beside(pictures.subset(left), pictures.subset(right)) + beside(None, pictures.subset(alone))
     orders = [np.flatnonzero(everything.labels.numpy() == digit) for digit in range(len(DIGITS))]
     ranks = np.argsort(np.concatenate([frequent, rare]))
-    return [everything.subset(chosen) for chosen in studies.split_by_rule(orders, counts, ranks)]
+    return [everything.subset(chosen) for chosen in studies.split_by_rule(orders, counts, ranks, range(len(orders)))]
 
 
 def questions(pictures, frequent, rare, count, generator):

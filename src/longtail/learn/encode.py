@@ -3,6 +3,7 @@
 import torch
 
 from longtail.images import views
+from longtail.images.memory import BUDGET
 from longtail.store import gpu, runs
 
 CHUNK = 1024            # images a forward pass without gradients
@@ -19,6 +20,11 @@ class Window:
         return self.images[index - self.start]
 
 
+def chunk_of(size):
+    """Images of so many pixels a side that are augmented and encoded at once: fewer of large ones, as the memory budget says."""
+    return max(1, min(CHUNK, BUDGET.pixels // size**2))
+
+
 @torch.no_grad()
 def in_chunks(function, images, policy=None, seed=0, epoch=0, view=0):
     """``function`` of all images (uint8) without gradients, as they are or as random views of ``policy``.
@@ -26,8 +32,9 @@ def in_chunks(function, images, policy=None, seed=0, epoch=0, view=0):
     Images that are not on the device are sent there chunk by chunk.
     """
     parts = []
-    for start in range(0, len(images), CHUNK):
-        pixels = gpu.sent(images[start:start + CHUNK])
+    chunk = chunk_of(images.shape[-1])
+    for start in range(0, len(images), chunk):
+        pixels = gpu.sent(images[start:start + chunk])
         index = torch.arange(start, start + len(pixels), device=pixels.device)
         pixels = views.augment(Window(pixels, start), index, policy, seed, epoch, view) if policy else pixels.float() / 255
         parts.append(function(pixels.to(memory_format=torch.channels_last)).float())

@@ -195,7 +195,7 @@ def score_rows(protocol, measured, study, group_rule):
     for selection, accuracies in measured.items():
         means = [summary(repeat, groups) for repeat in accuracies.T]
         values = {group: ([of[group] for of in means], images[group]) for group in means[0] if group != "balance"}
-        values |= {f"class {name}": (accuracies[label].tolist(), sizes[label]) for label, name in enumerate(study.classes)}
+        values |= {f"class {name}": (accuracies[label].tolist(), sizes[label]) for label, name in enumerate(study.classes) if sizes[label]}
         rows += [(protocol, selection, group, np.mean(found), count, np.std(found, ddof=1) if len(found) > 1 else single, len(found))
                  for group, (found, count) in values.items()]
     return pd.DataFrame(rows, columns=["protocol", "selection", "group", "accuracy", "images", "sd", "repeats"])

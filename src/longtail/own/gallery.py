@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from longtail.images import pixels, places
+from longtail.images import pixels
 from longtail.pick import samplers
 from longtail.pick.samplers import SAMPLERS
 from longtail.store import runs
@@ -71,8 +71,8 @@ def picture(name, read, path, folder):
     with io.BytesIO() as file:
         Image.fromarray(pixels.decoded(read(), SIDE)).save(file, "WEBP", quality=75)
         found = {"path": path, "src": "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()}
-    if isinstance(read, places.OnDisk):
-        address = os.path.relpath(read.path, folder).encode("utf-8", "surrogateescape")
+    if read.own:
+        address = os.path.relpath(read.file, folder).encode("utf-8", "surrogateescape")
         found["href"] = "./" + quote(address)       # never a scheme of its own
     return found
 
@@ -112,7 +112,7 @@ def points(run, results, study, shown):
 
     settings = {"pool": study.pool.digest, "seed": study.seed.digest, "precision": run.precision, "how": how(len(index)),
                 "images": runs.sha256(index.tobytes())}
-    return runs.remember(results.folder(run), "map", settings, rows)
+    return results.remember(run, "map", settings, rows)
 
 
 def placed(features):

@@ -76,7 +76,8 @@ def take(part, given, size, record=None):
         files += [(front + name, read) for name, read in found.files]
         paths |= {front + name: written(text, place, name, read) for name, read in found.files}
         folders = sources.class_names([name for name, _ in found.files])
-        classes |= {front + name: found.labels.get(name, name.split("/")[0]) for name, _ in found.files if found.labels or folders}
+        known = found.labels or ({name: name.split("/")[0] for name, _ in found.files} if folders else {})
+        classes |= {front + name: known[name] for name, _ in found.files if known.get(name) is not None}
         notes += [f"{text}, {note}" if front else note for note in found.notes]
     title = f"{part}, {' + '.join(given)}"
     rows = dict(zip(files, opened(title, files, size, record), strict=True))
@@ -87,10 +88,10 @@ def take(part, given, size, record=None):
 
 def written(text, place, name, read):
     """The path of a file as its request would write it, from the text that names its place there."""
-    if archive := getattr(read, "archive", None):
-        inside = len(place.relative_to(archive).parts)
-        return "/".join([*Path(text).parts[:len(Path(text).parts) - inside], read.name]).replace("//", "/")
-    return str((Path(text).parent if places.is_list(text) else Path(text)) / name)
+    if read.own or not place.is_relative_to(read.file):
+        return str((Path(text).parent if places.is_list(text) else Path(text)) / name)
+    inside = len(place.relative_to(read.file).parts)
+    return "/".join([*Path(text).parts[:len(Path(text).parts) - inside], read.member or name]).replace("//", "/")
 
 
 def opened(title, files, size, record):
@@ -112,13 +113,20 @@ def opened(title, files, size, record):
 
 
 def examined(file, size):
-    """What is known of a file once it has been opened; the problem where it is no image."""
+    """What is known of a file once it has been opened; the problem where it is no image.
+
+    Copies are told by 8 bits, which say nothing of what a deeper grey holds beside them: it is a copy only of one as deep.
+    """
     try:
         picture, square, remarks, kind, (wide, high) = pixels.opened(file[1](), size)
-    except pixels.BROKEN as error:
+    except OSError as error:
         return {"problem": pixels.reason(error)}
-    return {"kind": kind, "wide": wide, "high": high, "remarks": sorted(remarks), "content": runs.sha256(square.tobytes())[:16],
-            "blank": pixels.blank(picture), "prints": copies.packed(*copies.prints(picture))}
+    depth = next((remark for remark in sorted(remarks) if remark.startswith("grey of")), "")
+    hashes, colours = copies.prints(picture)
+    if depth:       # hashes of two depths then differ in about half of their bits
+        hashes = hashes ^ np.uint64(int(runs.sha256(depth.encode())[:16], 16))
+    return {"kind": kind, "wide": wide, "high": high, "remarks": sorted(remarks), "blank": pixels.blank(picture),
+            "content": runs.sha256(square.tobytes() + depth.encode())[:16], "prints": copies.packed(hashes, colours)}
 
 
 # ---- the record

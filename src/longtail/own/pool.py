@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from longtail.images import copies, places, sources
+from longtail.images import copies, sources
+from longtail.images.memory import BUDGET, size_of
 from longtail.learn import train
-from longtail.own import encoders, gallery, inventory
+from longtail.own import embeddings, encoders, gallery, inventory
 from longtail.own.request import DECIDED, TRAINING
 from longtail.pick import samplers, scoring
 from longtail.store import processes, runs
@@ -34,8 +35,11 @@ class SeedAndPool:
 
 def make(request):
     """Do what is asked and write it to results/<name>/, as OWN_IMAGES.md describes."""
+    BUDGET.total = size_of(request.memory)
     results = runs.Results(request.name)
     runs.write(results.root / ".gitignore", "*\n")      # other people's pictures
+    if request.features:
+        return embeddings.pick_by_features(request)
     found = survey(request, results.root / "files")
     report_broken(request, results, found)
     alike = duplicates(request, found)
@@ -56,6 +60,10 @@ def make(request):
     whole = pool_table(request, study, found, scored, near)
     picks = pd.concat(picked(request, run, results, study, sampler, groups_of(request, found, near), settings)
                       for sampler in request.samplers)
+    if request.export != "none":
+        for part, rows in zip(("pool", "seed"), samplers.pool_and_seed(run, results, study), strict=True):
+            names = [found[part].paths[name] for name in getattr(study, part).names]
+            embeddings.write_features(results.root / "features" / f"{part}.{request.export}", names, rows)
     listed = picks_table(picks, whole, alike)
     runs.write(results.root / "pool.csv", whole.to_csv(index=False))
     runs.write(results.root / "picks.csv", listed.drop(columns="index").to_csv(index=False))
@@ -66,6 +74,7 @@ def make(request):
 
 def preview(request):
     """Print what lies in the places of a request, and which pictures are copies; nothing is written."""
+    BUDGET.total = size_of(request.memory)
     found = survey(request)
     for line in left_out(found, duplicates(request, found)):
         print(line)
@@ -220,7 +229,7 @@ def extractor(request, results, study):
     run, images = train.plan(study, f"{request.method} long_tail", 0, request.seed, {"dataset": request.name, **settings})
     if request.encoder:
         unknown = dict.fromkeys(TRAINING, 0) | {"method": "given", "head_layers": 0}
-        return encoders.torchvision_weights(place, replace(run, **unknown), results)
+        return encoders.foreign_run(place, replace(run, **unknown), results)
     train.pretrain(run, images, results)
     return run
 
@@ -324,7 +333,7 @@ def export(request, results, study, listed):
             name, read = study.pool.images.files[place]
             stem, ending = os.path.splitext(re.sub(r"[^\w.,() +-]", "_", name.rsplit("/")[-1]))
             file = folder / sampler / f"{rank:0{len(str(len(some)))}}_{stem[:60]}{ending[:10]}"
-            if request.picked_files == "links" and isinstance(read, places.OnDisk):
-                file.symlink_to(read.path.absolute())
+            if request.picked_files == "links" and read.own:
+                file.symlink_to(read.file.absolute())
             else:
                 file.write_bytes(read())

@@ -98,8 +98,9 @@ def project(run, results, images, views):
 
     The views follow the run's pre-training policy and depend on the run's seed, the image's position and the view alone.
     """
-    encoder, chunks = train.encoder_of(run, results), images.images.to(runs.device()).split(encode.CHUNK)
-    return torch.stack([torch.cat([project_view(encoder, run, chunk, number * encode.CHUNK, view) for number, chunk in enumerate(chunks)])
+    encoder, size = train.encoder_of(run, results), encode.chunk_of(run.size)
+    chunks = images.images.to(runs.device()).split(size)
+    return torch.stack([torch.cat([project_view(encoder, run, chunk, number * size, view) for number, chunk in enumerate(chunks)])
                         for view in range(views)])
 
 
