@@ -13,7 +13,8 @@ SOURCE = paths.ROOT / "src" / "longtail"
 
 def linted(root):
     """Result of import-linter for the copy of the sources under ``root``."""
-    command = [sys.executable, "-c", "import sys; sys.path.insert(0, 'src'); from importlinter.cli import lint_imports_command; lint_imports_command()",
+    code = "import sys; sys.path.insert(0, 'src'); from importlinter.cli import lint_imports_command; lint_imports_command()"
+    command = [sys.executable, "-c", code,
                "--no-cache"]
     return subprocess.run(command, cwd=root, capture_output=True, text=True)
 
