@@ -13,7 +13,8 @@ from packaging.utils import canonicalize_name
 
 from longtail.store import paths
 
-LIGHT = {"torch", "filelock", "safetensors", "numpy", "scipy", "sklearn", "threadpoolctl", "pandas", "matplotlib", "seaborn", "yaml",
+LIGHT = {"torch", "filelock", "safetensors", "numpy", "scipy", "sklearn", "threadpoolctl", "pydantic",
+         "pandas", "matplotlib", "seaborn", "yaml",
          "tqdm", "PIL", "longtail"}
 
 

@@ -239,9 +239,23 @@ def test_refused_in_one_line_and_nothing_written(book, capsys, tmp_path, monkeyp
 
 def test_all_mistakes_are_told_at_once_with_their_lines(capsys, tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("base: cifar10-small\nbudget: 0\nbatch_size: 1\nprecision: bf16\nselection: best\n"
-                    "arms: [simclr longtail, nothing balanced]\nmethods: [simclrr]\noutsider_count: -5\ndataset: cifar11\narchitecture: resnet19\nlosses: ['vs beta:1']\n"
-                    "tails: [exponential]\nretrain: [mak beta 3]\nprotocols: [linear, guess]\npolicy: cifar_classifier\nepoch: 3\n")
+    file.write_text("""base: cifar10-small
+budget: 0
+batch_size: 1
+precision: bf16
+selection: best
+arms: [simclr longtail, nothing balanced]
+methods: [simclrr]
+outsider_count: -5
+dataset: cifar11
+architecture: resnet19
+losses: ['vs beta:1']
+tails: [exponential]
+retrain: [mak beta 3]
+protocols: [linear, guess]
+policy: cifar_classifier
+epoch: 3
+""")
     assert main([str(file), "--dry-run"]) == 2
     first, *lines = capsys.readouterr().err.splitlines()
     assert first == "refused: mine has 15 mistakes:" and [int(line.split()[1].strip(":")) for line in lines] == list(range(2, 17))

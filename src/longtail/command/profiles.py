@@ -1,13 +1,11 @@
 """What may be asked of the notebooks: their parameters with type, range and names that exist, and the profiles made of them."""
 
 import ast
-import io
 import json
-import tokenize
 from pathlib import Path
 
 from longtail.store import paths
-from longtail.store.settings import Refused, field, mistakes, read_yaml, refusal, schema
+from longtail.store.settings import Refused, field, help_of, mistakes, read_yaml, refusal, schema
 
 KINDS = {"str": str, "int": int, "float": float, "bool": bool}
 KINDS |= {f"list[{name}]": list[kind] for name, kind in KINDS.items()}      # what a parameter can be
@@ -61,12 +59,10 @@ class Notebook:
         question, mark, _ = below.partition("?")
         self.title, self.question = title.lstrip("# 0123456789"), " ".join(question.split()).strip("*_ ") + mark if mark else ""
         text = "\n".join(source(cell) for cell in self.cells if is_parameters(cell))
-        comments = {token.start[0]: token.string.lstrip("# ") for token in tokenize.generate_tokens(io.StringIO(text).readline)
-                    if token.type == tokenize.COMMENT}
         parameters = [node for node in ast.parse(text).body if isinstance(node, ast.AnnAssign)]
         self.kinds = {node.target.id: ast.unparse(node.annotation) for node in parameters}
         self.defaults = {node.target.id: ast.literal_eval(node.value) for node in parameters}
-        self.helps = {node.target.id: comments.get(node.lineno, "") for node in parameters}
+        self.helps = help_of(text)
 
     def own(self, settings):
         """Those of the settings that are parameters of this notebook."""

@@ -1,30 +1,34 @@
 """What a file of settings for one's own images may ask, checked as a whole: every mistake is told at once, with its line and a remedy."""
 
-import difflib
+import inspect
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
 
 from longtail.images import places, views
 from longtail.learn import models
 from longtail.pick import samplers
 from longtail.store import runs
-from longtail.store.settings import Refused, conform
+from longtail.store.settings import Refused, help_of, mistakes, refusal, schema
+from longtail.store.settings import field as setting
 
 PLACES = ("seed_images", "pool_images", "test_images")
 POLICIES = [name for name in views.POLICIES if not name.endswith("_classifier")]
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list[str]: "a list"}
 
 
 def among(default, *choices):
     """A setting that is one of ``choices``, or a list of some."""
     rule = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
-    return field(**rule, metadata={"choices": choices})
+    return field(**rule, metadata={"choices": choices, "least": 1})
 
 
 def between(default, least, most):
     """A setting that is a number in these limits."""
-    return field(default=default, metadata={"ge": least, "le": most})
+    return field(default=default, metadata={"limits": (least, most)})
+
+
+def default_of(entry):
+    """What a setting is when a file does not name it; ``...`` when every file has to."""
+    return entry.default_factory() if entry.default_factory is not MISSING else ... if entry.default is MISSING else entry.default
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,16 @@ class Request:
 
 
 FIELDS = {entry.name: entry for entry in fields(Request) if entry.name not in ("name", "folder")}
+HELP = help_of(inspect.getsource(Request))
+MODEL = schema("Request", {name: setting(entry.type, default_of(entry), HELP.get(name, ""), **entry.metadata)
+                           for name, entry in FIELDS.items()})
 TRAINING = {"method", "epochs", "batch_size", "learning_rate", "weight_decay", "warmup_epochs", "prune_fraction"}
 DECIDED = TRAINING | {"architecture", "size", "seed", "policy", "temperature", "precision"}      # what a finished run has decided
 
 
 def ask(name, settings, folder, lines=None):
     """The request of a file's settings; or a refusal that lists all that is wrong, each with its line in the file."""
-    values, wrong = validated(settings)
+    values, wrong = mistakes(MODEL, settings)
     request = Request(name, folder, **{"seed_images": "", "pool_images": "", **values})
     for key in [*PLACES, "encoder"]:
         if (text := values.get(key)) and not places.container(place := request.place(text)):
@@ -89,54 +96,7 @@ def ask(name, settings, folder, lines=None):
             return with_encoder(request, settings.keys())
         except Refused as error:
             wrong.append(("encoder" if "encoder" in settings else "architecture", str(error)))
-    lines = lines or {}
-    told = [f"{f'line {lines[key]}: ' if key in lines else ''}{text}" for key, text in sorted(wrong, key=lambda one: lines.get(one[0], 0))]
-    raise Refused(f"{name}: {told[0]}" if len(told) == 1 else f"{name} has {len(told)} mistakes:\n  " + "\n  ".join(told))
-
-
-def validated(settings):
-    """The settings that are as they should be, and (name, what is wrong with it) of each of the others."""
-    import pydantic
-    kinds = {name: kind_of(entry, pydantic.Field) for name, entry in FIELDS.items()}
-    model = pydantic.create_model("Settings", __config__=pydantic.ConfigDict(extra="forbid", strict=True), **kinds)
-    values = {name: conform(value, "float") if name in FIELDS and FIELDS[name].type is float and isinstance(value, str) else value
-              for name, value in settings.items()}      # YAML reads 1e-3 as text
-    try:
-        return model.model_validate(values).model_dump(exclude_unset=True), []
-    except pydantic.ValidationError as error:
-        wrong = {}
-        for fault in error.errors():
-            wrong.setdefault(str(fault["loc"][0]), explained(fault, settings))
-        return {name: value for name, value in values.items() if name not in wrong}, list(wrong.items())
-
-
-def kind_of(entry, rule):
-    """A field of ``Request`` as pydantic takes it: its type and its rules."""
-    choices, limits = entry.metadata.get("choices"), {key: entry.metadata[key] for key in ("ge", "le") if key in entry.metadata}
-    default = entry.default if entry.default is not MISSING else entry.default_factory() if entry.default_factory is not MISSING else ...
-    if entry.type is float:
-        limits["allow_inf_nan"] = False
-    if entry.type == list[str]:
-        return list[Literal[choices]], rule(default, min_length=1)
-    return (Literal[choices] if choices else entry.type), rule(default, **limits)
-
-
-def explained(fault, settings):
-    """What pydantic found, in plain words with a remedy."""
-    name, kind, value = str(fault["loc"][0]), fault["type"], fault["input"]
-    if kind == "extra_forbidden":
-        meant = difflib.get_close_matches(name, FIELDS, 1)
-        return f"no setting {name}; there are {', '.join(sorted(FIELDS))}{f'; perhaps {meant[0]} is meant' if meant else ''}"
-    limits = FIELDS[name].metadata
-    if kind == "missing" or settings[name] in (None, "", []):
-        what = "is missing" if kind == "missing" else "is empty"
-        return f"{name} {what}; picking from images of your own takes seed_images and pool_images" if name in PLACES else (
-            f"{name} {what}; give it a value, or leave the line out")
-    if kind in ("greater_than_equal", "less_than_equal"):
-        return f"{name} is {value}; it lies between {limits['ge']} and {limits['le']}"
-    if kind == "literal_error":
-        return f"{name}: there is no {value}; there are {', '.join(sorted(limits['choices']))}"
-    return f"{name} takes {WORDS[FIELDS[name].type]}, not {settings[name]!r}; values are YAML, such as 3, 0.5, text, [mak, random]"
+    raise refusal(name, wrong, lines)
 
 
 def with_encoder(request, named):

@@ -3,7 +3,9 @@
 import contextlib
 import difflib
 import functools
+import io
 import json
+import tokenize
 import typing
 
 import pydantic
@@ -29,7 +31,7 @@ def field(kind, default=..., help="", limits=(), choices=(), check=None, least=0
     ``kind`` is str, int, float, bool or a list of one of these. ``limits`` (least, most) hold for each number and ``choices`` for each
     text; ``check`` takes each text and raises ``ValueError`` for one that names nothing. A list has ``least`` entries or more.
     """
-    items = typing.get_args(kind)
+    items = typing.get_args(kind) if typing.get_origin(kind) is list else ()
     entry, rules = (items or (kind,))[0], []
     if limits:
         rules.append(pydantic.Field(ge=limits[0], le=limits[1]))
@@ -56,6 +58,12 @@ def as_number(value):
     with contextlib.suppress(ValueError):
         return float(value) if isinstance(value, str) else value
     return value
+
+
+def help_of(text):
+    """The comments of lines such as ``name: kind = value  # help`` in Python code: name -> help."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return {token.line.partition(":")[0].strip(): token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
 
 
 def schema(name, fields, **more):
@@ -92,7 +100,7 @@ def explained(fault, model, given):
         there = f"there are {', '.join(known)}" if len(known) < 40 else "./run_all.sh --schema lists them"
         return f"no setting {name}; {there}{f'; perhaps {meant[0]} is meant' if meant else ''}"
     if kind == "missing":
-        return f"{name} is missing"
+        return f"{name} is missing; there has to be one"
     rule = model.model_json_schema()["properties"][name]
     if given[name] in (None, "", []):
         return f"{name} is empty; give it a value, or leave it out"
@@ -119,6 +127,8 @@ def limits_of(rule):
 
 def described(rule):
     """What a JSON schema's entry takes, in words."""
+    if "anyOf" in rule:
+        return " or ".join(map(described, rule["anyOf"]))
     words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
     word = words[entry_of(rule).get("type", "string")]
     return f"a list of {word.removeprefix('a ')}{'s' * word.endswith('number')}" if rule.get("type") == "array" else word
