@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import sys
@@ -77,15 +78,24 @@ def begin_custom(plan):
 def dry_run(plan):
     """Print what would run, what is fresh, which runs are done and missing, and how long the rest may take."""
     ran, fresh, done, asked = execution.recorded(plan), execution.fresh(plan), estimate.finished(), []
+    wanted = estimate.wanted if installed() else lambda values: []
     for notebook, values in plan.jobs:
         word = "fresh" if notebook.name in fresh else "stale" if notebook.name in ran else "new"
-        runs = estimate.Estimate(estimate.wanted(only(notebook, merged(plan.usual + plan.jobs))), done)
+        runs = estimate.Estimate(wanted(only(notebook, merged(plan.usual + plan.jobs))), done)
         asked += runs.asked
         print(f"{notebook.name:<16} {word:<6} runs done {runs.done}, missing {len(runs.missing)}  ",
               *(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items() if value != notebook.defaults[name]))
-    everything = [run for notebook, _ in plan.usual for run in estimate.wanted(only(notebook, merged(plan.usual)))]
+    if not installed():
+        print(f"runs are counted, and names checked, once the packages are there; the profile states {plan.hours:g} hours for all of it")
+        return 0
+    everything = [run for notebook, _ in plan.usual for run in wanted(only(notebook, merged(plan.usual)))]
     print(estimate.Estimate(asked, done).told(everything, plan.hours))
     return 0
+
+
+def installed():
+    """Whether the packages of the notebooks are there, as they are not before the first run on a fresh clone."""
+    return importlib.util.find_spec("torch") is not None
 
 
 def merged(jobs):
@@ -174,7 +184,8 @@ def run(options, notebooks):
         taken(profile, file)
     if profiles.OWN & settings.keys():
         return pick_own(profile, settings, options)
-    plan = make_plan(options.words, options.p, notebooks, names=not has_run(options, notebooks))
+    looks = options.dry_run and not installed()
+    plan = make_plan(options.words, options.p, notebooks, names=not looks and not has_run(options, notebooks))
     if options.dry_run:
         return dry_run(plan)
     begin_custom(plan)
