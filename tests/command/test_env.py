@@ -81,7 +81,8 @@ def test_a_look_on_a_fresh_clone_needs_two_small_packages(tmp_path, words):
     hidden = LIGHT - {"yaml", "pydantic", "longtail"} | {"papermill", "nbformat", "nbconvert", "jinja2", "IPython"}
     code = (f"import sys\nfor name in {sorted(hidden)}: sys.modules[name] = None\n"
             f"from longtail.command.reproduce import main\nsys.exit(main({words}))")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "LONGTAIL_OUTPUT": str(tmp_path)})
+    environment = {**os.environ, "LONGTAIL_OUTPUT": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and done.stdout and not done.stderr, done.stderr
     assert not list(tmp_path.iterdir())
 

@@ -262,6 +262,7 @@ def finish(run, folder, encoder, log, images):
     """Write the encoder and, last of all, ``done.json``; an untrained encoder has a log without rows."""
     runs.write(folder / "log.csv", log_csv(log))
     keep_encoder(folder / "encoder.safetensors", encoder)
+    runs.sync(folder)
     runs.write(folder / "done.json", json.dumps({
         "seconds": round(sum(row["seconds"] for row in log), 1), "peak_memory_mib": round(gpu.peak_memory() / 2**20),
         "seed_images": run.seeds(images), **runs.machine(),
