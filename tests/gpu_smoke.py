@@ -12,6 +12,7 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
+import shelf
 import torch
 from tape import stand_in
 from torch.nn import functional
@@ -19,10 +20,10 @@ from toy import FAMILY, image_set, planned
 
 from longtail.bench import speed_budget, speed_floor
 from longtail.images import views
-from longtail.label import adjusted, supervised
+from longtail.label import supervised
 from longtail.learn import norms, train
 from longtail.pick import samplers, selection
-from longtail.store import gpu, paths, processes, runs
+from longtail.store import gpu, paths, processes
 
 RATE = 0.05     # of the updates that are compared: few and small, so that rounding does not grow
 IMAGES = image_set(20)
@@ -98,24 +99,24 @@ def replays(method):
     """Losses and weights of recorded updates, over two phases, a short last batch and a resume, and of those made one by one."""
     run, ends = planned(IMAGES, method=method, learning_rate=RATE), []
     for recorded in (False, True):
-        results = runs.Results(f"{method} {recorded}")
+        results = shelf.apart(f"{method} {recorded}")
         with without_waiting() if recorded else one_by_one():
             if recorded:
                 stopped(run, results, 8)        # in the middle of the third epoch
             train.pretrain(run, IMAGES, results, progress=False)
         encoder = train.encoder_of(run, results)
-        ends.append([torch.tensor(results.logs(method=method).loss.to_numpy()), *encoder.state_dict().values()])
+        ends.append([torch.tensor(results.rows_of(run, "log.csv").loss.to_numpy()), *encoder.state_dict().values()])
     return checked(difference(*ends), 2e-3 if gpu.here() else 0)     # weights are kept in half precision: a last place of it is 1e-3
 
 
 def labelled():
     """The same for training on labels, with two stages."""
     schedule, ends = supervised.Schedule(4, 8, RATE, drops=(2,), drop=0.1, warmup_epochs=1), []
-    method, parameters = adjusted.parse("ldam_drw")
-    run = supervised.Run("toy", "step", 2, 8, 0, 1, method, parameters, "resnet32", 16, "cifar_classifier", schedule, "float32", False, "")
+    run = supervised.run_of(IMAGES, "ldam_drw", "step ratio=2", 0, 1, schedule, dataset="toy", largest=8, architecture="resnet32", size=16,
+                            policy="cifar_classifier", precision="float32")
     for recorded in (False, True):
         with without_waiting() if recorded else one_by_one():
-            network = supervised.train_network(run, IMAGES, 3, paths.RESULTS / f"labels {recorded}")
+            network, _ = supervised.train_network(run, IMAGES, 3, paths.RESULTS / f"labels {recorded}")
         ends.append(list(network.state_dict().values()))
     return checked(difference(*ends), 1e-3 if gpu.here() else 0)
 

@@ -249,9 +249,9 @@ methods: [simclrr]
 outsider_count: -5
 dataset: cifar11
 architecture: resnet19
-losses: ['vs beta:1']
+losses: ['vs beta=1']
 tails: [exponential]
-retrain: [mak beta 3]
+retrain: [mak beta=3]
 protocols: [linear, guess]
 policy: cifar_classifier
 epoch: 3
@@ -322,7 +322,7 @@ def test_dry_run_counts_networks_with_labels_and_says_what_is_fresh(book, capsys
 
 
 def test_rows_of_the_tables_are_counted_with_their_budgets():
-    values = {"retrain": ["random", "mak", "mak alpha 0.5", "mak budget 40 ratio 2"], "equal_updates": ["mak"], "budget": 30, "alpha": 0.3,
+    values = {"retrain": ["random", "mak", "mak alpha=0.5", "mak budget=40 ratio=2"], "equal_updates": ["mak"], "budget": 30, "alpha": 0.3,
               "ratio": 1.5, "prototypes": 10, "epochs": 5, "splits": [1], "seeds": [7]}
     assert [(row["added"], row["schedule"], row["budget"]) for row in estimate.wanted(values)] == [
         ("random", "epochs", 30), ("mak", "epochs", 30), ("mak", "epochs", 30), ("mak", "epochs", 40), ("mak", "updates", 30)]

@@ -210,6 +210,7 @@ def encoder(tmp_path, monkeypatch):
                    policy="digits", epochs=1, batch_size=64, learning_rate=0.01, weight_decay=0.0, warmup_epochs=0, temperature=0.2,
                    prune_fraction=0.9, precision="float32", images=study.seed.digest)
     train.pretrain(run, study.seed, results, progress=False)
+    results.ask("arms", [run], {})
     return run, results, study
 
 

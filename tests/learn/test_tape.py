@@ -5,13 +5,14 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from shelf import apart
 from tape import Refused, Tape, Watch, stand_in
 from toy import IMAGES, planned
 
 from longtail.images import randaugment, views
 from longtail.label import adjusted, supervised
 from longtail.learn import models, train
-from longtail.store import gpu, paths, processes, runs
+from longtail.store import gpu, paths, processes
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def trained(run, name, records=True, seconds=1e9):
     """(weights, log) of a run trained with the stand-in, recorded or made one by one; and what was recorded."""
-    results = runs.Results(name)
+    results = apart(name)
     with stand_in(records) as graphs:
         train.pretrain(run, IMAGES, results, progress=False, checkpoint_seconds=seconds)
         made = list(graphs)
@@ -67,14 +68,14 @@ def test_replays_are_the_updates_made_one_by_one(monkeypatch, method):
 def trained_on_labels(method, folder, records):
     """Losses and weights of a perceptron, over two stages, a drop of the rate and a short last batch; how often it was recorded."""
     schedule = supervised.Schedule(4, 8, 0.1, drops=(2,), drop=0.1, warmup_epochs=1)
-    arm, parameters = adjusted.parse(method)
-    run = supervised.Run("toy", "step", 2, 8, 0, 1, arm, parameters, "perceptron", 16, "digits", schedule, "float32", False, IMAGES.digest)
+    run = supervised.run_of(IMAGES, method, "step ratio=2", 0, 1, schedule, dataset="toy", largest=8, architecture="perceptron", size=16,
+                            policy="digits", precision="float32")
     with stand_in(records) as made:
-        network = supervised.train_network(run, IMAGES, 3, folder)
+        network, _ = supervised.train_network(run, IMAGES, 3, folder)
         return pd.read_csv(folder / "log.csv").loss.tolist(), network.state_dict(), len(made)
 
 
-@pytest.mark.parametrize("method", adjusted.METHODS)
+@pytest.mark.parametrize("method", adjusted.LOSSES)
 def test_replays_with_labels_are_the_updates_made_one_by_one(tmp_path, method):
     one_by_one, recorded = (trained_on_labels(method, tmp_path / str(records), records) for records in (False, True))
     assert one_by_one[0] == recorded[0] and all(torch.equal(values, recorded[1][name]) for name, values in one_by_one[1].items())

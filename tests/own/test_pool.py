@@ -137,7 +137,7 @@ def test_page_shows_all_picks_and_loads_nothing(picked):
 def seeds_of_prototypes():
     """Seed images of each prototype, the most frequent first."""
     [run] = (results := runs.Results("mine")).done()
-    return list(pd.read_csv(results.folder(run) / "neighbours-k3.csv").prototype[:20].value_counts().sort_index())
+    return list(results.read("neighbours-k3").prototype[:20].value_counts().sort_index())
 
 
 def test_prototypes_count_down(picked):
@@ -147,7 +147,7 @@ def test_prototypes_count_down(picked):
 
 def files_of_runs(picked):
     """All that runs have written, without their locks."""
-    return [path for path in sorted(picked.results.rglob("runs/*/**/*")) if path.is_file() and path.name != "claim"]
+    return [path for path in sorted((picked.root / "results").rglob("runs/*/**/*")) if path.is_file() and path.name != "claim"]
 
 
 def test_second_time_nothing_is_made(picked, capsys):
@@ -293,10 +293,13 @@ def test_run_of_ours_gives_the_picks_it_gave(picked):
 
 def test_damaged_run_is_refused_by_name(picked, tmp_path):
     [run] = (results := runs.Results("mine")).done()
-    shutil.copytree(results.folder(run), tmp_path / "run")
-    (tmp_path / "run/encoder.safetensors").write_bytes(b"else")
+    folder = tmp_path / run.name
+    shutil.copytree(results.folder(run), folder)
+    (folder / "encoder.safetensors").write_bytes(b"else")
     with pytest.raises(ValueError, match="encoder.safetensors is not the file that training wrote"):
-        encoders.own_run(tmp_path / "run", results)
+        encoders.own_run(folder, results)
+    with pytest.raises(ValueError, match=r"run\.json describes another run than the name of its folder"):
+        encoders.own_run(folder.rename(tmp_path / "renamed"), results)
 
 
 def network(name, classes=10):
@@ -469,7 +472,8 @@ def test_given_encoders_are_never_trained():
     ({"architecture": "torchvision/resnet50"}, "needs a file of its weights"), ({"encoder": "seed"}, "/seed is no run"),
     ({"encoder": "some.pth", "architecture": "torchvision/resnet50", "epochs": 3}, "so that epochs would change nothing"),
     ({"encoder": "run", "policy": "cifar", "size": 32}, "so that policy, size would change nothing"),
-    ({"encoder": "run"}, "run.json does not say architecture"), ({"pool_images": "some.pth"}, "some.pth is no place of images"),
+    ({"encoder": "run"}, "run.json describes another run than the name of its folder"),
+    ({"pool_images": "some.pth"}, "some.pth is no place of images"),
     ({"pool_images": "notes.txt"}, "notes.txt is no text")])
 def test_refused_in_one_line_and_nothing_written(tmp_path, capsys, monkeypatch, settings, words):
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")

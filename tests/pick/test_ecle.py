@@ -179,7 +179,7 @@ def test_measure_is_phi_and_overlap_of_the_runs_own_views(study, tmp_path, monke
 def test_no_number_of_test_images_means_all_of_them(study, tmp_path, monkeypatch):
     run, results = finished(study, tmp_path, monkeypatch)
     module.measure(run, results, study, 2, 512, 1)
-    record = json.loads((results.folder(run) / "phi.json").read_text())["settings"]
+    record = results.record(run, "phi")["settings"]
     assert record["images"]["test"] == study.test.digest
     assert set(results.read("view_noise").quantity) == set()        # two views have no half
     first = results.read("phi")

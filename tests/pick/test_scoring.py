@@ -16,7 +16,6 @@ from PIL import Image
 
 from longtail.images import sources, studies
 from longtail.learn import encode, train
-from longtail.measure import evaluate
 from longtail.pick import ecle, samplers, scoring, selection
 from longtail.store import paths, runs
 
@@ -34,7 +33,7 @@ def found(tmp_path_factory):
 
 
 def test_measures_what_one_pass_in_memory_measures(found, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "CHUNK", several.CHUNK)
+    monkeypatch.setattr(encode, "CHUNK", several.CHUNK)
     images = several.Study().pool
     run, results = several.extractor(tmp_path, several.Study().seed)
     projections = ecle.project(run, results, images, several.HOW["views"])
@@ -131,7 +130,7 @@ def jpegs(count, reads):
 
 
 def test_images_in_files_are_decoded_once_and_score_as_those_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "CHUNK", 8)
+    monkeypatch.setattr(encode, "CHUNK", 8)
     reads = []
     files = jpegs(30, reads)
     lazy = sources.FileSet(sources.Files(files, 16), torch.full((30,), -1), tuple(name for name, _ in files))
@@ -161,7 +160,7 @@ def tree(tmp_path, monkeypatch):
 
 
 def test_a_pool_left_in_its_files_is_picked_from_as_one_in_memory(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "CHUNK", 8)
+    monkeypatch.setattr(encode, "CHUNK", 8)
     picks = []
     for in_files in (False, True):
         study = studies.study(**tree, pool_in_files=in_files)
@@ -182,17 +181,18 @@ class Pool(SimpleNamespace):
         return len(self.names)
 
 
-SHIPPED = sorted((paths.ROOT / "results").glob("*/runs/*/picks-*.json"))
+SHIPPED = sorted((paths.ROOT / "results").glob("runs/*/picks-*.json"))
 
 
 @pytest.mark.parametrize("record", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_shipped_picks_are_remembered_without_their_encoder(record, monkeypatch):
+def test_shipped_picks_are_remembered_without_their_encoder(record, monkeypatch, tmp_path):
     monkeypatch.setattr(train, "encoder_of", None)
     monkeypatch.setattr(selection, "k_center", None)
-    results = runs.Results(record.parents[2].name)
-    results.root = record.parents[2]
-    settings, run = runs.recorded(record)["settings"], runs.Run(**runs.recorded(record.parent / "run.json"))
-    study = SimpleNamespace(pool=Pool(digest=settings["pool"], names=runs.read_rows(record.parent / "pool-ecle.csv").name),
+    results = runs.Results("shipped")
+    results.root, results.store = tmp_path, record.parents[1]
+    settings, run = runs.read_record(record)["settings"], runs.read_run(record.parent)
+    names = runs.read_rows(next(record.parent.glob("pool-ecle-*.csv"))).name
+    study = SimpleNamespace(pool=Pool(digest=settings["pool"], names=names),
                             seed=SimpleNamespace(digest=settings["seed"]))
     how = {name: settings[name] for name in ("sampler", "budget", "alpha", "ratio", "prototypes", "views", "batch", "repeats")}
     picks = samplers.pick(run, results, study, **how)

@@ -14,8 +14,8 @@ from PIL import Image
 from toy import IMAGES, planned
 
 from longtail.images import sources
-from longtail.learn import train
-from longtail.measure import evaluate, sampled
+from longtail.learn import encode, train
+from longtail.measure import sampled
 from longtail.pick import samplers, scoring, selection
 from longtail.store import gpu, paths, runs
 
@@ -126,7 +126,7 @@ def test_a_set_is_in_memory_once_while_it_is_read_and_named():
 
 def test_the_next_chunk_is_decoded_and_the_last_one_written_while_one_is_measured(monkeypatch):
     """A reader and a writer that each wait for the encoder: one after the other they would wait for ever."""
-    monkeypatch.setattr(evaluate, "CHUNK", 4)
+    monkeypatch.setattr(encode, "CHUNK", 4)
     order, lock = [], threading.Lock()
     measuring = [threading.Event() for _ in range(5)]
 

@@ -11,7 +11,7 @@ from longtail.command.profiles import Notebook
 from longtail.images import studies
 from longtail.learn import methods, models
 from longtail.pick import samplers
-from longtail.store import paths, runs
+from longtail.store import arms, paths, runs
 
 # Operations a second of a large bfloat16 product, bytes a second of a copy on the device, counted twice (seen on one machine of each
 # kind), and of a product in float64 (datasheet).
@@ -113,7 +113,7 @@ def trainings(settings):
     replicates = len(runs.pairs(settings["splits"], settings["seeds"]))
     known = {name: settings[name] for name in ("budget", "alpha", "ratio", "prototypes")}
     for arm in settings["arms"]:
-        own, _ = runs.read_arm(arm)
+        own, _ = arms.read_arm(arm)
         extra = own.get("budget", 0) if methods.find(own["method"]).picks else 0
         yield from [(own["method"], seed + extra, own.get("epochs", settings["epochs"]), settings["batch_size"])] * replicates
     for row in settings["retrain"]:

@@ -35,7 +35,7 @@ def encoders(values, replicates):
     """(fields, replicates) of the arms of 02_pretrain and of the rows that 05_sampling trains again."""
     from longtail.learn import methods
     from longtail.pick import samplers
-    from longtail.store.runs import read_arm
+    from longtail.store.arms import read_arm
     for key, several in (("arms", replicates), ("once", replicates[:1])):
         for own in (read_arm(arm)[0] for arm in values.get(key, [])):
             yield {"added": "none", **own, **methods.find(own["method"]).fixed}, several
@@ -54,7 +54,7 @@ def labelled(values, common, replicates):
         for tail, loss in [(tail, loss) for tail in values[tails] for loss in values[losses]]:
             kind, ratio = supervised.kind_and_ratio(tail)
             run = {"dataset": common["dataset"], "size": values["supervised_size"], "architecture": values["network"],
-                   "subset": kind, "ratio": ratio, "method": adjusted.parse(loss)[0], "epochs": values["supervised_epochs"]}
+                   "subset": kind, "ratio": ratio, "method": adjusted.read_loss(loss)[0], "epochs": values["supervised_epochs"]}
             for split, seed in replicates:
                 yield {**run, "split": split, "seed": seed}
 

@@ -25,13 +25,13 @@ STYLED = re.compile(r"\bT_[0-9a-f]{5}(?![0-9a-f])")     # pandas draws the id of
 # ---- freshness
 
 def state(profile):
-    """Digest of all that the notebooks of a profile read or write: its results, its figures, the store of runs."""
-    digest = hashlib.sha256()
-    for root in (paths.RESULTS / profile, paths.FIGURES / profile):
-        for path in sorted(path for path in root.rglob("*") if path.suffix in RECORDED):
-            name = path.relative_to(root).as_posix()
-            if not name.startswith("notebooks/"):
-                digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    """Digest of all that the notebooks of a profile have written and asked for, without the notebooks' own copies."""
+    from longtail.store.runs import Results
+    digest, results = hashlib.sha256(), Results(profile)
+    own = [path for root in (results.root, results.figures) for path in sorted(root.rglob("*"))
+           if path.suffix in RECORDED and root / "notebooks" not in path.parents]
+    for path in own + results.files():
+        digest.update(f"{path.parent.name}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 

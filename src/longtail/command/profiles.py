@@ -130,7 +130,7 @@ def among(found, names, what):
 def check_arm(text):
     """An arm as 02_pretrain reads it: its method, the options of that, the names among its settings."""
     from longtail.learn import methods, simclr
-    from longtail.store.runs import read_arm
+    from longtail.store.arms import read_arm
     fields, options = read_arm(text)
     kind = methods.find(fields["method"])
     simclr.read_options(kind, options)
@@ -175,13 +175,13 @@ def check_row(text):
 
 def check_loss(text):
     from longtail.label import adjusted
-    adjusted.parse(text)
+    adjusted.read_loss(text)
 
 
 def check_head(text):
     from longtail.label import adjusted, classical
     if text not in classical.CLASSICAL:
-        adjusted.parse(text)
+        adjusted.read_loss(text)
 
 
 def check_tail(text):
@@ -217,7 +217,7 @@ def at_odds(values):
                 yield seeds, str(error)
     for key in ("arms", "once"):
         from longtail.learn import methods
-        from longtail.store.runs import read_arm
+        from longtail.store.arms import read_arm
         for arm in values.get(key, []):
             run = {**values, **(own := read_arm(arm)[0]), **methods.find(own["method"]).fixed}
             if 0 < run["epochs"] <= run.get("warmup_epochs", 0):

@@ -77,7 +77,8 @@ def begin_custom(plan):
 
 def dry_run(plan):
     """Print what would run, what is fresh, which runs are done and missing, and how long the rest may take."""
-    ran, fresh, done, asked = execution.recorded(plan), execution.fresh(plan), estimate.finished(), []
+    ran, done, asked = execution.recorded(plan), estimate.finished(), []
+    fresh = execution.fresh(plan) if installed() else set()
     wanted = estimate.wanted if installed() else lambda values: []
     for notebook, values in plan.jobs:
         word = "fresh" if notebook.name in fresh else "stale" if notebook.name in ran else "new"

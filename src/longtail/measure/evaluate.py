@@ -232,7 +232,7 @@ def evaluate(run, results, study, protocol, policy, seed=1, group_rule="thirds",
     seeds = list(range(seed, seed + repeats))
     settings |= {"protocol": asdict(how), "seeds": seeds, "group_rule": group_rule, "counts": study.counts,
                  "labelled": [identity(images) for images in labelled], **{part: identity(images) for part, images in sets.items()}}
-    return runs.remember(results.folder(run), f"{name}-{protocol}", settings, lambda: score_rows(protocol, class_accuracies(
+    return results.remember(run, f"{name}-{protocol}", settings, lambda: score_rows(protocol, class_accuracies(
         run, results, study, how, views.POLICIES[policy], seeds, labelled, validation_top), study, group_rule))
 
 
@@ -267,7 +267,7 @@ def weights_on_validation(run, results, study, grid):
         encoder = train.encoder_of(run, results)
         return decide(encoder, run, study, replace(probe, l2=l2), labelled, study.validation, [1]).mean().item()
     settings = {"grid": grid, "labelled": identity(labelled), "validation": identity(study.validation)}
-    return runs.remember(results.folder(run), "l2", settings,
+    return results.remember(run, "l2", settings,
                          lambda: pd.DataFrame([(l2, accuracy(l2)) for l2 in grid], columns=["l2", "accuracy"]))
 
 
@@ -278,8 +278,6 @@ def curve(run, results, study, group_rule="thirds"):
     the kept encoders may go; without them and without rows ``FileNotFoundError``.
     """
     probe, labelled = PROTOCOLS["knn"], getattr(study, PROTOCOLS["knn"].labels)
-    settings = {"protocol": asdict(probe), "group_rule": group_rule, "counts": study.counts, "labelled": identity(labelled),
-                "validation": identity(study.validation)}
 
     def rows():
         kept, groups = train.snapshots(run, results), size_groups(study.counts, group_rule)
@@ -289,4 +287,17 @@ def curve(run, results, study, group_rule="thirds"):
             encoder = train.encoder_of(run, results, epoch=epoch)
             means = summary(decide(encoder, run, study, probe, labelled, study.validation, [1])[:, 0], groups)
             yield from ((run.epochs if epoch is None else epoch, group, value) for group, value in means.items() if group != "balance")
-    return runs.remember(results.folder(run), "curve", settings, lambda: pd.DataFrame(rows(), columns=["epoch", "group", "accuracy"]))
+    columns = ["epoch", "group", "accuracy"]
+    return results.remember(run, "curve", curve_settings(study, group_rule), lambda: pd.DataFrame(rows(), columns=columns))
+
+
+def curve_settings(study, group_rule="thirds"):
+    """What decides a ``curve`` beside the run."""
+    probe = PROTOCOLS["knn"]
+    return {"protocol": asdict(probe), "group_rule": group_rule, "counts": study.counts, "labelled": identity(getattr(study, probe.labels)),
+            "validation": identity(study.validation)}
+
+
+def has_curve(run, results, study, group_rule="thirds"):
+    """Whether ``curve`` has rows of a run, or encoders to make them of."""
+    return bool(train.snapshots(run, results)) or results.has(run, "curve", curve_settings(study, group_rule))

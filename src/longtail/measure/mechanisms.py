@@ -11,6 +11,7 @@ from longtail.learn.models import Conv
 from longtail.measure import sampled
 from longtail.measure.groups import SIZE_GROUPS, size_groups
 from longtail.measure.phi import phi
+from longtail.pick import samplers
 from longtail.store import runs
 
 DRAWS = 1000        # of what chance would do, with a fixed seed
@@ -57,10 +58,11 @@ def measure(run, results, study, group_rule="thirds"):
     ``prior`` has the share of the images in the fullest, middle and emptiest third of the surrogate classes, and that of the true
     classes beside it; ``picks colt`` how over-represented each part of the pool is among the last picks.
     """
-    folder, images, groups = results.folder(run), trained_on(run, study), size_groups(study.counts, group_rule)
+    images, groups = trained_on(run, study), size_groups(study.counts, group_rule)
     names = np.array(groups)[images.labels.numpy()]
-    noted = runs.read_rows(folder / "notes.csv") if (folder / "notes.json").exists() else pd.DataFrame(columns=["name", "epoch", "value"])
-    last = {name: rows[rows.epoch == rows.epoch.max()].value.to_numpy() for name, rows in noted.groupby("name")}
+    noted = results.rows_of(run, "notes.csv")
+    noted = dict(list(noted.groupby("name"))) if noted is not None else {}
+    last = {name: rows[rows.epoch == rows.epoch.max()].value.to_numpy() for name, rows in noted.items()}
 
     def rows():
         found = []
@@ -76,7 +78,7 @@ def measure(run, results, study, group_rule="thirds"):
 
     settings = {"group_rule": group_rule, "counts": study.counts, "images": images.digest,
                 "pool": study.pool.digest if "picks" in last else ""}
-    return runs.remember(folder, "mechanism", settings, rows)
+    return results.remember(run, "mechanism", settings, rows)
 
 
 def trained_on(run, study):
@@ -88,8 +90,8 @@ def measure_picks(run, results, study, picks, group_rule="thirds"):
     """``picks <sampler>`` rows of what samplers took with a finished run as extractor (see ``measure``); ``picks``: sampler -> rows."""
     parts = sampled.pool_parts(study, group_rule)
     settings = {"group_rule": group_rule, "counts": study.counts, "pool": study.pool.digest, "parts": runs.sha256("".join(parts).encode()),
-                "picks": {sampler: [int(i) for i in taken["index"]] for sampler, taken in picks.items()}}
-    return runs.remember(results.folder(run), "mechanism-picks", settings, lambda: pd.DataFrame(
+                "picks": samplers.digests(picks)}
+    return results.remember(run, "mechanism-picks", settings, lambda: pd.DataFrame(
         [row for sampler, taken in picks.items() for row in of_picks(sampler, taken["index"].to_numpy(), parts)],
         columns=["mechanism", "group", "value"]))
 
@@ -174,7 +176,7 @@ def disagreement(run, results, study, group_rule="thirds", top=0.1):
                              for group, share, mask in masks], columns=["group", "phi", "disagreement", "images", "pruned"])
 
     settings = {"group_rule": group_rule, "counts": study.counts, "images": images.digest, "top": top}
-    return runs.remember(results.folder(run), "disagreement" if prunes(run) else "disagreement-control", settings, rows)
+    return results.remember(run, "disagreement" if prunes(run) else "disagreement-control", settings, rows)
 
 
 def prunes(run):
@@ -196,7 +198,7 @@ def exemplars(run, results, study, count, group_rule="thirds"):
                             columns=["end", "rank", "index", "name", "group", "disagreement"])
 
     settings = {"group_rule": group_rule, "counts": study.counts, "images": images.digest, "count": count}
-    return runs.remember(results.folder(run), "exemplars", settings, rows)
+    return results.remember(run, "exemplars", settings, rows)
 
 
 @functools.lru_cache(maxsize=1)

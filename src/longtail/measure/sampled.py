@@ -11,7 +11,7 @@ from scipy import stats
 
 from longtail.measure.groups import SIZE_GROUPS, size_groups
 from longtail.pick import samplers, selection, shards
-from longtail.store import gpu, runs
+from longtail.store import gpu
 
 PARTS = ("outsider", *SIZE_GROUPS)      # of a pool
 
@@ -142,7 +142,7 @@ def proximities(run, results, study, budget, alpha, ratio, prototypes, views, ba
 
     settings = {"budget": budget, "alpha": alpha, "ratio": ratio, "prototypes": prototypes, "views": views, "batch": batch,
                 "repeats": repeats, "pool": study.pool.digest, "seed": study.seed.digest}
-    return runs.remember(results.folder(run), "proximities", settings,
+    return results.remember(run, "proximities", settings,
                          lambda: pd.DataFrame(list(rows()), columns=["quantity", "sampler", "value"]))
 
 
@@ -155,10 +155,10 @@ def overhead(run, enlarged, results, row):
     (``sampling.row``). One row in the folder of ``enlarged``: extractor, scoring, picking, retraining, equivalent_epochs. Seconds of a
     run count all its epochs; those of a scoring that was stopped count its last process.
     """
-    folder, ended = results.folder(run), runs.recorded(results.folder(enlarged) / "done.json")
+    ended = results.ended(enlarged)
     records = {"scoring": ["pool-ecle", f"pool-distance-k{row['prototypes']}"], "picking": [samplers.record_of(**row)]}
-    spent = {"extractor": runs.recorded(folder / "done.json")["seconds"],
-             **{part: sum(runs.recorded(folder / f"{name}.json")["seconds"] for name in names) for part, names in records.items()}}
+    spent = {"extractor": results.ended(run)["seconds"],
+             **{part: sum(results.record(run, name)["seconds"] for name in names) for part, names in records.items()}}
     found = {**spent, "retraining": ended["seconds"],
              "equivalent_epochs": round(sum(spent.values()) / ended["seconds"] * enlarged.epochs, 2)}
-    return runs.remember(results.folder(enlarged), "overhead", {"extractor": run.name, **found}, lambda: pd.DataFrame([found]))
+    return results.remember(enlarged, "overhead", {"extractor": run.name, **found}, lambda: pd.DataFrame([found]))

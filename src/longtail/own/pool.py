@@ -47,6 +47,8 @@ def make(request):
         print(line, flush=True)
     check(request, seed, study)
     run = extractor(request, results, study)
+    results.ask("arms", [run], {"run": run.name})
+    runs.write(results.folder(run) / ".gitignore", "*\n")      # names of other people's pictures
     scoring = {"prototypes": request.prototypes, "views": request.views, "batch": request.ecle_batch, "repeats": request.ecle_repeats}
     picks = pd.concat(samplers.pick(run, results, study, sampler, request.budget, request.alpha, request.ratio, **scoring)
                       for sampler in request.samplers)
@@ -192,7 +194,7 @@ def neighbours(run, results, study, prototypes):
         return pd.concat(parts).assign(name=study.seed.names + study.pool.names)
 
     settings = {"pool": study.pool.digest, "seed": study.seed.digest, "precision": run.precision}
-    return runs.remember(results.folder(run), f"neighbours-k{prototypes}", settings, rows)
+    return results.remember(run, f"neighbours-k{prototypes}", settings, rows)
 
 
 def compare(tile, seed, means):

@@ -111,12 +111,16 @@ def with_encoder(request, named):
         raise Refused(f"architecture {request.architecture}: a file of weights as encoder needs an architecture of torchvision, such as "
                       f"torchvision/resnet50; runs of ours are given by folder")
     if place.is_dir() and not (place / "run.json").exists():
-        raise Refused(f"encoder: {place} is no run; give the folder of a finished one, results/<profile>/runs/<run>")
+        raise Refused(f"encoder: {place} is no run; give the folder of a finished one, results/runs/<run>")
     if unused := sorted(named & (TRAINING if foreign else DECIDED)):
         raise Refused(f"the encoder is given, so that {', '.join(unused)} would change nothing; leave out what its training decided")
     if foreign:
         return replace(request, size=request.size if "size" in named else 224)
-    trained = runs.recorded(place / "run.json")
-    if missing := DECIDED - trained.keys():
-        raise Refused(f"encoder: {place / 'run.json'} does not say {min(missing)}; give the folder of a run made here")
-    return replace(request, **{key: trained[key] for key in DECIDED})
+    try:
+        trained = runs.read_run(place)
+    except ValueError as error:
+        raise Refused(f"encoder: {error}") from None
+    least, most = FIELDS["size"].metadata["limits"]
+    if not least <= trained.size <= most:
+        raise Refused(f"encoder: size is {trained.size} in {place / 'run.json'}; it lies between {least} and {most}")
+    return replace(request, **{key: getattr(trained, key) for key in DECIDED})

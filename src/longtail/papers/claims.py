@@ -32,7 +32,7 @@ def evidence(results, selection="last_epoch"):
 
     Rows is scores, gap, phi, composition, diversity, disagreement, mechanism or overhead.
     """
-    done = tables.finished(results)
+    done = results.finished()
     scores = tables.outcomes(results, selection)
     scores = scores.assign(tail=scores.few - scores.many)
     measures = [*tables.MEASURES, "tail"]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from longtail.label import adjusted, supervised
 from longtail.papers import claim_forms, claims, tables
+from longtail.store import arms
 
 PAPERS = ("CB", "LDAM", "DDC")
 HEAD = {"cifar10": 5000, "cifar100": 500}       # images of the largest class
@@ -31,13 +32,25 @@ def reported():
     """The printed rows: paper, row, arm (``?``: of ours, but with settings that were not printed), dataset, kind, ratio, error as text."""
     rows = pd.read_csv(Path(__file__).with_name("reported_supervised.csv"), dtype=str, keep_default_na=False)
     rows["method"] = rows.arm.str.split(" ").str[0]
-    rows["arm"] = [adjusted.written(*adjusted.parse(arm)) if arm and "?" not in arm else arm for arm in rows.arm]
+    rows["arm"] = [as_text(*adjusted.read_loss(arm)) if arm and "?" not in arm else arm for arm in rows.arm]
     return rows.astype({"ratio": float})
 
 
+def as_text(method, parameters):
+    """A method with all its parameters, as the runs have them."""
+    return arms.written([method], parameters)
+
+
 def measured(results):
-    """Accuracies of all supervised runs, one row a run, method and group, with ``status``: what their settings allow to compare."""
-    scores = supervised.scores(results)
+    """Accuracies of all runs with labels, one row a run, method and group, with all fields of the run.
+
+    Further columns: kind and ratio of the tail, imbalance (both), arm (the loss that the run was trained with, with its parameters), and
+    ``status``: what the settings allow to compare.
+    """
+    done = results.finished("labels").rename(columns={"subset": "kind", "imbalance": "ratio"})
+    done = done.assign(arm=(done.method + " " + done.options).str.strip(), imbalance=done.kind + " ratio=" + done.ratio.map("{:g}".format))
+    scores = results.scores("labels").drop(columns="subset")
+    scores = scores.merge(done[["run", *done.columns.difference(scores.columns)]], on="run")
     same = pd.DataFrame({key: scores[key] == value for key, value in PUBLISHED.items()}).all(axis=1)
     same &= scores.largest == scores.dataset.map(HEAD)
     status = scores.dataset.isin(list(HEAD)).map({True: "cut", False: "own data"}).astype(object)
@@ -77,7 +90,7 @@ def _line(where, name, printed, ours):
             "settings": ours.settings.iloc[0] if len(ours) else ""}
 
 
-def side_by_side(table):
+def as_printed(table):
     """The printed cells of ``compare`` as the paper lays them out, each with ours behind it: ``29.64 | 30.12 ± 0.20 (n=3), full``."""
     shown = table[table.paper != "other data"]
     ours = (shown.ours + ", " + shown.status).mask(shown.status == "not run", "–")

@@ -1,6 +1,5 @@
 """The tables of the papers with our numbers beside theirs: mean ± spread over runs, as CSV, Markdown and LaTeX."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -89,25 +88,14 @@ def reported(name="reported"):
     return rows.fillna(dict.fromkeys(PICKING, "0")).astype(numbers)
 
 
-def finished(results):
-    """One row per finished run: its fields, its name, and how many seed images it had."""
-    ended = {run: runs.recorded(results.folder(run) / "done.json") for run in results.done()}
-    return pd.DataFrame([{**asdict(run), "run": run.name, "seed_images": end["seed_images"]} for run, end in ended.items()],
-                        columns=[*runs.FIELDS, "run", "seed_images"])
-
-
 def outcomes(results, selection="last_epoch"):
     """One row per finished run and protocol: the run's fields, how its images were picked, and MEASURES in percent.
 
     ``selection`` chooses among the classifiers of a protocol: last_epoch, or best_validation, which papers use and which picks by luck
     too. Protocols that have one classifier only (converged, nearest) are always there.
     """
-    done = finished(results)
-    scores = results.scores()
+    done, scores = results.finished(), results.scores()
     scores = scores[(scores.selection == selection) | scores.selection.isin(SINGLE)]
-    repeated = scores[scores.duplicated(["run", "protocol", "group"])]
-    if len(repeated):
-        raise ValueError(f"{repeated.run.iloc[0]} has two {repeated.protocol.iloc[0]} accuracies for one group; delete one of its files")
     wide = scores.pivot(index=["run", "protocol"], columns="group", values="accuracy").reindex(columns=[*GROUPS, "all"]).astype(float)
     wide["balance"] = np.std(wide[GROUPS].to_numpy(), axis=1) if len(wide) else []
     return wide.reset_index().merge(_picking(results, done), on="run")

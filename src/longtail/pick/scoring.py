@@ -96,7 +96,7 @@ class Stored:
 
 def once(run, results, name, settings, rows, compute):
     """The array (``rows``, …) that ``compute()`` gives, from its file if it was computed before with these settings."""
-    stored = Stored(results.folder(run) / "scoring" / name, "values", rows, settings)
+    stored = Stored(results.folder(run) / "scoring" / runs.stem(name, settings), "values", rows, settings)
 
     def write(values):
         stored.prepare(values.shape[1:], values.cpu().numpy().dtype)
@@ -119,7 +119,7 @@ def features(run, results, images, name):
 def losses(run, results, images, name, views, batch, repeats):
     """ECLE (n,) of an image set by a finished run, likewise; its features are measured on the way, so that images are decoded once."""
     settings = {"images": images.digest, "precision": run.precision, "views": views, "batch": batch, "repeats": repeats}
-    kept = results.folder(run) / "scoring" / f"{name}-ecle" / "sum.npz"
+    kept = results.folder(run) / "scoring" / runs.stem(f"{name}-ecle", settings) / "sum.npz"
 
     def compute():
         projections = [view.to(runs.device()) for view in _measured(run, results, images, name, views)[1:]]
@@ -132,9 +132,9 @@ def losses(run, results, images, name, views, batch, repeats):
         return total / done
 
     found = once(run, results, f"{name}-ecle", settings, len(images), compute)
-    views_of = kept.parent.parent / name
-    with runs.claim(views_of, wait=True):       # projections are large, and nothing asks for them again
-        processes.first(lambda: [file.unlink() for file in (*kept.parent.glob(kept.name), *views_of.glob("view*"))])
+    folder, _ = _place(run, results, images, name)
+    with runs.claim(folder, wait=True):       # projections are large, and nothing asks for them again
+        processes.first(lambda: [file.unlink() for file in (*kept.parent.glob(kept.name), *folder.glob("view*"))])
     return found
 
 
@@ -155,13 +155,18 @@ def _kept_sum(path, settings):
 
 def _measured(run, results, images, name, views):
     """Features and, one tensor each, the projections of ``views`` random views of an image set."""
-    folder = results.folder(run) / "scoring" / name
-    settings = {"images": images.digest, "precision": run.precision, "chunk": chunk_of(run)}
+    folder, settings = _place(run, results, images, name)
     arrays = [Stored(folder, part, len(images), settings) for part in ("features", *(f"view{number}" for number in range(views)))]
     with runs.claim(folder, wait=True):
         if not processes.first(lambda: all(array.whole() for array in arrays)):
             _measure(train.encoder_of(run, results), run, images.images, arrays)
         return [array.read() for array in arrays]
+
+
+def _place(run, results, images, name):
+    """Where features and projections of an image set lie, and the settings that decide them."""
+    settings = {"images": images.digest, "precision": run.precision, "chunk": chunk_of(run)}
+    return results.folder(run) / "scoring" / runs.stem(name, settings), settings
 
 
 def chunk_of(run):
