@@ -169,7 +169,7 @@ def test_a_pool_left_in_its_files_is_picked_from_as_one_in_memory(tree, tmp_path
         how = {"budget": 8, "alpha": 0.3, "ratio": 1.5, "prototypes": 3, **several.HOW}
         samplers.pick_all(run, results, study, [samplers.row(sampler, how) for sampler in ("mak", "k_center")])
         picks.append(results.read("picks-*"))
-        _, images = samplers.enlarge(run, study, picks[-1][picks[-1].sampler == "mak"], "mak", "epochs")
+        _, images = samplers.with_picks(run, study, picks[-1][picks[-1].sampler == "mak"], "mak", "epochs")
         assert type(images) is sources.ImageSet and len(images) == len(study.seed) + 8
     pd.testing.assert_frame_equal(*picks)
 

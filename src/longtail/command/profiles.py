@@ -44,7 +44,7 @@ CHOICES = {
     "selection": ("last_epoch", "best_validation"),
 }
 LEAST = {"splits": 1, "seeds": 1, "supervised_splits": 1, "supervised_seeds": 1, "halves_seeds": 1, "protocols": 1, "methods": 1,
-         "samplers": 1, "tails": 1, "l2_grid": 1, "contrasted": 1, "mak_sizes": 4, "pool_sizes": 4}     # entries of a list
+         "tails": 1, "l2_grid": 1, "contrasted": 1, "mak_sizes": 4, "pool_sizes": 4}     # entries of a list
 
 
 # ---- the notebooks
