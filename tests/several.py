@@ -88,6 +88,7 @@ def selecting(folder):
 
 def _select(path, counts):
     from longtail.pick import samplers
+    from longtail.pick.hierarchical_k_means import hierarchical_k_means
     group = shards.everyone()
     pool, seed, loss, distance = inputs()
     mine = slice(sum(counts[:group.rank]), sum(counts[:group.rank + 1]))
@@ -95,7 +96,10 @@ def _select(path, counts):
     picks.append(selection.k_center(pool[mine], seed, PICKED["budget"], picks=picks[0][:100], group=group))
     picks.append(selection.k_center(pool[mine], seed, len(pool), group=group))
     q = samplers.score(loss[mine], distance[mine], 0.3, group)
-    picks += [samplers.select(q, pool[mine], seed, budget, ratio, group) for budget, ratio in ((PICKED["budget"], 1.5), (40, 1.0))]
+    picks += [samplers.core_set(q, pool[mine], seed, budget, ratio, group) for budget, ratio in ((PICKED["budget"], 1.5), (40, 1.0))]
+    picks.append(hierarchical_k_means(pool[mine], 40, (20, 5), steps=1, group=group))
+    by_sampler = {name: samplers.sample(name, loss[mine], distance[mine], pool[mine], seed, 40, 0.3, 1.5, 0, group).tolist()
+                  for name in samplers.SAMPLERS if group.size < 3}          # of more it takes minutes
     swapped = picks[0].clone()
     swapped[[50, 200]] = picks[0][[200, 50]]
     violations = [selection.certificate(pool[mine], seed, order, group=group) for order in (picks[0], swapped)]
@@ -107,7 +111,8 @@ def _select(path, counts):
     except ValueError as error:
         refused = str(error)
     Path(f"{path}.{group.rank}.json").write_text(json.dumps({
-        "picks": [order.tolist() for order in picks], "score": group.gather(q).tolist(), "violations": violations, "refused": refused}))
+        "picks": [order.tolist() for order in picks], "samplers": by_sampler, "score": group.gather(q).tolist(),
+        "violations": violations, "refused": refused}))
 
 
 def _frugal(_, folder):
@@ -170,7 +175,7 @@ def recorded(root):
     """The chunks that are whole in a results folder."""
     from longtail.pick import scoring
     return [chunk(file, line.split()[0]) for file in root.rglob("*.chunks") for line in file.read_text().split("\n")
-            if scoring.LINE.fullmatch(line)]
+            if scoring.CHUNK_LINE.fullmatch(line)]
 
 
 def scoring(folder, moments=2):

@@ -36,6 +36,7 @@ FAMILY = {      # every method, and several joined, at settings for four epochs 
     "bcl": {"options": "draws=1 floor=10"}, "sdclr+bcl": {"head_layers": 3, "options": "draws=2 floor=5"},
     "two_stage": {"options": "warm=2"}, "gh": {"options": "classes=6 ramp=2 refresh=1 warm=2"},
     "colt": {**_PICKING, "options": "begin=1 clusters=3 nearest=4 repick=2"}, "rwsam": {"options": "rho=0.5"},
+    "ts": {"options": "period=2"}, "sdclr+ts": {"head_layers": 3, "options": "high=0.5 period=4 shape=shuffled"},
     "simsiam+rwsam": {"options": "rho=0.5"}, "simsiam+rwsam_oracle": {"options": "rho=0.5"},
     "sdclr+bcl+gh+colt": {**_PICKING, "head_layers": 3,
                           "options": "begin=1 classes=6 clusters=3 draws=2 floor=5 nearest=4 ramp=2 refresh=1 repick=2 warm=2"}}

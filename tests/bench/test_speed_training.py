@@ -96,5 +96,5 @@ def test_step_checks_notice_each_difference(pair, ways):
 def test_sdclr_epoch(sdclr, monkeypatch):
     rows = speed_training.sdclr_epoch(1, images=16, batch=8, side=8, updates=4, sdclr=sdclr)
     assert list(rows.status) == ["measured"] and rows.error[0] < 1e-6
-    monkeypatch.setattr(methods.SDCLR, "before_epoch", lambda method, encoder, epoch: None)     # masks of all ones
+    monkeypatch.setattr(methods.find("sdclr"), "before_epoch", lambda method, encoder, epoch: None)     # masks of all ones
     assert speed_training.sdclr_epoch(1, images=16, batch=8, side=8, updates=1, sdclr=sdclr).status[0] == "check failed"

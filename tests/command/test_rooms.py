@@ -15,9 +15,8 @@ SOURCE = paths.ROOT / "src" / "longtail"
 
 def linted(root):
     """Result of import-linter for the copy of the sources under ``root``."""
-    code = "import sys; sys.path.insert(0, 'src'); from importlinter.cli import lint_imports_command; lint_imports_command()"
-    command = [sys.executable, "-c", code,
-               "--no-cache"]
+    code = "import sys; sys.path.insert(0, 'src'); from importlinter.cli import lint_imports_command as lint; lint()"
+    command = [sys.executable, "-c", code, "--no-cache"]
     return subprocess.run(command, cwd=root, capture_output=True, text=True)
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from longtail.learn import formulas, losses, methods
+from longtail.learn import losses
+from longtail.learn.methods import bcl, colt, focal, gh, rwsam, simclr, ts, two_stage
 from longtail.store import paths
 
 GOLDEN = paths.ROOT / "tests" / "golden"
@@ -60,21 +61,38 @@ def test_simsiam(case, bound):
 
 def test_focal_weighs_each_anchor_by_its_doubt():
     first, second = normal(6, 4), normal(6, 4, seed=1)
-    torch.testing.assert_close(losses.focal_nt_xent(first, second, 0.2, 0), losses.nt_xent(first, second, 0.2))
+    torch.testing.assert_close(focal.focal_nt_xent(first, second, 0.2, 0), losses.nt_xent(first, second, 0.2))
     both = torch.nn.functional.normalize(torch.cat([first, second]), dim=1)
     similar = (both @ both.T / 0.2).exp().fill_diagonal_(0)
     share = torch.stack([similar[a, (a + 6) % 12] / similar[a].sum() for a in range(12)])
     expected = (-(1 - share) ** 2 * share.log()).view(2, 6).mean(0)
-    torch.testing.assert_close(losses.focal_nt_xent(first, second, 0.2, 2), expected)
+    torch.testing.assert_close(focal.focal_nt_xent(first, second, 0.2, 2), expected)
 
 
 # ---- rates
 
 def test_two_stages_meet_where_the_first_ends():
-    rates = [formulas.two_stage(epoch, 1000, 10, 500, 0.5, 0.3, 1e-6) for epoch in range(1, 1001)]
+    rates = [two_stage.two_stage(epoch, 1000, 10, 500, 0.5, 0.3, 1e-6) for epoch in range(1, 1001)]
     assert rates[0] == 0.05 and rates[9] == max(rates) == 0.5 and rates[499] == pytest.approx(0.3) and rates[-1] == pytest.approx(1e-6)
     assert all(later < earlier for earlier, later in zip(rates[9:], rates[10:], strict=False))
     assert rates[254] == pytest.approx(0.4) and rates[749] == pytest.approx(0.15 + 5e-7)      # half way of each
+
+
+# ---- TS
+
+def test_temperatures_are_those_of_the_authors_code():
+    """Five periods of 400 epochs, by hand and by the authors' function."""
+    course = [ts.scheduled_temperature(epoch, 0.1, 1.0, 400) for epoch in range(1, 2001)]
+    known = {1: 0.999944, 50: 0.868198, 100: 0.55, 150: 0.231802, 200: 0.1, 201: 0.100056, 250: 0.231802, 300: 0.55, 400: 1, 1000: 0.1,
+             2000: 1}
+    assert [course[epoch - 1] for epoch in known] == pytest.approx(list(known.values()), abs=1e-6)
+    assert sum(course) / 2000 == pytest.approx(0.55) and sum(tau < 0.2 for tau in course) / 2000 == 0.2175
+
+
+def test_a_high_temperature_spreads_the_weight_of_the_negatives():
+    similarities = tensor([0.9, 0.5, 0, -0.5])
+    counts = [torch.distributions.Categorical(logits=similarities / tau).entropy().exp().item() for tau in (0.1, 0.2, 1)]
+    assert counts == pytest.approx([1.0956, 1.5258, 3.5415], abs=1e-4)
 
 
 # ---- rwSAM
@@ -83,31 +101,31 @@ def test_two_stages_meet_where_the_first_ends():
 def test_density_weights(case, bound):
     inputs = {key: case["inputs"][key] for key in ("alpha", "bandwidth")}
     features, unit = tensor(case["inputs"]["features"]), case["inputs"]["l2_normalise"]
-    close(methods.density_weights(features, normalise=unit, **inputs), case["expected"]["weights"], bound)
+    close(rwsam.density_weights(features, normalise=unit, **inputs), case["expected"]["weights"], bound)
     rows = torch.nn.functional.normalize(features, dim=1) if unit else features
-    close(formulas.log_density(rows, inputs["bandwidth"]), case["expected"]["log_density_up_to_constant"], bound)
+    close(rwsam.log_density(rows, inputs["bandwidth"]), case["expected"]["log_density_up_to_constant"], bound)
 
 
 @golden("rwsam_weights", "exponential")
 def test_exponential_weights(case, bound):
-    close(methods.exponential_weights(case["inputs"]["class_rank"], case["inputs"]["phi"]), case["expected"]["weights"], bound)
+    close(rwsam.exponential_weights(case["inputs"]["class_rank"], case["inputs"]["phi"]), case["expected"]["weights"], bound)
 
 
 def test_a_thin_region_weighs_more_and_no_more_than_allowed():
     features = torch.cat([torch.tensor([[1.0, 0.0]]).repeat(30, 1) + 0.01 * normal(30, 2), torch.tensor([[0.0, 1.0]])])
-    weights = methods.density_weights(features)
+    weights = rwsam.density_weights(features)
     assert weights.argmax() == 30 and weights.mean() == pytest.approx(1)
-    assert methods.density_weights(features, clip=2.0).max() == 2 and weights[30] > 2
-    torch.testing.assert_close(methods.density_weights(7 * features), weights)
+    assert rwsam.density_weights(features, clip=2.0).max() == 2 and weights[30] > 2
+    torch.testing.assert_close(rwsam.density_weights(7 * features), weights)
 
 
 def test_a_perturbation_has_the_length_it_should():
     weights, gradients = [normal(3, 4), normal(5, seed=1)], [normal(3, 4, seed=2), normal(5, seed=3)]
-    plain = methods.sam_perturbation(weights, gradients, 0.5, adaptive=False)
+    plain = rwsam.sam_perturbation(weights, gradients, 0.5, adaptive=False)
     assert torch.cat([part.flatten() for part in plain]).norm() == pytest.approx(0.5)
-    adaptive = methods.sam_perturbation(weights, gradients, 0.5, adaptive=True)
+    adaptive = rwsam.sam_perturbation(weights, gradients, 0.5, adaptive=True)
     assert torch.cat([(step / weight).flatten() for step, weight in zip(adaptive, weights, strict=True)]).norm() == pytest.approx(0.5)
-    none = methods.sam_perturbation(weights, [torch.zeros_like(part) for part in gradients], 0.5, adaptive=True)
+    none = rwsam.sam_perturbation(weights, [torch.zeros_like(part) for part in gradients], 0.5, adaptive=True)
     assert all((part == 0).all() for part in none)
 
 
@@ -117,21 +135,21 @@ def test_a_perturbation_has_the_length_it_should():
 def test_memorization_scores(case, bound):
     losses_, average = tensor(case["inputs"]["losses"]), torch.full((len(case["inputs"]["losses"][0]),), torch.nan, dtype=torch.float64)
     for loss, expected, score in zip(losses_, case["expected"]["momentum_loss"], case["expected"]["memorization_score"], strict=True):
-        average = formulas.averaged(average, loss, case["inputs"]["beta"])
+        average = simclr.moving_average(average, loss, case["inputs"]["beta"])
         close(average, expected, bound)
-        close(methods.memorization_scores(average), score, bound)
+        close(bcl.memorization_scores(average), score, bound)
 
 
 def test_scores_lie_in_the_unit_interval_and_forget_scale_and_shift():
     history = normal(50).square()
-    score = methods.memorization_scores(history)
+    score = bcl.memorization_scores(history)
     assert score.min() >= 0 and score.max() <= 1 and (score.min() == 0 or score.max() == 1)
-    torch.testing.assert_close(methods.memorization_scores(3 * history + 5), score)
+    torch.testing.assert_close(bcl.memorization_scores(3 * history + 5), score)
     for equal in (torch.full((4,), 2.0), torch.full((7,), 0.1), torch.full((7,), 0.1, dtype=torch.float64)):
-        assert (methods.memorization_scores(equal) == 0.5).all()
+        assert (bcl.memorization_scores(equal) == 0.5).all()
     gap = torch.cat([history, torch.tensor([torch.nan])])
-    torch.testing.assert_close(methods.memorization_scores(gap)[:50], score)
-    assert methods.memorization_scores(gap)[50].isnan()
+    torch.testing.assert_close(bcl.memorization_scores(gap)[:50], score)
+    assert bcl.memorization_scores(gap)[50].isnan()
 
 
 # ---- GH
@@ -140,7 +158,7 @@ def test_scores_lie_in_the_unit_interval_and_forget_scale_and_shift():
 def test_simplex_targets(case, bound):
     classes, dimensions = case["inputs"]["K"], case["inputs"]["d"]
     drawn = tensor(case["inputs"]["A"]) if "A" in case["inputs"] else normal(classes, dimensions)
-    targets, expected = methods.simplex_targets(drawn), case["expected"]
+    targets, expected = gh.simplex_targets(drawn), case["expected"]
     if "target" in expected:
         close(targets, expected["target"], bound)
     close(targets.norm(dim=1), expected.get("norms") or [expected["norms_min"]] * classes, bound)
@@ -152,30 +170,30 @@ def test_simplex_targets(case, bound):
 @golden("gh_sinkhorn")
 def test_sinkhorn(case, bound):
     inputs, prior = case["inputs"], case["inputs"]["prior"]
-    found = methods.sinkhorn(tensor(inputs["logits"]), prior and tensor(prior), inputs["epsilon"], inputs["iterations"])
+    found = gh.sinkhorn(tensor(inputs["logits"]), prior and tensor(prior), inputs["epsilon"], inputs["iterations"])
     close(found, case["expected"]["Q"], bound)
     close(found.sum(1), case["expected"]["row_sums"], bound)
     close(found.mean(0), case["expected"]["column_mean"], bound)
 
 
 def test_assignments_fill_classes_as_the_prior_says():
-    found = methods.sinkhorn(torch.eye(6, dtype=torch.float64))
+    found = gh.sinkhorn(torch.eye(6, dtype=torch.float64))
     torch.testing.assert_close(found, torch.eye(6, dtype=torch.float64), atol=1e-6, rtol=0)       # a permutation, nearly
-    both = methods.sinkhorn(torch.stack([normal(9, 4), normal(9, 4, seed=1)]), tensor([1.0, 2, 0, 3]))
+    both = gh.sinkhorn(torch.stack([normal(9, 4), normal(9, 4, seed=1)]), tensor([1.0, 2, 0, 3]))
     torch.testing.assert_close(both.sum(-1), torch.ones(2, 9, dtype=torch.float64))
     torch.testing.assert_close(both.mean(1)[0], tensor([1 / 6, 1 / 3, 0, 1 / 2]))
-    torch.testing.assert_close(both[0], methods.sinkhorn(normal(9, 4), tensor([1.0, 2, 0, 3])))
+    torch.testing.assert_close(both[0], gh.sinkhorn(normal(9, 4), tensor([1.0, 2, 0, 3])))
 
 
 @golden("gh_loss")
 def test_harmonization(case, bound):
     inputs, expected = case["inputs"], case["expected"]
     views = [tensor(inputs[key], requires_grad=True) for key in ("z1", "z2")]
-    logits = torch.stack([methods.surrogate_logits(rows, tensor(inputs["target"])) for rows in views])
-    assigned = methods.sinkhorn(logits, tensor(inputs["prior"]), inputs["epsilon"], inputs["iterations"])
+    logits = torch.stack([gh.surrogate_logits(rows, tensor(inputs["target"])) for rows in views])
+    assigned = gh.sinkhorn(logits, tensor(inputs["prior"]), inputs["epsilon"], inputs["iterations"])
     for ours, key in ((logits[0], "t1"), (logits[1], "t2"), (assigned[0], "q1"), (assigned[1], "q2")):
         close(ours.detach(), expected[key], bound)
-    loss = losses.harmonization(*logits, *assigned, inputs["gamma"]).mean()
+    loss = gh.harmonization(*logits, *assigned, inputs["gamma"]).mean()
     assert loss.item() == pytest.approx(expected["gh_loss"], abs=bound)
     total = losses.nt_xent(*views, inputs["contrastive_temperature"]).mean() + inputs["w_gh"] * loss
     assert total.item() == pytest.approx(expected["total"], abs=bound)
@@ -185,12 +203,12 @@ def test_harmonization(case, bound):
 
 
 def test_harmonization_forgets_length_and_a_common_rotation():
-    views, targets = normal(2, 7, 6), methods.simplex_targets(normal(4, 6, seed=1))
+    views, targets = normal(2, 7, 6), gh.simplex_targets(normal(4, 6, seed=1))
     turn = torch.linalg.qr(normal(6, 6, seed=2)).Q
 
     def loss(rows, directions):
-        logits = methods.surrogate_logits(rows.flatten(0, 1), directions).unflatten(0, (2, 7))
-        return losses.harmonization(*logits, *methods.sinkhorn(logits))
+        logits = gh.surrogate_logits(rows.flatten(0, 1), directions).unflatten(0, (2, 7))
+        return gh.harmonization(*logits, *gh.sinkhorn(logits))
     torch.testing.assert_close(loss(3 * views, targets), loss(views, targets))
     torch.testing.assert_close(loss(views @ turn, targets @ turn), loss(views, targets))
 
@@ -201,9 +219,9 @@ def test_prior(case, bound):
     logits = tensor(inputs["logits_per_epoch"])
     average = torch.full_like(logits[0], torch.nan)
     for epoch, values in enumerate(logits):
-        average = formulas.averaged(average, values, inputs["beta_before"] if epoch < inputs["warm_up"] else inputs["beta_after"])
+        average = simclr.moving_average(average, values, inputs["beta_before"] if epoch < inputs["warm_up"] else inputs["beta_after"])
         if epoch in expected:
-            close(methods.class_prior(average, inputs["floor"]), expected[epoch], bound)
+            close(gh.class_prior(average, inputs["floor"]), expected[epoch], bound)
     close(average, case["expected"]["momentum_final"], bound)
 
 
@@ -214,11 +232,11 @@ def test_crowding_and_the_loss_of_domains(case, bound):
     inputs, expected = case["inputs"], case["expected"]
     views = [tensor(inputs[key], requires_grad=True) for key in ("view1", "view2")]
     extra = torch.tensor(inputs["index"]) < 0
-    crowded = methods.crowding(*(view.detach() for view in views), inputs["temperature"], inputs["k_largest"])
+    crowded = colt.crowding(*(view.detach() for view in views), inputs["temperature"], inputs["k_largest"])
     close(crowded[~extra], [score for score in expected["score"] if score is not None], bound)
     contrast = losses.nt_xent(*views, inputs["temperature"])
     close(contrast.detach(), expected["per_sample_contrastive"], bound)
-    domain = inputs["sup_weight"] * losses.domain(*views, extra, inputs["temperature"]).mean()
+    domain = inputs["sup_weight"] * colt.domain(*views, extra, inputs["temperature"]).mean()
     assert domain.item() == pytest.approx(expected["distribution_loss_weighted"], abs=bound)
     (contrast.mean() + domain).backward()
     close(views[0].grad, expected["grad_view1"], bound)
@@ -229,7 +247,7 @@ def test_crowding_and_the_loss_of_domains(case, bound):
 def test_crowding_is_averaged_over_epochs(case, bound):
     average = torch.full((len(case["inputs"]["scores"][0]),), torch.nan, dtype=torch.float64)
     for score, expected in zip(tensor(case["inputs"]["scores"]), case["expected"]["momentum_score"], strict=True):
-        average = formulas.averaged(average, score, case["inputs"]["beta"])
+        average = simclr.moving_average(average, score, case["inputs"]["beta"])
         close(average, expected, bound)
 
 
@@ -239,27 +257,27 @@ def test_sampling(case, bound):
     labels, crowded = torch.tensor(inputs["cluster_labels"]), tensor(inputs["id_scores"])
     means = torch.stack([crowded[labels == cluster].mean() for cluster in range(inputs["k_clusters"])])
     close(means, expected["cluster_mean_score"], bound)
-    assert formulas.cluster_budgets(means, inputs["budget"], inputs["cluster_temperature"]) == expected["cluster_budget"]
-    picks = methods.colt_sampling(crowded, labels, tensor(inputs["cluster_centers"]), tensor(inputs["ood_features"]), inputs["budget"],
+    assert colt.cluster_budgets(means, inputs["budget"], inputs["cluster_temperature"]) == expected["cluster_budget"]
+    picks = colt.colt_sampling(crowded, labels, tensor(inputs["cluster_centers"]), tensor(inputs["ood_features"]), inputs["budget"],
                                   inputs["cluster_temperature"])
     assert picks.tolist() == expected["picked_indices_in_order"]
 
 
 def test_budgets_favour_the_uncrowded_and_are_spent_to_the_last():
     means = normal(6).abs()
-    sizes = formulas.cluster_budgets(means, 1000)
+    sizes = colt.cluster_budgets(means, 1000)
     assert sum(sizes) == 1000 and sizes[means.argmin()] == max(sizes)
     for cluster in range(5):
         lower = means.clone()
         lower[cluster] -= 0.3
-        assert formulas.cluster_budgets(lower, 1000)[cluster] >= sizes[cluster]
-    assert formulas.cluster_budgets(torch.ones(3), 10) == [3, 3, 4] and formulas.cluster_budgets(torch.ones(1), 7) == [7]
+        assert colt.cluster_budgets(lower, 1000)[cluster] >= sizes[cluster]
+    assert colt.cluster_budgets(torch.ones(3), 10) == [3, 3, 4] and colt.cluster_budgets(torch.ones(1), 7) == [7]
 
 
 def test_picks_are_unique_and_as_many_as_asked():
     crowded, labels, pool = normal(40).abs(), torch.arange(40) % 4, normal(30, 5, seed=1)
     crowded[0] = torch.nan                                      # an image that was always in a batch of its own
-    picks = methods.colt_sampling(crowded, labels, normal(4, 5, seed=2), pool, 30)
+    picks = colt.colt_sampling(crowded, labels, normal(4, 5, seed=2), pool, 30)
     assert sorted(picks.tolist()) == list(range(30))
     with pytest.raises(ValueError, match="the pool has 30 images, fewer than the budget of 31"):
-        methods.colt_sampling(crowded, labels, normal(4, 5, seed=2), pool, 31)
+        colt.colt_sampling(crowded, labels, normal(4, 5, seed=2), pool, 31)

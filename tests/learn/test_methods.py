@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +15,8 @@ import torch
 from torch import nn
 from toy import FAMILY, IMAGES, image_set, planned
 
-from longtail.learn import losses, methods, models, simclr, train
+from longtail.learn import encode, methods, models, train
+from longtail.learn.methods import bcl, colt, gh, rwsam
 from longtail.store import paths, runs
 
 SAM = json.loads((paths.ROOT / "tests" / "golden" / "sam_step.json").read_text())
@@ -50,7 +55,7 @@ def trained(method, results, epochs=4, **changes):
 
 # ---- sharpness-aware steps
 
-class Line(methods.RwSAM):
+class Line(rwsam.RwSAM):
     """The golden file's linear model: the second "view" is the wanted output."""
 
     def project(self, encoder, first, second):
@@ -80,7 +85,7 @@ def sgd(model, inputs):
 def stepping(kind, inputs, **more):
     """A sharpness-aware method at the case's settings."""
     options = {"rho": inputs["rho"], "adaptive": inputs["adaptive"], **more}
-    return kind(planned(method="rwsam", options=simclr.write_options(options)))
+    return kind(planned(method="rwsam", options=methods.write_options(options)))
 
 
 @pytest.mark.parametrize("case", STEPS, ids=lambda case: case["id"])
@@ -105,7 +110,7 @@ def test_uphill_and_back_on_a_line_is_the_reference(case):
 def test_perturbations_are_the_reference(case):
     inputs, expected = case["inputs"], case["expected"]["steps"][0]
     weights, gradients = ([tensor(part[key]) for key in ("w", "b")] for part in (inputs, expected["grad_first"]))
-    found = methods.sam_perturbation(weights, gradients, inputs["rho"], inputs["adaptive"])
+    found = rwsam.sam_perturbation(weights, gradients, inputs["rho"], inputs["adaptive"])
     for ours, key in zip(found, ("w", "b"), strict=True):
         close(ours, expected["perturbation"][key])
 
@@ -157,8 +162,8 @@ def test_importance_comes_from_the_same_run_without_it(results):
     run, noted = trained("simsiam+rwsam", results)
     reference = methods.find(run.method).reference(run)
     assert (reference.method, reference.options) == ("simsiam", "") and results.is_done(reference)
-    features = simclr.embed(train.encoder_of(reference, results).trunk, IMAGES.images)
-    assert noted.value.tolist() == pytest.approx(methods.density_weights(features, clip=10.0).tolist(), abs=1e-4)
+    features = encode.embed(train.encoder_of(reference, results).trunk, IMAGES.images)
+    assert noted.value.tolist() == pytest.approx(rwsam.density_weights(features, clip=10.0).tolist(), abs=1e-4)
     joined = planned(method="bcl+rwsam", options="draws=2 rho=0.5")
     assert methods.find("bcl+rwsam").reference(joined).options == "draws=2 floor=10 memory=0.97"
     assert methods.find("rwsam").reference(planned(method="rwsam")).method == "simclr"
@@ -168,7 +173,7 @@ def test_the_oracle_reads_ranks_of_classes():
     labels = torch.tensor([2] * 10 + [0] * 6 + [1] * 4)
     _, method = started("rwsam_oracle", replace(IMAGES, labels=labels), options="phi=1.5")
     assert method.importance().tolist() == [1.0] * 10 + [1.5] * 6 + [2.25] * 4
-    assert methods.Oracle.reference(method.run) is None
+    assert rwsam.Oracle.reference(method.run) is None
 
 
 # ---- BCL
@@ -182,7 +187,7 @@ def test_strengths_follow_the_losses_of_earlier_epochs(results):
     loss = torch.linspace(1, 3, 20)
     method.remember("loss", torch.arange(20), loss, 0.97)
     method.before_epoch(encoder, 1)
-    torch.testing.assert_close(method.state["strength"], methods.memorization_scores(loss))
+    torch.testing.assert_close(method.state["strength"], bcl.memorization_scores(loss))
 
 
 def test_boosted_views_are_plain_where_nothing_is_remembered():
@@ -198,8 +203,8 @@ def test_boosted_views_are_plain_where_nothing_is_remembered():
 # ---- GH
 
 def test_surrogate_classes_wait_for_the_warm_up(results, monkeypatch):
-    weights, whole = [], losses.harmonization
-    monkeypatch.setattr(losses, "harmonization", lambda *given: weights.append(1) or whole(*given))
+    weights, whole = [], gh.harmonization
+    monkeypatch.setattr(gh, "harmonization", lambda *given: weights.append(1) or whole(*given))
     _, noted = trained("gh", results)
     assert len(weights) == 6                                        # three updates in each of the two epochs from warm=2 on
     assert sorted(set(noted.epoch)) == [2, 3] and noted.groupby("epoch").value.sum().tolist() == pytest.approx([1, 1], abs=1e-4)
@@ -239,8 +244,8 @@ def test_the_control_has_the_rates_of_gh_and_nothing_else(results):
 # ---- COLT
 
 def test_images_of_the_pool_join_and_are_replaced(results, monkeypatch):
-    seen, whole = [], methods.COLT.objective
-    monkeypatch.setattr(methods.COLT, "objective", lambda self, *given: seen.append(given[-1]) or whole(self, *given))
+    seen, whole = [], colt.COLT.objective
+    monkeypatch.setattr(colt.COLT, "objective", lambda self, *given: seen.append(given[-1]) or whole(self, *given))
     run, noted = trained("colt", results)
     assert [len(index) for index in seen] == [8, 4] + [8, 8, 2] * 3         # a pool image joins from the second epoch on
     epochs = [torch.cat(seen[start:end]) for start, end in ((0, 2), (2, 5), (5, 8), (8, 11))]
@@ -261,7 +266,7 @@ def test_pool_images_are_never_remembered():
     known = ~method.state["crowding"].isnan()
     assert known.nonzero()[:, 0].tolist() == [0, 3, 5, 11]
     assert (~method.state["loss"].isnan()).equal(known) and (~method.state["logits"][:, 0].isnan()).equal(known)
-    expected = methods.crowding(first, second, 0.2, 4)
+    expected = colt.crowding(first, second, 0.2, 4)
     torch.testing.assert_close(method.state["crowding"][index[[0, 1, 2, 5]]], expected[[0, 1, 2, 5]])
     method.before_epoch(encoder, 2)
     assert (method.state["strength"][12:] == 0).all() and method.state["strength"][:12].max() > 0
@@ -276,6 +281,55 @@ def test_a_budget_that_the_pool_cannot_fill_is_refused(pool, budget):
 def test_picks_before_there_are_scores_are_refused():
     with pytest.raises(ValueError, match="begin=0, but first picks follow from an epoch's scores; give 1 or more"):
         started("colt", options=FAMILY["colt"]["options"].replace("begin=1", "begin=0"))
+
+
+# ---- temperature schedules
+
+def test_every_epoch_has_its_temperature():
+    encoder, method = started("ts", options="period=4", epochs=8)
+    found = []
+    for epoch in range(8):
+        method.before_epoch(encoder, epoch)
+        found.append(round(method.temperature.item(), 6))
+    assert found == [0.55, 0.1, 0.55, 1, 0.55, 0.1, 0.55, 1]
+    orders = [started("ts", options="period=8 shape=shuffled", epochs=40, seed=seed)[1].course for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2] and sorted(orders[0]) == sorted(started("ts", options="period=8", epochs=40)[1].course)
+
+
+def test_a_schedule_without_a_swing_is_the_fixed_temperature(results):
+    """The control for the mean of the schedule: whatever TS gains beyond it comes from the schedule."""
+    logs = []
+    for method, more in {"ts": {"options": "high=0.55 low=0.55 period=2"}, "simclr": {"temperature": 0.55}}.items():
+        run, _ = trained(method, results, **more)
+        logs.append(pd.read_csv(results.folder(run) / "log.csv").loss)
+    assert logs[0].tolist() == pytest.approx(logs[1].tolist(), rel=1e-5)
+    run, _ = trained("ts", results)
+    assert (pd.read_csv(results.folder(run) / "log.csv").loss - logs[1]).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("name", ["ts", "sdclr+ts", "focal+ts", "bcl+ts", "gh+ts", "colt+ts", "rwsam+ts"])
+def test_every_contrastive_loss_reads_the_temperature(name):
+    own = FAMILY[name.split("+")[0]]
+    encoder, method = started(name, **{**own, "options": f"{own.get('options', '')} period=4".replace("period=2 ", "").strip()})
+    views, index = torch.randn(2, 8, 128, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 4, 5, 12, 13])
+    if name == "colt+ts":
+        method.state["extras"] = torch.tensor([12, 13])
+    found = []
+    for epoch in (1, 3):        # 0.1 and 1
+        method.before_epoch(encoder, epoch) if name != "colt+ts" else method.state["temperature"].fill_(method.course[epoch])
+        found.append(method.objective(*views, index))
+    assert ((found[0] - found[1]).abs() > 0.1).all()
+    if name == "colt+ts":       # scores of images stay comparable
+        torch.testing.assert_close(method.state["crowding"][:6], colt.crowding(*views, method.run.temperature, 4)[:6])
+
+
+@pytest.mark.parametrize("options, message", [
+    ("period=3", "4 epochs are no whole number of periods; give period=… in the arm, such as period=1"), ("", "no whole number of periods"),
+    ("low=0.0 period=2", "give 0 < low ≤ high"), ("high=0.05 period=2", "from low=0.1 to high=0.05"),
+    ("period=2 shape=square", "shape=square is neither cosine nor shuffled")])
+def test_schedules_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        started("ts", options=options)
 
 
 # ---- labels
@@ -318,29 +372,36 @@ def test_methods_join_in_one_order():
     joined = methods.find("sdclr+bcl+gh")
     assert [kind.__name__ for kind in joined.__mro__[1:6]] == ["GH", "TwoStage", "BCL", "SDCLR", "SimCLR"]
     assert methods.find("sdclr+bcl+gh") is joined and (joined.branches, joined.head_layers) == (2, 3)
-    assert set(simclr.gathered(joined, "options")) == {"draws", "floor", "memory", "warm", "middle", "classes", "ramp", "refresh", "least",
+    assert set(methods.gathered(joined, "options")) == {"draws", "floor", "memory", "warm", "middle", "classes", "ramp", "refresh", "least",
                                                          "harmony", "past", "late_past"}
 
 
 @pytest.mark.parametrize("name, message", [
-    ("bcl+moco", "no method 'moco'; there are simclr, untrained, sdclr"), ("bcl+sdclr", "names a method twice or out of order"),
+    ("bcl+moco", "no method 'moco'; there are simclr, bcl, colt"), ("bcl+sdclr", "names a method twice or out of order"),
     ("bcl+bcl", "twice or out of order"), ("simclr+bcl", "without simclr"), ("two_stage+gh", "twice or out of order"),
     ("sdclr+simsiam", "'sdclr.simsiam' makes no sense: sdclr does not go with the rest"), ("simsiam+gh", "gh does not go"),
-    ("supervised+colt", "colt does not go")])
+    ("supervised+colt", "colt does not go"), ("simsiam+ts", "simsiam does not go"),
+    ("sdclr+untrained", "untrained does not go")])
 def test_names_without_sense_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         methods.find(name)
 
 
+def test_two_methods_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two methods are called bcl, in longtail.learn.methods.bcl and test_methods; rename one"):
+        type("Other", (methods.SimCLR,), {}, name="bcl")
+    assert methods.find("bcl") is bcl.BCL
+
+
 def test_every_method_is_tried_and_has_its_settings_typed():
-    assert {part for name in FAMILY for part in name.split("+")} >= set(methods.METHODS) - {"untrained"}
+    assert {part for name in FAMILY for part in name.split("+")} >= set(methods.METHODS) - {"untrained", "given"}
     kind = methods.find("simsiam+rwsam")
-    assert simclr.read_options(kind, {"rho": "2", "adaptive": "False"}) \
+    assert methods.read_options(kind, {"rho": "2", "adaptive": "False"}) \
         == {"rho": 2.0, "adaptive": False, "freeze": False, "alpha": 1.0, "clip": 10.0}
     for given, message in (({"rhos": "2"}, "rhos is no setting of a run or of this method; the method has rho"),
                            ({"freeze": "0"}, "0 is neither True nor False"), ({"rho": "big"}, "could not convert")):
         with pytest.raises(ValueError, match=message):
-            simclr.read_options(kind, given)
+            methods.read_options(kind, given)
 
 
 def test_an_arm_sets_what_it_names():
@@ -355,6 +416,7 @@ def test_an_arm_sets_what_it_names():
     assert (run.reserve, run.budget, run.head_layers, len(images), run.seeds(len(images))) == (9, 5, 3, 13, 4)
     assert run.options == "begin=2 clusters=10 domain=0.2 memory=0.97 nearest=10 repick=25" and run.images == images.digest
     for arm, message in {"simclr long_tail draws=2": "draws is no setting of a run or of this method; the method has none",
+                         "gh long_tail": "warm=500 must lie between 1 warm-up epochs and 4 epochs",
                          "bcl long_tail split=3": "split is no setting", "bcl long_tail 2 0.1 7": "no arm"}.items():
         with pytest.raises(ValueError, match=message):
             train.plan(study, arm, 1, 1, settings)
@@ -378,3 +440,79 @@ def test_memory_is_of_the_first_pass_of_an_uphill_step():
     loss = method.backward(encoder, first, second, index)
     torch.testing.assert_close(method.state["loss"][index], loss)
     assert method.state["loss"][8:].isnan().all() and method.attends
+
+
+# ---- a method from elsewhere
+
+VICREG = '''
+"""VICReg: variance, invariance, covariance (Bardes et al., ICLR 2022)."""
+
+from torch.nn import functional
+
+from longtail.learn.methods.simclr import SimCLR
+
+
+class VICReg(SimCLR, name="vicreg"):
+    """Both views of an image agree, every output varies, and no two outputs vary together."""
+
+    options = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0}
+    clashes = ("simsiam", "supervised")
+
+    def objective(self, first, second, index):
+        agree = (first - second).square().mean(1)
+        vary = sum(functional.relu(1 - (rows.var(0) + 1e-4).sqrt()).mean() for rows in (first, second))
+        covariances = [rows.T.cov().fill_diagonal_(0) for rows in (first, second)]
+        together = sum(matrix.square().sum() / len(matrix) for matrix in covariances)
+        return self.own["invariance"] * agree + self.own["variance"] * vary / 2 + self.own["covariance"] * together
+'''
+
+NOTEBOOKS = """
+from types import SimpleNamespace
+
+import toy
+from longtail.learn import methods, train
+from longtail.papers import figures
+from longtail.store import paths, runs
+
+assert methods.__file__.startswith(folder) and methods.find("vicreg").__doc__
+toy.paths.RESULTS = paths.Path(folder) / "results"
+study = SimpleNamespace(seed=toy.IMAGES, balanced=toy.IMAGES, pool=toy.IMAGES)
+settings = {key: value for key, value in vars(toy.planned()).items()
+            if key not in ("method", "subset", "split", "seed", "images", "head_layers", "options")}
+arms = ["vicreg long_tail covariance=2", "sdclr+vicreg balanced"]
+jobs = [train.plan(study, arm, 1, 1, settings) for arm in arms]
+stopped, whole = runs.Results("stopped"), runs.Results("whole")
+step, calls = train.Step.__call__, []
+
+def fail(self, *given):
+    calls.append(1)
+    if len(calls) == 8:
+        raise KeyboardInterrupt
+    return step(self, *given)
+
+train.Step.__call__ = fail
+try:
+    train.pretrain(*jobs[0], stopped, progress=False, checkpoint_seconds=0)
+except KeyboardInterrupt:
+    train.Step.__call__ = step
+assert not stopped.is_done(jobs[0][0])
+train.pretrain_all(jobs, stopped, 1)
+train.pretrain_all(jobs, whole, 1)
+first, second = (train.encoder_of(jobs[0][0], results).state_dict() for results in (stopped, whole))
+assert all((first[name] == second[name]).all() for name in first)
+logs = whole.logs().groupby("method").loss
+assert (logs.last() < logs.first()).all()
+figures.look(figures.METHOD, logs.first().index)
+print(*[run.name for run, _ in jobs])
+"""
+
+
+def test_a_method_is_added_by_one_file(tmp_path):
+    """Found in a copy of the package, trained alone and on SDCLR by the notebooks' calls, resumed, drawn; nothing else is edited."""
+    shutil.copytree(paths.ROOT / "src" / "longtail", tmp_path / "longtail", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "longtail" / "learn" / "methods" / "vicreg.py").write_text(VICREG)
+    places = os.pathsep.join([str(tmp_path), str(paths.ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run([sys.executable, "-c", f"folder = {str(tmp_path)!r}\n{NOTEBOOKS}"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": places})
+    assert done.returncode == 0, done.stderr
+    assert [name.split("-")[0] for name in done.stdout.split()] == ["vicreg", "sdclr+vicreg"]

@@ -11,6 +11,7 @@ from toy import IMAGES, planned
 from longtail.images import randaugment, views
 from longtail.label import adjusted, supervised
 from longtail.learn import models, train
+from longtail.learn.methods import ts
 from longtail.store import gpu, paths, processes, runs
 
 
@@ -45,7 +46,7 @@ def stop_at(monkeypatch, method, number):
     monkeypatch.setattr(train.Step, "__call__", call)
 
 
-@pytest.mark.parametrize("method", ["sdclr+bcl+gh+colt", "rwsam"])
+@pytest.mark.parametrize("method", ["sdclr+bcl+gh+colt", "rwsam", "sdclr+ts"])
 def test_replays_are_the_updates_made_one_by_one(monkeypatch, method):
     """The smoke test shows it for every method; here also what was recorded, and that nothing is where updates are made one by one."""
     run = planned(method=method)
@@ -53,8 +54,8 @@ def test_replays_are_the_updates_made_one_by_one(monkeypatch, method):
     assert same(recorded, one_by_one) and not one_by_one[2]
     assert all(len(kernels) > 50 for _, kernels in recorded[2])
     # sizes of a batch: 8 and 4 of 12 seed images, 8 and 2 with 6 of the pool, 8 and 2 when GH harmonizes; rwSAM's reference is a second run
-    assert len(recorded[2]) == (6 if "colt" in method else 4)
-    assert len({id(memory) for memory, _ in recorded[2]}) == (1 if "colt" in method else 2)
+    assert len(recorded[2]) == {"sdclr+bcl+gh+colt": 6, "rwsam": 4, "sdclr+ts": 2}[method]
+    assert len({id(memory) for memory, _ in recorded[2]}) == (2 if method == "rwsam" else 1)
     with monkeypatch.context() as patch:
         stop_at(patch, method, 8)
         with pytest.raises(KeyboardInterrupt):
@@ -120,9 +121,14 @@ def number_as_epoch(patch):
     patch.setattr(train, "train_epoch", epoch_of)
 
 
-@pytest.mark.parametrize("mutant", [replaced_mask, number_as_rate, number_as_epoch])
+def replaced_temperature(patch):
+    """A new temperature in a new tensor."""
+    patch.setattr(ts.TS, "before_epoch", lambda method, encoder, epoch: method.state.update(temperature=torch.tensor(method.course[epoch])))
+
+
+@pytest.mark.parametrize("mutant", [replaced_mask, number_as_rate, number_as_epoch, replaced_temperature])
 def test_what_a_graph_would_not_see_is_found(monkeypatch, mutant):
-    run = planned(method="sdclr")
+    run = planned(method="ts" if mutant is replaced_temperature else "sdclr")
     with monkeypatch.context() as patch:
         mutant(patch)
         one_by_one, recorded = trained(run, "one by one", records=False), trained(run, "recorded")

@@ -123,7 +123,7 @@ def test_a_last_batch_of_one_image_is_dropped(results, monkeypatch, count, sizes
     (IMAGES, {"warmup_epochs": 4}, "4 warm-up epochs leave nothing of 4; lower warmup_epochs"),
     (image_set(1), {}, "1 images make no batch of at least two"),
     (IMAGES, {"images": "0" * 16}, f"was planned for images {'0' * 16}, these are {IMAGES.digest}"),
-    (IMAGES, {"method": "moco"}, "no method 'moco'; there are simclr, untrained, sdclr"),
+    (IMAGES, {"method": "moco"}, "no method 'moco'; there are simclr, bcl, colt"),
     (IMAGES, {"architecture": "vit"}, "no architecture 'vit'"),
 ])
 def test_what_cannot_be_trained_is_refused(results, images, change, message):

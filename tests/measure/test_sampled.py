@@ -56,10 +56,10 @@ def test_a_known_label_stays(study):
 
 def test_composition_of_a_pool_of_other_classes_counts_their_counterparts(study):
     mixed = named(study, ["n02123045/1.JPEG", "n02129165/1.JPEG", "n03662601/1.JPEG", "n02123045/2.JPEG"])
-    rows = sampled.composition(mixed, {"mine": pd.DataFrame({"index": [0, 1, 3]})})
+    rows = sampled.mix(mixed, {"mine": pd.DataFrame({"index": [0, 1, 3]})})
     cats = size_groups(mixed.counts, "thirds")[3]
-    assert rows.set_index("part").picks.to_dict() == {part: 2 * (part == cats) + (part == "outsider") for part in sampled.PARTS}
-    assert not len(sampled.composition(named(study, ["scenes/1.png"] * 4), {"mine": pd.DataFrame({"index": [0, 1]})}))
+    assert rows.set_index("part").picks.to_dict() == {part: 2 * (part == cats) + (part == "outsider") for part in sampled.POOL_PARTS}
+    assert not len(sampled.mix(named(study, ["scenes/1.png"] * 4), {"mine": pd.DataFrame({"index": [0, 1]})}))
 
 
 def test_composition_shares_what_was_taken(study):
@@ -68,7 +68,7 @@ def test_composition_shares_what_was_taken(study):
     assert sampled.pool_parts(study).tolist() == part.tolist()
     mine = np.concatenate([np.flatnonzero(part == "outsider")[:7], np.flatnonzero(part == "few")[:3]])
     picks = {"random": pd.DataFrame({"index": np.random.default_rng(0).permutation(len(part))[:40]}), "mine": pd.DataFrame({"index": mine})}
-    rows = sampled.composition(study, picks)
+    rows = sampled.mix(study, picks)
     assert list(rows.columns) == ["sampler", "budget", "part", "share", "picks"]
     assert rows.groupby("sampler").share.sum().tolist() == pytest.approx([100, 100])
     assert rows.groupby("sampler").picks.sum().to_dict() == {"random": 40, "mine": 10}
@@ -80,11 +80,11 @@ def test_composition_shares_what_was_taken(study):
 
 def test_spread_tells_collapse_from_spread():
     pool = torch.eye(4).repeat(5, 1)                       # four directions, five copies of each
-    collapsed, wide = sampled.spread(pool, [0, 4]), sampled.spread(pool, [0, 1, 2, 3])
+    collapsed, wide = sampled.dispersion(pool, [0, 4]), sampled.dispersion(pool, [0, 1, 2, 3])
     assert collapsed == pytest.approx({"coverage": 0.25, "nearest_pick_distance": 0.0})
     assert wide == pytest.approx({"coverage": 1.0, "nearest_pick_distance": 1.0})
     with pytest.raises(ValueError, match="at least two"):
-        sampled.spread(pool, [3])
+        sampled.dispersion(pool, [3])
 
 
 def distance(a, b):
@@ -128,10 +128,10 @@ def finish(run, results, seconds, study):
 
 def test_objectives_of_picks_are_those_of_loops(extractor, study):
     run, results = extractor
-    picks = pd.concat([samplers.pick(run, results, study, sampler, 6, **HOW) for sampler in ("mak", "k_center", "proximity")])
+    picks = {sampler: samplers.pick(run, results, study, sampler, 6, **HOW) for sampler in ("mak", "k_center", "proximity")}
     found = sampled.objectives(run, results, study, picks).set_index("sampler")
     pool, seed = samplers.pool_and_seed(run, results, study)
-    for sampler, taken in picks.groupby("sampler"):
+    for sampler, taken in picks.items():
         chosen = pool[taken["index"].tolist()]
         near = [min(distance(image, center) for center in seed) for image in chosen]
         radius = max(min(distance(image, center) for center in [*seed, *chosen]) for image in pool)
@@ -163,7 +163,7 @@ def test_overhead_is_the_recorded_seconds_in_epochs_of_the_retraining(extractor,
     for name, seconds in (("pool-ecle", 7.0), ("pool-distance-k4", 0.5), ("picks-mak-6-a0.3-c1.5-k4", 0.25)):
         record = results.folder(run) / f"{name}.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"seconds": seconds}))
-    enlarged, _ = samplers.enlarge(run, study, taken, "mak", "epochs")
+    enlarged, _ = samplers.with_picks(run, study, taken, "mak", "epochs")
     finish(enlarged, results, 8.0, study)
     row = samplers.row("mak", {"budget": 6, **HOW})
     [found] = sampled.overhead(run, enlarged, results, row).to_dict("records")

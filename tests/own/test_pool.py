@@ -19,7 +19,6 @@ from longtail.command import reproduce
 from longtail.images import places, sources
 from longtail.learn import encode, models, train
 from longtail.own import encoders, inventory, pool, request
-from longtail.own.gallery import TAKES
 from longtail.pick import samplers
 from longtail.store import paths, runs
 from longtail.store.settings import read_yaml
@@ -530,7 +529,3 @@ def test_notebooks_are_not_run_with_images_of_ones_own(album, capsys):
 def test_defaults_are_within_what_is_accepted(album):
     default = request.ask("mine", {"seed_images": "seed", "pool_images": "pool"}, album.root)
     assert request.ask("mine", {key: value for key, value in vars(default).items() if key not in ("name", "folder")}, album.root) == default
-
-
-def test_page_describes_every_sampler():
-    assert TAKES.keys() == samplers.SAMPLERS.keys()

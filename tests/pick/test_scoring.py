@@ -16,7 +16,6 @@ from PIL import Image
 
 from longtail.images import sources, studies
 from longtail.learn import encode, train
-from longtail.measure import evaluate
 from longtail.pick import ecle, samplers, scoring, selection
 from longtail.store import paths, runs
 
@@ -34,7 +33,7 @@ def found(tmp_path_factory):
 
 
 def test_measures_what_one_pass_in_memory_measures(found, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "CHUNK", several.CHUNK)
+    monkeypatch.setattr(encode, "CHUNK", several.CHUNK)
     images = several.Study().pool
     run, results = several.extractor(tmp_path, several.Study().seed)
     projections = ecle.project(run, results, images, several.HOW["views"])
@@ -131,7 +130,7 @@ def jpegs(count, reads):
 
 
 def test_images_in_files_are_decoded_once_and_score_as_those_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "CHUNK", 8)
+    monkeypatch.setattr(encode, "CHUNK", 8)
     reads = []
     files = jpegs(30, reads)
     lazy = sources.FileSet(sources.Files(files, 16), torch.full((30,), -1), tuple(name for name, _ in files))
@@ -161,7 +160,7 @@ def tree(tmp_path, monkeypatch):
 
 
 def test_a_pool_left_in_its_files_is_picked_from_as_one_in_memory(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "CHUNK", 8)
+    monkeypatch.setattr(encode, "CHUNK", 8)
     picks = []
     for in_files in (False, True):
         study = studies.study(**tree, pool_in_files=in_files)
@@ -170,7 +169,7 @@ def test_a_pool_left_in_its_files_is_picked_from_as_one_in_memory(tree, tmp_path
         how = {"budget": 8, "alpha": 0.3, "ratio": 1.5, "prototypes": 3, **several.HOW}
         samplers.pick_all(run, results, study, [samplers.row(sampler, how) for sampler in ("mak", "k_center")])
         picks.append(results.read("picks-*"))
-        _, images = samplers.enlarge(run, study, picks[-1][picks[-1].sampler == "mak"], "mak", "epochs")
+        _, images = samplers.with_picks(run, study, picks[-1][picks[-1].sampler == "mak"], "mak", "epochs")
         assert type(images) is sources.ImageSet and len(images) == len(study.seed) + 8
     pd.testing.assert_frame_equal(*picks)
 

@@ -10,6 +10,7 @@ import torch
 from several import LARGE, PICKED, SHARES, WIDTH, features, inputs
 
 from longtail.pick import samplers, selection, shards
+from longtail.pick.hierarchical_k_means import hierarchical_k_means
 from longtail.store import paths
 
 
@@ -56,12 +57,28 @@ def test_does_not_depend_on_tiles_precision_or_place(pool, seed, monkeypatch, tm
     some, (expected, _) = pool[-600:], naive(pool[-600:], seed, 150)
     np.save(tmp_path / "pool.npy", some.numpy())
     mapped = np.load(tmp_path / "pool.npy", mmap_mode="r")
-    for name, size in (("TILE", 33), ("PANEL", 16), ("FIRST", 8), ("CACHED", 10)):
+    for name, size in (("TILE_ROWS", 33), ("PANEL", 16), ("FIRST_CENTERS", 8), ("CACHED", 10)):
         monkeypatch.setattr(selection, name, size)
     for rows in (some, some.double(), some.numpy(), mapped):
         assert selection.k_center(rows, seed, 150, block=50).tolist() == expected
     monkeypatch.setattr(selection, "AT_ONCE", 0)        # on the grid at every reading, as what is larger than memory
     assert selection.k_center(mapped, seed, 150).tolist() == expected
+
+
+def test_two_threads_share_tiles_and_pick_alike(pool, seed, expected, monkeypatch):
+    monkeypatch.setattr(selection, "TILE_ROWS", 100)
+    asked, pool_of = [], selection.ThreadPoolExecutor
+    monkeypatch.setattr(selection, "ThreadPoolExecutor",
+                        lambda threads: asked.append((threads, torch.get_num_threads())) or pool_of(threads))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        rounds = selection.k_center_rounds(pool, seed, 300)
+        assert torch.cat([(part, torch.get_num_threads() == 2 or pytest.fail("the caller's threads are gone"))[0]
+                          for part in rounds]).tolist() == expected[:300]
+    finally:
+        torch.set_num_threads(before)
+    assert set(asked) == {(2, 1)}           # two threads with tiles of their own, no team that waits for its slowest
 
 
 def test_half_precision_files_are_read_as_they_are(pool, seed):
@@ -167,11 +184,19 @@ def spread(folder):
 def test_shards_pick_what_one_process_picks(spread, expected, way):
     pool, seed, loss, distance = inputs()
     q = samplers.score(loss, distance, 0.3)
-    mak, few = (samplers.select(q, pool, seed, budget, ratio).tolist() for budget, ratio in ((300, 1.5), (40, 1.0)))
+    mak, few = (samplers.core_set(q, pool, seed, budget, ratio).tolist() for budget, ratio in ((300, 1.5), (40, 1.0)))
+    balanced = hierarchical_k_means(pool, 40, (20, 5), steps=1).tolist()
     assert set(mak) != set(expected[:300])
     for rank in spread[way]:
-        assert rank["picks"] == [expected[:300], expected[:300], expected[:300], expected, mak, few]
+        assert rank["picks"] == [expected[:300], expected[:300], expected[:300], expected, mak, few, balanced]
         assert rank["score"] == q.tolist()
+
+
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_two_processes_pick_in_the_order_of_one(spread, sampler):
+    pool, seed, loss, distance = inputs()
+    alone = samplers.sample(sampler, loss, distance, pool, seed, 40, 0.3, 1.5, 0).tolist()
+    assert [rank["samplers"][sampler] for rank in spread[1]] == [alone, alone]
 
 
 @pytest.mark.parametrize("way", range(len(SHARES)))

@@ -170,7 +170,7 @@ def test_spread_is_computed_where_the_cores_are(monkeypatch):
     monkeypatch.setattr(selection.Grid, "__init__", lambda grid, rows, device: asked.append(device) or whole(grid, rows, device))
     monkeypatch.setattr(gpu, "device", lambda: torch.device("meta"))
     with pytest.raises(TypeError, match="meta"):
-        sampled.spread(torch.rand(100, 8), torch.arange(9))
+        sampled.dispersion(torch.rand(100, 8), torch.arange(9))
     assert asked == [torch.device("meta")]
 
 

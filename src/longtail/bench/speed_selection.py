@@ -85,8 +85,8 @@ def floor(pool, seed, budget):
     Every candidate meets every seed row, every pick every row not yet picked. Ours over it is the inverse of the ratio.
     """
     whole = len(pool) * (len(seed) + budget) - budget**2 / 2
-    centers = torch.cat([seed, pool[:budget]]).split(selection.TILE)
-    tiles = list(itertools.product(pool.split(selection.TILE), centers))
+    centers = torch.cat([seed, pool[:budget]]).split(selection.TILE_ROWS)
+    tiles = list(itertools.product(pool.split(selection.TILE_ROWS), centers))
 
     def products():
         for left, right in tiles:
@@ -109,7 +109,7 @@ def relu_features(count, width, seed):
 
 def nearest_of(pool, seed):
     """Similarity (n,) of each row with its nearest seed row, in float32."""
-    return torch.cat([(tile @ seed.T).amax(1) for tile in pool.split(selection.TILE)])
+    return torch.cat([(tile @ seed.T).amax(1) for tile in pool.split(selection.TILE_ROWS)])
 
 
 def product_a_pick(pool, seed, budget):

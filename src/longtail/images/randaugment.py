@@ -9,19 +9,18 @@ from torch.nn import functional
 from longtail.images import views
 from longtail.store import gpu
 
-OPERATIONS = {      # BCL's fifteen: value at magnitude 0 and at 30
+RANGES = {          # BCL's fifteen: value at magnitude 0 and at 30
     "ShearX": (0.0, 0.6), "ShearY": (0.0, 0.6), "TranslateX": (0.0, 0.66), "TranslateY": (0.0, 0.66),       # shares of the side
     "Rotate": (0.0, 60.0), "AutoContrast": (0.0, 1.0), "Invert": (0.0, 1.0), "Equalize": (0.0, 1.0),        # degrees; three without value
     "Solarize": (0.0, 110.0), "Posterize": (4.0, 8.0), "Contrast": (0.1, 1.9), "Color": (0.1, 1.9),         # level, bits, factors
     "Brightness": (0.1, 1.9), "Sharpness": (0.1, 1.9), "Cutout": (0.0, 0.4)}                                # share of the side
-NAMES = list(OPERATIONS)
-GREY = (125, 123, 114)      # of what Cutout covers
+COVER = (125, 123, 114)      # of what Cutout covers
 VIEWS = 2**20               # numbers of the views whose random numbers are used here; plain views count from 0
 
 
 def values(magnitude, operation):
-    """What each operation does at a magnitude on the scale of 0 … 30: both (b,), the operation a position in NAMES."""
-    low, high = gpu.constant(tuple(OPERATIONS.values()), magnitude.device, magnitude.dtype)[operation].unbind(-1)
+    """What each operation does at a magnitude on the scale of 0 … 30: both (b,), the operation a position in RANGES."""
+    low, high = gpu.constant(tuple(RANGES.values()), magnitude.device, magnitude.dtype)[operation].unbind(-1)
     return low + magnitude / 30 * (high - low)
 
 
@@ -33,12 +32,12 @@ def magnitudes(strength, draws, floor, u):
 def boost(levels, index, strength, draws, floor, seed, epoch, view):
     """``draws`` operations, each done to an image with probability ``strength`` (b,), on levels 0 … 255 (b, 3, s, s).
 
-    Drawn with replacement. The random share of a magnitude is the same for both views and all operations of an image (spec 3).
+    Drawn with replacement. The random share of a magnitude is the same for both views and all operations of an image (the authors' code).
     """
     shared = views.uniforms(index, seed, epoch, VIEWS - 1, 4)[:, 0]
     magnitude = magnitudes(strength.double(), draws, floor, shared)
     for u in views.uniforms(index, seed, epoch, VIEWS + view, 8 * draws).split(8, 1):
-        operation = (u[:, 0] * len(NAMES)).long()
+        operation = (u[:, 0] * len(RANGES)).long()
         value = values(magnitude, operation)
         signed = torch.where((u[:, 2] < 0.5) & (operation < 5), -value, value)      # geometry goes either way
         levels = views.where(u[:, 1] < strength, levels, change, operation, signed, u[:, 3:5] * levels.shape[-1])
@@ -47,7 +46,7 @@ def boost(levels, index, strength, draws, floor, seed, epoch, view):
 
 def change(x, operation, value, centre):
     """One operation to each image: operation, value (b,), centre (b, 2) of Cutout in pixels, x then y."""
-    x = views.finish(x.clone(), True)
+    x = views.clip(x.clone(), True)
     family = (operation >= 5).long() + (operation >= 10) + (operation >= 14)
     x = views.where(family == 0, x, warp, operation, value)
     x = views.where(family == 1, x, look_up, operation, value)
@@ -121,4 +120,4 @@ def cut_out(x, value, centre):
     end = (start + width).clamp(max=side).floor()
     across, down = ((reach >= start[:, k, None]) & (reach <= end[:, k, None]) for k in (0, 1))
     covered = (across[:, None, :] & down[:, :, None] & (width > 0)[:, None])[:, None]
-    return torch.where(covered, gpu.constant(GREY, x.device, x.dtype).view(3, 1, 1), x)
+    return torch.where(covered, gpu.constant(COVER, x.device, x.dtype).view(3, 1, 1), x)

@@ -1,7 +1,7 @@
 """Two random views of a batch, made on the device; each image has its own parameters.
 
-The law is torchvision's and the resampling is Pillow's (spec: speed_training 2e); randomness is a function of (seed, epoch,
-image, view), the same on every device and for any batch.
+The law is torchvision's and the resampling is Pillow's; randomness is a function of (seed, epoch, image, view), the same on every
+device and for any batch.
 """
 
 import functools
@@ -13,13 +13,13 @@ from torch.nn import functional
 
 from longtail.store import gpu
 
-DRAWS = 36                                                  # uniform numbers behind one view
-GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)         # Pillow's luma weights
+UNIFORMS = 36                                               # uniform numbers behind one view
+LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)         # Pillow's luma weights
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The law of one kind of random view (spec 2.3); probabilities and ranges as torchvision names them."""
+    """The law of one kind of random view; probabilities and ranges as torchvision names them."""
 
     area: tuple = (1.0, 1.0)            # share of the image that the resized crop covers; (1, 1) with padding: no resizing
     aspect: tuple = (3 / 4, 4 / 3)
@@ -69,7 +69,7 @@ def augment(images, index, policy, seed, epoch, view, rounded=False, fused=False
 @functools.cache
 def _compiled():
     """``apply`` as few kernels, built anew for every size of a chunk."""
-    torch.compiler.assume_constant_result(table)        # here, not where it is defined: the compiler takes seconds to import
+    torch.compiler.assume_constant_result(constant_tables)        # here, not where it is defined: the compiler takes seconds to import
     return gpu.compiled(apply)
 
 
@@ -93,14 +93,14 @@ def traced(x):
 def where(chosen, x, operation, *parameters):
     """x (b, …) with ``operation(images, *parameters)`` done to the chosen images (bool, b)."""
     if traced(x):
-        return keep(chosen, operation(x, *parameters), x)
+        return chosen_of(chosen, operation(x, *parameters), x)
     rows = chosen.nonzero()[:, 0]
     return x.index_copy_(0, rows, operation(x[rows], *(values[rows] for values in parameters))) if len(rows) else x
 
 
 # ---- randomness
 
-def uniforms(index, seed, epoch, view, draws=DRAWS):
+def uniforms(index, seed, epoch, view, draws=UNIFORMS):
     """Uniform numbers in (0, 1), float64 (b, draws): Philox4x32-10 keyed by the seed, counted by (image, view, epoch, draw)."""
     mask = 0xFFFFFFFF
     block = torch.arange(draws // 4, device=index.device)
@@ -152,11 +152,11 @@ def resized_crop(x, drawn, policy, rounded):
     starts, lengths = torch.stack([drawn["y"], drawn["x"]]), torch.stack([drawn["height"], drawn["width"]])
     rows, columns = resampling(starts, lengths, side, policy.kernel)
     columns = torch.where(drawn["flip"][:, None, None], columns.flip(1), columns)
-    x = finish(torch.bmm(x.reshape(n, 3 * side, side), columns.mT), rounded)
-    return finish(torch.matmul(rows[:, None], x.view(n, 3, side, side)), rounded)
+    x = clip(torch.bmm(x.reshape(n, 3 * side, side), columns.mT), rounded)
+    return clip(torch.matmul(rows[:, None], x.view(n, 3, side, side)), rounded)
 
 
-def finish(x, rounded):
+def clip(x, rounded):
     """Levels clipped to [0, 255], and to whole ones for comparison with Pillow."""
     return (x + 0.5).floor_().clamp_(0, 255) if rounded else x.clamp_(0, 255)
 
@@ -164,11 +164,11 @@ def finish(x, rounded):
 def resampling(start, length, side, kernel):
     """Matrices (…, side, side) that resize the windows [start, start + length) to ``side`` pixels; start, length int64 (…)."""
     if side <= 64:
-        return table(side, kernel, start.device)[start * (side + 1) + length]
+        return constant_tables(side, kernel, start.device)[start * (side + 1) + length]
     return weights(start, length, side, kernel)
 
 
-def table(side, kernel, device):
+def constant_tables(side, kernel, device):
     """What ``tables`` holds, as a constant to a compiler."""
     return tables(side, kernel, device)
 
@@ -212,9 +212,9 @@ def blur(x, sigma, rounded):
     taken = ((pixel[:, None] + offset).clamp(0, side - 1)[..., None] == pixel).float()           # edges repeat
     box = torch.einsum("bo,ios->bis", weight, taken)
     for _ in range(3):
-        x = finish(torch.matmul(x, box[:, None].mT), rounded)
+        x = clip(torch.matmul(x, box[:, None].mT), rounded)
     for _ in range(3):
-        x = finish(torch.matmul(box[:, None], x), rounded)
+        x = clip(torch.matmul(box[:, None], x), rounded)
     return x
 
 
@@ -223,9 +223,9 @@ def blur(x, sigma, rounded):
 def luma(x, rounded):
     """Grey value (b, 1, h, w) as Pillow's convert("L")."""
     if traced(x):       # one fused pass instead of a product of its own
-        grey = sum(weight * x[:, channel:channel + 1] for channel, weight in enumerate(GREY))
+        grey = sum(weight * x[:, channel:channel + 1] for channel, weight in enumerate(LUMA))
     else:
-        grey = torch.matmul(x.new_tensor([GREY]), x.flatten(2)).unflatten(-1, x.shape[2:])
+        grey = torch.matmul(x.new_tensor([LUMA]), x.flatten(2)).unflatten(-1, x.shape[2:])
     return (grey + 0.5).floor() if rounded else grey
 
 
@@ -236,24 +236,11 @@ def blend(x, other, factor, rounded):
 
 
 def jitter(x, drawn, policy, rounded):
-    """Brightness, contrast, saturation and hue in each image's own order; each touches only the rows whose turn it is."""
-    used = [operation for operation, reach in enumerate(policy.jitter) if reach]
-    for place in range(4):
-        for operation in used:
-            rows = (drawn["jitter"] & (drawn["order"][:, place] == operation)).nonzero()[:, 0]
-            if not len(rows):
-                continue
-            z, factor = x[rows], drawn["factor"][rows, operation]
-            if operation == 0:
-                z = blend(z, z.new_zeros(1), factor, rounded)
-            elif operation == 1:
-                mean = luma(z, rounded).mean((1, 2, 3), keepdim=True)
-                z = blend(z, (mean + 0.5).floor() if rounded else mean, factor, rounded)
-            elif operation == 2:
-                z = blend(z, luma(z, rounded), factor, rounded)
-            else:
-                z = (rotate_hue_of_bytes if rounded else rotate_hue)(z, factor.to(z.dtype).view(-1, 1, 1))
-            x.index_copy_(0, rows, z)
+    """Brightness, contrast, saturation and hue in each image's own order; each touches only the images whose turn it is."""
+    for turn in drawn["order"].unbind(1):
+        x = where(drawn["jitter"] & (turn < 3), x, functools.partial(blend_by, rounded=rounded), turn, drawn["factor"])
+        if policy.jitter[3]:
+            x = where(drawn["jitter"] & (turn == 3), x, functools.partial(change_hue, rounded=rounded), drawn["factor"][:, 3])
     return x
 
 
@@ -265,27 +252,31 @@ def jitter_together(x, drawn, policy, rounded):
     order, factor = drawn["order"], drawn["factor"]
     hue = (order == 3).int().argmax(1)
     for place in (0, 1, 2):
-        x = keep(drawn["jitter"] & (place < hue), blend_of(x, order[:, place], factor, rounded), x)
+        x = chosen_of(drawn["jitter"] & (place < hue), blend_by(x, order[:, place], factor, rounded), x)
     if policy.jitter[3]:
-        turned = (rotate_hue_of_bytes if rounded else rotate_hue)(x, factor[:, 3].to(x.dtype).view(-1, 1, 1))
-        x = keep(drawn["jitter"], turned, x)
+        x = chosen_of(drawn["jitter"], change_hue(x, factor[:, 3], rounded), x)
     for place in (1, 2, 3):
-        x = keep(drawn["jitter"] & (place > hue), blend_of(x, order[:, place], factor, rounded), x)
+        x = chosen_of(drawn["jitter"] & (place > hue), blend_by(x, order[:, place], factor, rounded), x)
     return x
 
 
-def keep(chosen, new, old):
+def chosen_of(chosen, new, old):
     """The new images where chosen (b,), else the old."""
     return torch.where(chosen.view(-1, 1, 1, 1), new, old)
 
 
-def blend_of(x, operation, factor, rounded):
+def blend_by(x, operation, factor, rounded):
     """Brightness, contrast or saturation (0, 1, 2) of each image, as its ``operation`` (b,) says; others are not to be used."""
     grey = luma(x, rounded)
     mean = grey.mean((1, 2, 3), keepdim=True)
     mean = (mean + 0.5).floor() if rounded else mean
-    other = keep(operation == 2, grey, keep(operation == 1, mean, torch.zeros_like(mean)))
+    other = chosen_of(operation == 2, grey, chosen_of(operation == 1, mean, torch.zeros_like(mean)))
     return blend(x, other, factor.gather(1, operation[:, None]), rounded)
+
+
+def change_hue(x, factor, rounded):
+    """Rotate the hue of each image by ``factor`` (b,) of a full circle."""
+    return (rotate_hue_of_bytes if rounded else rotate_hue)(x, factor.to(x.dtype).view(-1, 1, 1))
 
 
 def rotate_hue(x, turn):

@@ -22,3 +22,11 @@ def features(encoder, images, precision, **view):
     """Pooled features h (n, d) of an image set, before the projection head."""
     with torch.autocast(runs.device().type, torch.bfloat16, enabled=precision == "bfloat16"):
         return in_chunks(encoder.trunk, images.images.to(runs.device()), **view)
+
+
+def embed(network, pixels):
+    """What a network makes of images (uint8) in evaluation mode, in the middle of its training; (n, d)."""
+    network.eval()
+    rows = in_chunks(network, pixels)
+    network.train()
+    return rows

@@ -1,5 +1,4 @@
-"""Every loss as a per-image tensor; reductions belong to the caller, or to the method where they are part of it (``LossSpec``)."""
-
+"""Losses that several methods use, as one number an image; the mean belongs to the caller."""
 
 import torch
 from torch.nn import functional
@@ -31,39 +30,8 @@ def nt_xent(first, second, temperature):
     return (denominator[..., :n] + denominator[..., n:]) / 2 - positive
 
 
-def focal_nt_xent(first, second, temperature, focus):
-    """NT-Xent that turns to the hard anchors: each anchor's loss times (1 − its positive's probability)^focus; (n,)."""
-    _, positive, denominator = contrast(first, second, temperature)
-    anchors = denominator.unflatten(-1, (2, -1)) - positive[..., None, :]
-    return ((1 - (-anchors).exp()) ** focus * anchors).mean(-2)
-
-
 def simsiam(prediction1, projection1, prediction2, projection2):
     """SimSiam's loss of each image, in [−1, 1]: each view's prediction against the other's projection, which is held fixed; (n,)."""
     pairs = (prediction1, projection2), (prediction2, projection1)
     return sum(-functional.cosine_similarity(ours.float() if ours.dtype == torch.bfloat16 else ours, other.detach(), dim=-1)
                for ours, other in pairs) / 2
-
-
-def harmonization(logits1, logits2, assigned1, assigned2, gamma=0.1):
-    """GH's loss of each image: each view's surrogate logits against the other view's assignment, both directions summed; (n,)."""
-    pairs = (assigned1, logits2), (assigned2, logits1)
-    return sum(-(assigned * functional.log_softmax(logits / gamma, -1)).sum(-1) for assigned, logits in pairs)
-
-
-def domain(first, second, extra, temperature):
-    """COLT's loss of each image: its rows against all others of its domain, seed or ``extra`` (bool, n), with NT-Xent's denominators.
-
-    Mean of an image's two rows, (n,); zero where the batch has no extra image.
-    """
-    logits, _, denominator = contrast(first, second, temperature)
-    rows = torch.cat([extra, extra])
-    same = rows[:, None] == rows
-    same.fill_diagonal_(False)
-    loss = (denominator[:, None] - logits).where(same, 0).sum(1) / same.sum(1)
-    return loss.unflatten(0, (2, -1)).mean(0) * extra.any()
-
-
-# ---- with labels: one softmax loss for every re-weighted, scaled, shifted or margin-enlarging method
-
-

@@ -11,7 +11,7 @@ from longtail.learn import norms
 from longtail.store import gpu, processes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # ImageNet's, for every data set, as in the authors' networks
-CIFAR_NORMAL = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)       # of ResNet-32 trained on CIFAR's labels (supervised spec 3)
+CIFAR_NORMAL = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)       # of ResNet-32 trained on CIFAR's labels, as in LDAM's code
 
 
 class BatchNorm(nn.Module):
@@ -173,7 +173,7 @@ def trunk(architecture, branches, normal=(MEAN, STD)):
 
 
 class Head(nn.Module):
-    """Projection head: (Linear, BN, ReLU) × (layers − 1), then Linear and BN; only the first Linear has a bias (spec 1.2).
+    """Projection head: (Linear, BN, ReLU) × (layers − 1), then Linear and BN; only the first Linear has a bias (SDCLR's code).
 
     Without layers the projections are the features themselves.
     """
@@ -196,7 +196,7 @@ class Head(nn.Module):
 
 
 class SiameseHead(Head):
-    """SimSiam's projector, or predictor: every Linear has a bias; at the end a BN that scales nothing, or none (family spec 1)."""
+    """SimSiam's projector, or predictor: every Linear has a bias; at the end a BN that scales nothing, or none (rwSAM's code)."""
 
     def __init__(self, inputs, hidden, outputs, layers, branches, predicts):
         super().__init__(inputs, layers, branches, outputs)
@@ -219,7 +219,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def refresh_masks(self, fraction):
-        """Set the masks of all convolutions from the weights as they are now (once an epoch, spec 3.1)."""
+        """Set the masks of all convolutions from the weights as they are now."""
         convs = [module for module in self.trunk.modules() if isinstance(module, Conv)]
         for conv, mask in zip(convs, magnitude_masks([conv.weight for conv in convs], fraction), strict=True):
             conv.mask.copy_(mask)
@@ -239,7 +239,7 @@ def magnitude_masks(weights, fraction):
     """Masks that keep all but the smallest ``fraction`` of the weights, by one threshold over all tensors.
 
     Returns a list of bool tensors. The threshold is the ⌈fraction · total⌉-th magnitude, counted from 0; ties with it are
-    kept, and fraction 1 keeps the largest (SDCLR's Mask.magnitudePruning, spec 3.1).
+    kept, and fraction 1 keeps the largest (SDCLR's Mask.magnitudePruning).
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"the pruned fraction is {fraction}; it must lie in [0, 1]")

@@ -17,9 +17,9 @@ from safetensors import torch as safetensors
 from tqdm import tqdm
 
 from longtail.images import views
-from longtail.learn import methods, simclr
-from longtail.learn.formulas import FINAL_RATE as FINAL_RATE
-from longtail.learn.formulas import warmup_cosine as warmup_cosine
+from longtail.learn import methods
+from longtail.learn.methods.simclr import FINAL_RATE as FINAL_RATE
+from longtail.learn.methods.simclr import warmup_cosine as warmup_cosine
 from longtail.store import gpu, processes, runs
 
 MOMENTUM = 0.9      # SDCLR and MAK, all data sets (spec 2.4)
@@ -37,9 +37,11 @@ def plan(study, arm, split, seed, settings):
     images = study.seed if own["subset"] == "long_tail" else study.balanced
     if kind.picks:
         images, own = images + study.pool.subset(range(len(study.pool))), own | {"reserve": len(study.pool)}
-    chosen = simclr.write_options(simclr.read_options(kind, options))
+    chosen = methods.write_options(methods.read_options(kind, options))
     given = settings | {"head_layers": kind.head_layers, "options": chosen} | own | kind.fixed
-    return runs.Run(**given, split=split, seed=seed, images=images.digest), images
+    run = runs.Run(**given, split=split, seed=seed, images=images.digest)
+    kind(run)       # refuses settings that do not fit, before anything is trained
+    return run, images
 
 
 @dataclass(frozen=True)

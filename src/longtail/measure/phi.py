@@ -42,7 +42,7 @@ def overlap(first, second, top=0.1):
     return float(torch.isin(hardest(first, top), hardest(second, top)).double().mean())
 
 
-def measure(run, results, study, views, batch, repeats, test_per_class=0, group_rule="thirds"):
+def measure_phi(run, results, study, views, batch, repeats, test_per_class=0, group_rule="thirds"):
     """φ and the noise of views for a finished run, under two protocols: measurements ``phi`` and ``view_noise``, unless made before.
 
     ``test``: balanced test images contrasted with each other (MAK 3.4), so many of each class, 0 for all; ``train``: the long-tailed list

@@ -13,7 +13,7 @@ from longtail.measure.groups import SIZE_GROUPS, size_groups
 from longtail.pick import samplers, selection, shards
 from longtail.store import gpu, runs
 
-PARTS = ("outsider", *SIZE_GROUPS)      # of a pool
+POOL_PARTS = ("outsider", *SIZE_GROUPS)      # of a pool
 
 
 # ---- whose classes
@@ -46,7 +46,7 @@ def pool_parts(study, group_rule="thirds"):
     return np.array([*size_groups(study.counts, group_rule), "outsider"])[pool_labels(study).numpy()]      # −1 finds the last
 
 
-def composition(study, picks, group_rule="thirds"):
+def mix(study, picks, group_rule="thirds"):
     """What samplers took: percent of the picks that are outsiders or of each size group.
 
     ``picks``: sampler -> rows with column index. Rows: sampler, budget, part, share, picks; none when every image of the pool is an
@@ -55,13 +55,24 @@ def composition(study, picks, group_rule="thirds"):
     parts, rows = pool_parts(study, group_rule), []
     for sampler, taken in picks.items() if (parts != "outsider").any() else ():
         found = parts[taken["index"].to_numpy()]
-        rows += [(sampler, len(found), part, 100 * (found == part).mean(), (found == part).sum()) for part in PARTS]
+        rows += [(sampler, len(found), part, 100 * (found == part).mean(), (found == part).sum()) for part in POOL_PARTS]
     return pd.DataFrame(rows, columns=["sampler", "budget", "part", "share", "picks"])
+
+
+def composition(run, results, study, picks, group_rule, **how):
+    """``mix`` of what samplers took with a finished run as extractor, unless measured before; ``how`` they picked is noted with it."""
+    settings = {**how, "group_rule": group_rule, "counts": study.counts, "pool": study.pool.digest, "picks": _indices(picks)}
+    return runs.remember(results.folder(run), "composition", settings, lambda: mix(study, picks, group_rule))
+
+
+def _indices(picks):
+    """Sampler -> indices, as settings of a measurement."""
+    return {sampler: taken["index"].tolist() for sampler, taken in picks.items()}
 
 
 # ---- how far the picks reach
 
-def spread(pool, picks):
+def dispersion(pool, picks):
     """Two numbers for "the picks spread or collapse", larger is more spread, from pool (n, d) and picks (k,).
 
     coverage: mean over the pool of the cosine similarity to the nearest pick (the facility-location value, at most 1);
@@ -75,15 +86,20 @@ def spread(pool, picks):
     selection.cover(covered, grid, chosen)
     among = chosen.double() @ chosen.double().T
     among.fill_diagonal_(-torch.inf)
-    unit = selection.GRID**2
+    unit = selection.SCALE**2
     return {"coverage": float(covered.cpu().mean()) / unit, "nearest_pick_distance": 1 - float(among.amax(1).cpu().mean()) / unit}
 
 
 def diversity(run, results, study, picks):
-    """``spread`` of each sampler's picks among the pool's features; ``picks`` has columns sampler, index. Rows: sampler, budget, …"""
-    features = samplers.pool_and_seed(run, results, study)[0]
-    return pd.DataFrame({"sampler": sampler, "budget": len(taken), **spread(features, torch.tensor(taken["index"].to_numpy()))}
-                        for sampler, taken in picks.groupby("sampler"))
+    """``dispersion`` of each sampler's picks among the pool's features, unless measured before; ``picks``: sampler -> rows.
+
+    Rows: sampler, budget, coverage, nearest_pick_distance.
+    """
+    def rows():
+        features = samplers.pool_and_seed(run, results, study)[0]
+        return pd.DataFrame({"sampler": sampler, "budget": len(taken), **dispersion(features, torch.tensor(taken["index"].to_numpy()))}
+                            for sampler, taken in sorted(picks.items()))
+    return runs.remember(results.folder(run), "diversity", {"pool": study.pool.digest, "picks": _indices(picks)}, rows)
 
 
 def to_nearest(pool, centers, known=None):
@@ -93,9 +109,9 @@ def to_nearest(pool, centers, known=None):
     """
     grid, centers = selection.grids(pool, centers, shards.Alone())
     start = torch.full((len(grid),), -torch.inf, dtype=torch.float64, device=centers.device) if known is None else 1 - known
-    bounds = start * selection.GRID**2
+    bounds = start * selection.SCALE**2
     selection.cover(bounds, grid, centers)
-    return 1 - bounds / selection.GRID**2
+    return 1 - bounds / selection.SCALE**2
 
 
 def objective(losses, distances, radius):
@@ -107,21 +123,24 @@ def objective(losses, distances, radius):
     return terms | {"objective": terms["loss"] - terms["seed_distance"] - terms["covering_radius"]}
 
 
-def objectives(run, results, study, picks):
-    """``objective`` of each sampler's picks with a finished run as extractor; ``picks`` has columns sampler, index, ecle.
+def objectives(run, results, study, picks, **how):
+    """``objective`` of each sampler's picks with a finished run as extractor, unless measured before; ``picks``: sampler -> rows.
 
     seed_distance: mean cosine distance of a pick to its nearest seed image (equation 3); covering_radius: the largest distance of a pool
     image to seed and picks (equation 4). Rows: sampler, budget, loss, seed_distance, covering_radius, objective; the sampler "none" tells
     the radius of the seed alone.
     """
-    pool, seed = samplers.pool_and_seed(run, results, study)
-    alone, none = to_nearest(pool, seed), torch.empty(0, dtype=torch.float64)
-    rows = [{"sampler": "none", "budget": 0, **objective(none, none, alone.max())}]
-    for sampler, taken in picks.groupby("sampler"):
-        index = torch.tensor(taken["index"].to_numpy())
-        radius = to_nearest(pool, pool[index].to(seed.device), alone).max()
-        rows.append({"sampler": sampler, "budget": len(taken), **objective(torch.tensor(taken.ecle.to_numpy()), alone[index], radius)})
-    return pd.DataFrame(rows)
+    def rows():
+        pool, seed = samplers.pool_and_seed(run, results, study)
+        alone, none = to_nearest(pool, seed), torch.empty(0, dtype=torch.float64)
+        yield {"sampler": "none", "budget": 0, **objective(none, none, alone.max())}
+        for sampler, taken in sorted(picks.items()):
+            index = torch.tensor(taken["index"].to_numpy())
+            radius = to_nearest(pool, pool[index].to(seed.device), alone).max()
+            yield {"sampler": sampler, "budget": len(taken), **objective(torch.tensor(taken.ecle.to_numpy()), alone[index], radius)}
+
+    settings = {"pool": study.pool.digest, "seed": study.seed.digest, **how, "picks": _indices(picks)}
+    return runs.remember(results.folder(run), "objective", settings, lambda: pd.DataFrame(rows()))
 
 
 def proximities(run, results, study, budget, alpha, ratio, prototypes, views, batch, repeats):
@@ -136,7 +155,7 @@ def proximities(run, results, study, budget, alpha, ratio, prototypes, views, ba
         exact = to_nearest(pool, seed).cpu()
         yield "rank_correlation", "pool", float(stats.spearmanr(distance, exact).statistic)
         yield "overlap", "random", budget / len(pool)
-        for sampler in ("proximity", "tailness_proximity", "mak"):
+        for sampler in [name for name, record in samplers.SAMPLERS.items() if record.score in ("distance", "score")]:
             taken = [samplers.sample(sampler, ecle, far, pool, seed, budget, alpha, ratio, run.seed).cpu() for far in (distance, exact)]
             yield "overlap", sampler, float(torch.isin(*taken).double().mean())
 

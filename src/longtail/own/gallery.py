@@ -8,18 +8,11 @@ from pathlib import Path
 from PIL import Image
 
 from longtail.images import pixels
+from longtail.pick.samplers import SAMPLERS
 
 EXAMPLES = 4        # picks of each sampler that are shown with the seed images nearest to them
 TYPICAL = 8         # seed images shown for a prototype
 SIDE = 96           # of a thumbnail, pixels
-TAKES = {
-    "mak": "Hard for the encoder yet close to the seed, and spread out.",
-    "tailness": "The hardest for the encoder, whatever they show.",
-    "proximity": "The closest to a prototype of the seed.",
-    "tailness_proximity": "The best scores, however alike.",
-    "k_center": "As far as can be from the seed and from each other.",
-    "random": "Drawn by lot: what a method has to be better than.",
-}
 
 
 @functools.cache
@@ -62,5 +55,5 @@ def sampler(name, picks, shown, study, files):
         places = [int(key.removeprefix("seed_")) for key in card if key.startswith("seed_")]
         names = {place: study.seed.names[card[f"seed_{place}"]] for place in places}
         card["nearest"] = [(names[place], thumbnail(seed[names[place]]), card[f"similarity_{place}"]) for place in places]
-    return {"name": name, "takes": TAKES[name], "cards": cards, "count": len(picks), "examples": cards[:EXAMPLES],
+    return {"name": name, "takes": SAMPLERS[name].takes, "cards": cards, "count": len(picks), "examples": cards[:EXAMPLES],
             "ecle": picks.ecle.mean(), "distance": picks.distance.mean(), "prototypes": picks.prototype.nunique()}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from longtail.papers import printed, tables
+from longtail.pick import samplers
 
 WORDS = {"linear": "linear separability", "linear_converged": "converged linear probe",
          "fewshot_linear": "few-shot with a frozen encoder", "fewshot_finetune": "fine-tuned few-shot",
@@ -12,12 +13,11 @@ WORDS = {"linear": "linear separability", "linear_converged": "converged linear 
          "linear_50000": "SimSiam's probe, 50,000 labels", "all": "overall accuracy", "many": "accuracy on many",
          "medium": "accuracy on medium", "few": "accuracy on few", "balance": "balance (smaller is fairer)",
          "tail": "few minus many"}
-SAMPLERS = {"none": "no extra images", "random": "random picks", "k_center": "K-center", "tailness": "tailness alone",
-            "proximity": "proximity alone", "tailness_proximity": "tailness with proximity", "mak": "MAK"}
+SAMPLERS = {"none": "no extra images", **{name: sampler.wording for name, sampler in samplers.SAMPLERS.items()}}
 # The mechanism that a method or sampler adds, as its rows are named, and the least contrast that could matter (reasons: ``mechanisms``).
 MECHANISMS = {"sdclr": ("pruning", 0.2), "bcl": ("strength", 0.05), "rwsam": ("importance", 0.2), "gh": ("prior", 0.1),
-              "colt": ("picks colt", 0.1), "mak": ("picks mak", 0.1), "tailness": ("picks tailness", 0.1),
-              "tailness_proximity": ("picks tailness_proximity", 0.1), "proximity": ("picks proximity", 0.1)}
+              "colt": ("picks colt", 0.1),
+              **{name: (f"picks {name}", 0.1) for name, sampler in samplers.SAMPLERS.items() if sampler.balances}}
 
 
 @dataclass(frozen=True)

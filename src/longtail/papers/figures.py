@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 
+from longtail.pick.samplers import SAMPLERS
 from longtail.store import paths, runs
 
 SINGLE, DOUBLE = 3.4, 7.0       # inches, width of one and of two columns of a printed page
@@ -23,10 +24,13 @@ STYLE = {
 
 
 def _look(**names):
-    """Colour, marker and dash of every name, as keywords for seaborn's ``hue`` and ``style``; colours by index into `colorblind`."""
+    """Colour, marker and dash of every name, as keywords for seaborn's ``hue`` and ``style``.
+
+    A colour is any of matplotlib's, or its place in seaborn's `colorblind`.
+    """
     colours = sns.color_palette("colorblind")
     dashes = [(), (4, 1.5), (1, 1), (5, 1, 1, 1), (3, 1), (6, 2), (2, 1, 1, 1), (1, 2), (8, 2, 1, 2), (4, 1, 4, 2)]
-    return {"palette": {name: colours[index] for name, (index, _) in names.items()},
+    return {"palette": {name: colours[colour] if isinstance(colour, int) else colour for name, (colour, _) in names.items()},
             "markers": {name: marker for name, (_, marker) in names.items()},
             "dashes": dict(zip(names, dashes, strict=False))}
 
@@ -34,8 +38,7 @@ def _look(**names):
 # sns.lineplot(rows, x=…, y=…, hue="method", style="method", **figures.METHOD); a bar plot takes palette=figures.METHOD["palette"]
 METHOD = _look(simclr=(0, "o"), sdclr=(3, "s"), simsiam=(1, "^"), bcl=(2, "D"), gh=(4, "v"), colt=(8, "P"), two_stage=(7, "X"),
                focal=(5, "<"), supervised=(9, "d"), rwsam=(6, "p"))
-SAMPLER = _look(none=(7, "o"), random=(0, "s"), k_center=(1, "^"), tailness=(8, "D"), proximity=(4, "v"),
-                tailness_proximity=(2, "P"), mak=(3, "X"), colt=(9, "p"))
+SAMPLER = _look(none=(7, "o"), **{name: (record.colour, record.marker) for name, record in SAMPLERS.items()}, colt=(9, "p"))
 LOSS = _look(ce=(7, "o"), focal=(7, "X"), cb=(1, "s"), cb_weighted=(1, "D"), resampling=(8, "P"), ce_drw=(5, "v"), ldam=(2, "^"),
              ldam_drw=(2, "v"), posthoc_la=(9, "o"), la=(0, "o"), cdt=(4, "s"), vs=(4, "D"), ddc=(3, "X"))     # families share a colour
 VERDICT = _look(**{"supported": (0, "o"), "contradicted": (3, "X"), "smaller": (1, "v"), "undecided": (7, "s"), "not tested": (8, "D")})

@@ -14,33 +14,7 @@ MEASURES = [*GROUPS, "balance", "all"]
 PICKING = {"prototypes": 10.0, "alpha": 0.3, "ratio": 1.5}     # MAK's own defaults (section 3.1); table 3 varies them
 OVERHEAD = 700      # epochs that the extractor and ECLE cost; the control trains that much longer (MAK, section 3.4)
 
-# What "at the published settings" means, from both repositories' commands; precision is free.
-_CIFAR = {"architecture": "resnet18_cifar", "size": 32, "epochs": 2000, "batch_size": 512, "learning_rate": 0.5, "weight_decay": 1e-4,
-          "temperature": 0.2, "policy": "cifar", "warmup_epochs": 10}
-_IMAGENET = _CIFAR | {"architecture": "resnet50", "size": 224, "epochs": 500, "batch_size": 256, "policy": "imagenet"}
-_SEEDS = {"cifar10": 11_165, "cifar100": 9_754, "imagenet100": 12_205}      # images of the published long-tailed lists
-# the family's options as runs keep them, and what else differs from SDCLR's settings (family spec; GH and rwSAM have lists of their own)
-_SIMSIAM = _CIFAR | {"policy": "simsiam", "epochs": 1600, "learning_rate": 0.06, "weight_decay": 5e-4, "warmup_epochs": 0,
-                     "seed_images": 12_406}
-_HARMONY = _CIFAR | {"epochs": 1000, "weight_decay": 5e-4, "seed_images": 10_847}
-_PRUNED = {"prune_fraction": 0.9}
-_LENGTHS = {
-    ("SDCLR", "cifar10", "simclr"): _CIFAR, ("SDCLR", "cifar10", "sdclr"): _CIFAR | _PRUNED,
-    ("SDCLR", "cifar100", "simclr"): _CIFAR, ("SDCLR", "cifar100", "sdclr"): _CIFAR | _PRUNED,
-    ("SDCLR", "imagenet100", "simclr"): _IMAGENET,
-    ("SDCLR", "imagenet100", "sdclr"): _IMAGENET | {"temperature": 0.3, "prune_fraction": 0.3},
-    ("MAK", "imagenet100", "simclr"): _IMAGENET | {"epochs": 1000},
-    ("rwSAM", "cifar10", "simsiam"): _SIMSIAM, ("rwSAM", "cifar10", "simsiam+rwsam"): _SIMSIAM,
-    ("BCL", "cifar100", "simclr"): _CIFAR | {"weight_decay": 5e-4}, ("BCL", "cifar100", "sdclr"): _CIFAR | _PRUNED,
-    ("BCL", "cifar100", "bcl"): _CIFAR | {"weight_decay": 5e-4}, ("BCL", "cifar100", "sdclr+bcl"): _CIFAR | _PRUNED,
-    **{("GH", "cifar100", method): _HARMONY | (_PRUNED if method.startswith("sdclr") else {})
-       for method in ("simclr", "sdclr", "bcl", "two_stage", "gh", "sdclr+gh", "bcl+gh")},
-    **{("COLT", data, method): _CIFAR | more for data in ("cifar10", "cifar100") for method, more in {
-        "simclr": {}, "sdclr": _PRUNED, "bcl": {}, "colt": {"budget": 10_000}, "sdclr+colt": {"budget": 10_000, **_PRUNED},
-        "bcl+colt": {"budget": 10_000}}.items()},
-}
-_BOOST = {"sdclr+bcl": {"draws": "2", "floor": "5"}}        # BCL-D; other methods are published with their defaults
-PUBLISHED = {key: settings | {"options": methods.published_options(key[-1], _BOOST.get(key[-1], {}))} for key, settings in _LENGTHS.items()}
+PUBLISHED = methods.published_settings()
 TABLES = {      # name of the file: paper, its table, protocol
     "sdclr_linear": ("SDCLR", "slides, linear separability", "linear"),
     "sdclr_fewshot_linear": ("SDCLR", "slides, few-shot", "fewshot_linear"),
@@ -133,7 +107,7 @@ def published(frame, paper, length=1.0):
     full = pd.Series(False, index=frame.index)
     for (who, dataset, method), settings in PUBLISHED.items():
         if who == paper:
-            wanted = pd.Series({"dataset": dataset, "method": method, "subset": "long_tail", "seed_images": _SEEDS[dataset], **settings,
+            wanted = pd.Series({"dataset": dataset, "method": method, "subset": "long_tail", **settings,
                                 "epochs": length * settings["epochs"]})
             full |= (frame[wanted.index] == wanted).all(axis=1)
     return full

@@ -3,17 +3,19 @@
 import functools
 import itertools
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 import torch
 from sklearn.cluster import KMeans
 
 from longtail.pick import scoring, selection, shards
+from longtail.pick.hierarchical_k_means import default_clusters, hierarchical_k_means
 from longtail.pick.selection import k_center
 from longtail.store import processes, runs
 
-TILE = 4096   # pool rows compared with the prototypes at once
+COMPARED = 4096     # pool rows compared with the prototypes at once
 
 
 def proximity(pool, seed, prototypes, random_state=0):
@@ -26,9 +28,9 @@ def proximity(pool, seed, prototypes, random_state=0):
     selection.check_width(pool, seed)
     means = _unit(centroids(seed, prototypes, random_state).to(seed.device, pool.dtype))
     nearest = torch.empty(len(pool), dtype=pool.dtype, device=means.device)
-    for tile, similarity in zip(pool.split(TILE), nearest.split(TILE), strict=True):
+    for tile, similarity in zip(pool.split(COMPARED), nearest.split(COMPARED), strict=True):
         similarity.copy_((_unit(tile.to(means.device)) @ means.T).amax(1))
-    selection.check_finite("pool", nearest)
+    selection.refuse_nonfinite("pool", nearest)
     return 1 - nearest
 
 
@@ -48,7 +50,7 @@ def centroids(seed, prototypes, random_state=0):
 
 def _k_means(rows, prototypes, random_state):
     """Scikit-learn's k-means; ten restarts were its default when the reference was written, so they are asked for."""
-    selection.check_finite("seed", torch.from_numpy(rows))
+    selection.refuse_nonfinite("seed", torch.from_numpy(rows))
     if not 1 <= prototypes <= len(rows):
         raise ValueError(f"{prototypes} prototypes from {len(rows)} seed images; choose 1 to {len(rows)} prototypes")
     return KMeans(prototypes, init="k-means++", n_init=10, max_iter=300, tol=1e-4, random_state=random_state).fit(rows)
@@ -93,7 +95,7 @@ def exact_sum(values, group):
     return math.fsum(group.gather(torch.tensor(parts, dtype=torch.float64)).tolist())
 
 
-def select(score, pool, seed, budget, ratio, group=None):
+def core_set(score, pool, seed, budget, ratio, group=None):
     """The second half of MAK: the ratio·budget best scores are candidates, K-center from the seed spreads the picks among them.
 
     score (n,), pool (n, d), seed (s, d) -> (budget,) pool indices in pick order, or by ascending score where nothing is left to spread.
@@ -117,11 +119,28 @@ def mak(ecle, pool, seed, budget, alpha=0.3, ratio=1.5, prototypes=10):
     ecle (n,), pool (n, d), seed (s, d) -> (budget,) pool indices in pick order.
     """
     selection.check_budget(budget, len(pool))
-    return select(score(ecle, proximity(pool, seed, prototypes), alpha), pool, seed, budget, ratio)
+    return core_set(score(ecle, proximity(pool, seed, prototypes), alpha), pool, seed, budget, ratio)
+
+
+# ---- the samplers: each is one record, and everything that lists samplers reads these
+
+@dataclass(frozen=True)
+class Sampler:
+    """One way to pick images, and all that tables, figures, claims and pages need to know of it."""
+
+    take: Callable              # (named arguments of ``sample``) -> (budget,) pool indices, the best first
+    wording: str                # in claims
+    takes: str                  # in one sentence, on the page of one's own picks
+    colour: str                 # in figures, like the marker
+    marker: str
+    score: str = ""             # the column of the picks that holds its own score; empty: it has none
+    highest_first: bool | None = None       # whether rank 1 has the highest score or the lowest; None: the score is not all that ranks
+    fixed: dict = field(default_factory=dict)       # what it sets whatever the caller asks
+    balances: bool = True       # whether it claims to shift the mix of classes: claims then check that it did
 
 
 def _ranked(ecle, distance, pool, seed, budget, alpha, ratio, group, **_):
-    picks = select(score(ecle, distance, alpha, group), pool, seed, budget, ratio, group)
+    picks = core_set(score(ecle, distance, alpha, group), pool, seed, budget, ratio, group)
     spreads = min(int(ratio * budget), group.span(len(pool))[1]) > budget
     return picks if spreads else picks.flip(0)      # the reference has the worst first where it spreads nothing
 
@@ -134,23 +153,32 @@ def _random(pool, budget, generator_seed, group, **_):
     return torch.randperm(group.span(len(pool))[1], generator=torch.Generator().manual_seed(generator_seed))[:budget]
 
 
-SAMPLERS = {  # name: (how, what it fixes whatever the caller asks), after MAK's table 2 and its shipped commands
-    "random": (_random, {}),
-    "k_center": (_diverse, {}),
-    "tailness": (_ranked, {"alpha": 1.0, "ratio": 1.0}),
-    "proximity": (_ranked, {"alpha": 0.0, "ratio": 1.0}),
-    "tailness_proximity": (_ranked, {"ratio": 1.0}),
-    "mak": (_ranked, {}),
+def _balanced(pool, budget, generator_seed, group, levels, **_):
+    clusters = default_clusters(group.span(len(pool))[1])[levels]
+    picks = hierarchical_k_means(pool, budget, clusters, seed=generator_seed, group=group)
+    return picks[torch.randperm(budget, generator=torch.Generator().manual_seed(generator_seed))]     # none is better than another
+
+
+SAMPLERS = {        # what the first six fix is after MAK's table 2 and its shipped commands
+    "random": Sampler(_random, "random picks", "Drawn by lot: what a method has to be better than.", "#0173b2", "s", balances=False),
+    "k_center": Sampler(_diverse, "K-center", "As far as can be from the seed and from each other.", "#de8f05", "^", balances=False),
+    "tailness": Sampler(_ranked, "tailness alone", "The hardest for the encoder, whatever they show.", "#ece133", "D",
+                        "ecle", True, {"alpha": 1.0, "ratio": 1.0}),
+    "proximity": Sampler(_ranked, "proximity alone", "The closest to a prototype of the seed.", "#cc78bc", "v",
+                         "distance", False, {"alpha": 0.0, "ratio": 1.0}),
+    "tailness_proximity": Sampler(_ranked, "tailness with proximity", "The best scores, however alike.", "#029e73", "P",
+                                  "score", True, {"ratio": 1.0}),
+    "mak": Sampler(_ranked, "MAK", "Hard for the encoder yet close to the seed, and spread out.", "#d55e00", "X", "score"),
+    "hierarchical_k_means": Sampler(_balanced, "hierarchical k-means", "Equal shares for all kinds of images, however rare in the pool.",
+                                    "#ca9161", "<", fixed={"levels": slice(None)}),
+    "k_means_balanced": Sampler(_balanced, "one level of k-means", "Equal shares for the pool's clusters, found at once.",
+                                "#fbafe4", ">", fixed={"levels": slice(-1, None)}),
 }
-
-
-VARIED = ("budget", "alpha", "ratio", "prototypes")      # what rows of the tables may differ in (MAK's tables 1 and 3)
+SETTINGS_OF_A_ROW = ("budget", "alpha", "ratio", "prototypes")      # what rows of the tables may differ in (MAK's tables 1 and 3)
 
 
 def sample(sampler, ecle, distance, pool, seed, budget, alpha, ratio, generator_seed, group=None):
-    """The picks of one of SAMPLERS -> (budget,) pool indices; what a sampler does not use may be None.
-
-    The first is the best: in the order of K-center where it spreads the picks, else by falling score.
+    """The picks of one of SAMPLERS -> (budget,) pool indices, the best first; what a sampler does not use may be None.
 
     ``group``: the processes that hold ecle, distance and pool between them; seed is everywhere.
     """
@@ -158,10 +186,9 @@ def sample(sampler, ecle, distance, pool, seed, budget, alpha, ratio, generator_
         raise ValueError(f"no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
     group = group or shards.Alone()
     selection.check_budget(budget, group.span(len(pool))[1])
-    how, fixed = SAMPLERS[sampler]
     asked = dict(ecle=ecle, distance=distance, pool=pool, seed=seed, budget=budget, alpha=alpha, ratio=ratio,
                  generator_seed=generator_seed, group=group)
-    return how(**(asked | fixed))
+    return SAMPLERS[sampler].take(**(asked | SAMPLERS[sampler].fixed))
 
 
 # ---- of a trained run
@@ -181,30 +208,31 @@ def score_pool(run, results, study, views, batch, repeats, prototypes):
 @functools.lru_cache(maxsize=1)
 def pool_and_seed(run, results, study):
     """Features h of pool and seed by a finished run, (n, d), in a file, and (s, d), on the device; the last asked for are kept."""
-    return scoring.features(run, results, study.pool, "pool"), scoring.features(run, results, study.seed, "seed").to(runs.device())
+    pool, seed = (scoring.measured_features(run, results, getattr(study, part), part) for part in ("pool", "seed"))
+    return pool, seed.to(runs.device())
 
 
 def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, batch, repeats):
     """The picks of one sampler with a finished run as extractor: read from disk when picked before.
 
-    Rows, the first pick or the best score first: sampler, rank, index (into the pool), name, ecle, distance, score.
+    Rows, the best first whatever the score: sampler, rank, index (into the pool), name, ecle, distance, score.
     """
     selection.check_budget(budget, len(study.pool))
     scored = score_pool(run, results, study, views, batch, repeats, prototypes)
     settings = {"sampler": sampler, "budget": budget, "alpha": alpha, "ratio": ratio, "prototypes": prototypes, "views": views,
                 "batch": batch, "repeats": repeats, "pool": study.pool.digest, "seed": study.seed.digest}
-    if SAMPLERS[sampler][0] is _ranked:
+    if SAMPLERS[sampler].score:
         settings["order"] = "best first"        # rows without this were written worst first where nothing was spread
 
     def rows():
         pool, seed = pool_and_seed(run, results, study)
         mine = [processes.share(values) for values in (*scored, pool)]
         index = sample(sampler, *mine, seed, budget, alpha, ratio, run.seed, shards.everyone()).cpu()
-        values = [value[index] for value in (*scored, score(*scored, SAMPLERS[sampler][1].get("alpha", alpha)))]
+        values = [value[index] for value in (*scored, score(*scored, SAMPLERS[sampler].fixed.get("alpha", alpha)))]
         return pd.DataFrame({"sampler": sampler, "rank": range(1, budget + 1), "index": index, "name": [study.pool.names[i] for i in index],
                              **dict(zip(("ecle", "distance", "score"), values, strict=True))})
 
-    return runs.remember(results.folder(run), f"picks-{sampler}-{budget}-a{alpha}-c{ratio}-k{prototypes}", settings, rows)
+    return runs.remember(results.folder(run), record_of(sampler, budget, alpha, ratio, prototypes), settings, rows)
 
 
 def record_of(sampler, budget, alpha, ratio, prototypes, **_):
@@ -219,9 +247,16 @@ def row(text, settings):
         changed = {name: type(settings[name])(value) for name, value in zip(changes[::2], changes[1::2], strict=True)}
     except (KeyError, ValueError):
         changed = {"": None}
-    if sampler not in SAMPLERS or not changed.keys() <= set(VARIED):
-        raise ValueError(f"no row {text!r}; name one of {', '.join(SAMPLERS)}, then perhaps one of {', '.join(VARIED)} and its value, …")
+    if sampler not in SAMPLERS or not changed.keys() <= set(SETTINGS_OF_A_ROW):
+        raise ValueError(f"no row {text!r}; name one of {', '.join(SAMPLERS)}, "
+                         f"then perhaps one of {', '.join(SETTINGS_OF_A_ROW)} and its value, …")
     return {"sampler": sampler, **settings, **changed}
+
+
+def keep_settings(run, results, pool, row):
+    """Note with a run on seed and picks how these were picked: ``row`` as of ``pick``, from the pool of this name."""
+    picked = {"pool": pool, **{name: row[name] for name in ("alpha", "ratio", "prototypes", "views", "batch", "repeats")}}
+    return runs.remember(results.folder(run), "picked", picked, lambda: pd.DataFrame([picked]))
 
 
 def pick_all(run, results, study, rows):
@@ -230,7 +265,7 @@ def pick_all(run, results, study, rows):
         pick(run, results, study, **settings)
 
 
-def enlarge(run, study, picks, sampler, schedule, epochs=None):
+def with_picks(run, study, picks, sampler, schedule, epochs=None):
     """The extractor's run again, from scratch, on seed and picks: ``(Run, ImageSet)``.
 
     ``schedule``: epochs (as many passes as the seed alone gets, the paper's rule), updates (as many optimiser steps), or overhead

@@ -18,7 +18,7 @@ from longtail.pick import ecle, shards
 from longtail.store import gpu, processes, runs
 
 SAVE_SECONDS = 20       # between two savings of the running sum of losses
-LINE = re.compile(r"\d+ \d+ [0-9a-f]{64}")      # start and stop of a chunk, SHA-256 of its rows
+CHUNK_LINE = re.compile(r"\d+ \d+ [0-9a-f]{64}")      # start and stop of a chunk, SHA-256 of its rows
 
 
 # ---- arrays on disk
@@ -41,7 +41,7 @@ class Stored:
         """Digests recorded for each chunk (start, stop) of these settings; a line cut by a kill is none."""
         found = {}
         for head, *lines in [file.read_text().split("\n") for file in self.records()] if self.path.exists() else []:
-            for start, stop, digest in [line.split() for line in lines if head == self.head and LINE.fullmatch(line)]:
+            for start, stop, digest in [line.split() for line in lines if head == self.head and CHUNK_LINE.fullmatch(line)]:
                 found.setdefault((int(start), int(stop)), set()).add(digest)
         return found
 
@@ -111,7 +111,7 @@ def once(run, results, name, settings, rows, compute):
 
 # ---- of a trained run
 
-def features(run, results, images, name):
+def measured_features(run, results, images, name):
     """Features h (n, d) of an image set by a finished run, a tensor in a file under ``name``: measured once, by all processes."""
     return _measured(run, results, images, name, 0)[0]
 

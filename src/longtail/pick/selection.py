@@ -1,6 +1,8 @@
 """Exact greedy K-center over rows in memory, in a file larger than memory, or spread over several processes: always the same picks."""
 
+import contextlib
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -8,12 +10,12 @@ import torch
 from longtail.pick.shards import Alone, collect, inside
 from longtail.store import gpu
 
-GRID = 2**23        # unit rows are rounded to integers of this scale: their products and sums are exact in float64, in any order
-TILE = 1024         # rows multiplied at once; bounds memory and never the picks
+SCALE = 2**23        # unit rows are rounded to integers of this scale: their products and sums are exact in float64, in any order
+TILE_ROWS = 1024         # rows multiplied at once; bounds memory and never the picks
 PANEL = 4096        # centers that a tile meets at once
-FIRST = 512         # centers that every row meets; only rows badly covered by these meet more
+FIRST_CENTERS = 512         # centers that every row meets; only rows badly covered by these meet more
 CACHED = 128        # rows converted to float64 at once, few enough to stay in a processor's cache
-BLOCK = 1024        # rows that greedy runs among before it asks others; decides the time and never the picks
+GREEDY_ROWS = 1024        # rows that greedy runs among before it asks others; decides the time and never the picks
 AT_ONCE = 2**27     # bytes of float32 rows that are put on the grid once; where there are more, rows are whenever they are read
 
 
@@ -48,7 +50,7 @@ class Grid:
         return rows
 
     def _convert(self, index):
-        lengths = self.lengths[index].clamp(min=1e-12)[:, None] / GRID
+        lengths = self.lengths[index].clamp(min=1e-12)[:, None] / SCALE
         place = index.to(self.rows.device) if isinstance(index, torch.Tensor) else index
         return (self.rows[place].to(self.device).double() / lengths).round_().float()
 
@@ -70,14 +72,36 @@ def _lengths(rows):
     return squares[:, 0].sqrt()
 
 
-def cover(bounds, grid, centers):
-    """Raise ``bounds`` (n,), in place, to each row's similarity with its nearest center, in units of GRID².
+@contextlib.contextmanager
+def one_thread():
+    """Torch with one thread; gives how many it had. Its teams wait for their slowest thread at every step, long beside a busy core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _share_out(work, tiles, threads):
+    """``work(tile)`` for all of them, by so many threads, each of which takes the next tile when it is done with one."""
+    if threads == 1 or len(tiles) < 2:
+        for tile in tiles:
+            work(tile)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, tiles))
+
+
+def cover(bounds, grid, centers, threads=1):
+    """Raise ``bounds`` (n,), in place, to each row's similarity with its nearest center, in units of SCALE².
 
     grid: Grid of n rows, centers (m, d) grid rows.
     """
-    for start in range(0, len(bounds), TILE):
-        part = slice(start, start + TILE)
+    def raise_bounds(start):
+        part = slice(start, start + TILE_ROWS)
         bounds[part] = _raised(bounds[part], grid[part], centers)
+    _share_out(raise_bounds, range(0, len(bounds), TILE_ROWS), threads)
 
 
 def _raised(bound, rows, centers):
@@ -100,7 +124,7 @@ def _contenders(bound, rows, centers):
     """
     with torch.autocast("cpu", enabled=False):
         rough = rows @ centers.T
-    slack = 1.01 * (rows.shape[1] + 4) * 2.0**-24 * GRID**2         # no float32 sum of d products of unit rows is further off
+    slack = 1.01 * (rows.shape[1] + 4) * 2.0**-24 * SCALE**2         # no float32 sum of d products of unit rows is further off
     best = rough.amax(1)
     least = torch.where(best > (bound - slack).float(), best - 2 * slack, torch.inf)
     places = torch.from_numpy(np.flatnonzero((rough >= least[:, None]).numpy()))       # NumPy's is many times faster than torch's
@@ -109,7 +133,7 @@ def _contenders(bound, rows, centers):
 
 # ---- greedy
 
-def k_center(candidates, centers, budget, *, block=BLOCK, picks=(), group=None):
+def k_center(candidates, centers, budget, *, block=GREEDY_ROWS, picks=(), group=None):
     """Exact greedy K-center: again and again the candidate farthest, by cosine, from all centers and earlier picks.
 
     candidates (c, d), also a memory map larger than memory; centers (s, d) -> (budget,) indices in pick order; ties: lowest index.
@@ -121,25 +145,37 @@ def k_center(candidates, centers, budget, *, block=BLOCK, picks=(), group=None):
     return torch.cat(found).to(as_rows(candidates).device)
 
 
-def k_center_rounds(candidates, centers, budget, *, block=BLOCK, picks=(), group=None):
+def k_center_rounds(candidates, centers, budget, *, block=GREEDY_ROWS, picks=(), group=None):
     """The new picks of ``k_center`` round by round, so that a long run can note them and go on from there.
 
     Similarity to the nearest center only grows, so old values are bounds: greedy runs inside the ``block`` worst-covered rows, on one
     table of their similarities, until a row left out may be farther. Only rows that could be in the next block meet all centers.
     """
+    rounds = None
+    while True:
+        with one_thread() as threads:
+            rounds = rounds or _rounds(candidates, centers, budget, block, picks, group, threads)
+            new = next(rounds, None)
+        if new is None:
+            return
+        yield new
+
+
+def _rounds(candidates, centers, budget, block, picks, group, threads):
     group, centers = group or Alone(), torch.as_tensor(centers)
+    threads = threads if centers.device.type == "cpu" else 1
     base, total = group.span(len(candidates))
     check_budget(budget, total)
     grid, seed = grids(candidates, centers, group)
     done = check_picks(torch.as_tensor(picks, dtype=torch.long, device=centers.device), total, budget)
-    front = _Front(grid, seed, collect(grid, done, base, group), budget)
+    front = _Front(grid, seed, collect(grid, done, base, group), budget, threads)
     front.set(done - base, torch.full_like(done, torch.inf, dtype=torch.float64))
     left = budget - len(done)
     while left:
         front.renew(block + 1)
         index, bound, limit = _block(front.bounds, block, base, group)
         members = collect(grid, index, base, group)
-        new = _greedy(members, bound, index, limit, left)
+        new = _greedy(members, bound, index, limit, left, threads)
         yield index[new].cpu()
         left -= len(new)
         front.add(members[new])
@@ -149,13 +185,13 @@ def k_center_rounds(candidates, centers, budget, *, block=BLOCK, picks=(), group
 class _Front:
     """What is known of each row: a lower bound of its similarity with the nearest center, and how many of the centers it has met."""
 
-    def __init__(self, grid, seed, picks, budget):
-        self.grid, self.count = grid, len(seed)
+    def __init__(self, grid, seed, picks, budget, threads):
+        self.grid, self.count, self.threads = grid, len(seed), threads
         self.centers = seed.new_empty(len(seed) + budget, seed.shape[1])
         self.centers[:len(seed)] = seed[torch.randperm(len(seed), generator=torch.Generator().manual_seed(0))]     # the first of all kinds
         self.bounds = torch.full((len(grid),), -torch.inf, dtype=torch.float64, device=seed.device)
-        cover(self.bounds, grid, self.centers[:min(FIRST, len(seed))])
-        self.met = torch.full((len(grid),), min(FIRST, len(seed)), dtype=torch.int32, device=seed.device)
+        cover(self.bounds, grid, self.centers[:min(FIRST_CENTERS, len(seed))], threads)
+        self.met = torch.full((len(grid),), min(FIRST_CENTERS, len(seed)), dtype=torch.int32, device=seed.device)
         self.add(picks)
 
     def add(self, rows):
@@ -172,12 +208,15 @@ class _Front:
     def renew(self, count):
         """Let rows meet the centers they have not met until the ``count`` lowest bounds are exact."""
         while len(self._behind(count)):
-            behind = self._behind(count + TILE)         # a few more, soon needed too: products of few rows are slow
+            behind = self._behind(count + TILE_ROWS)         # a few more, soon needed too: products of few rows are slow
             for start in self.met[behind].unique().tolist():
                 stop = min((start // PANEL + 1) * PANEL, self.count)        # so that rows of several rounds meet again
-                for rows in behind[self.met[behind] == start].split(TILE):
+
+                def meet(rows, start=start, stop=stop):
                     self.bounds[rows] = _raised(self.bounds[rows], self.grid[rows], self.centers[start:stop])
                     self.met[rows] = stop
+                rows = behind[self.met[behind] == start]
+                _share_out(meet, rows.split(min(TILE_ROWS, -(-len(rows) // self.threads))), self.threads)
 
     def _behind(self, count):
         """Those of the ``count`` rows with the lowest bounds that have centers to meet."""
@@ -219,10 +258,13 @@ def highest(values, count, base, group):
     return in_order(pairs * pairs.new_tensor([-1, 1]))[:, 1].long()
 
 
-def _greedy(members, bound, index, limit, wanted):
+def _greedy(members, bound, index, limit, wanted, threads):
     """Plain greedy among ``members`` until a row left out could come before -> places of the picks; renews ``bound`` in place."""
     rows = members.double()
-    table, value, index = (rows @ rows.T).cpu().numpy(), bound.cpu().numpy().copy(), index.cpu().numpy()
+    table = rows.new_empty(len(rows), len(rows))
+    parts = [slice(start, start + TILE_ROWS // 4) for start in range(0, len(rows), TILE_ROWS // 4)]
+    _share_out(lambda part: torch.mm(rows[part], rows.T, out=table[part]), parts if threads > 1 else [slice(None)], threads)
+    table, value, index = table.cpu().numpy(), bound.cpu().numpy().copy(), index.cpu().numpy()
     new = []
     while len(new) < wanted:
         place = int(value.argmin())
@@ -247,12 +289,12 @@ def certificate(candidates, centers, picks, *, tolerance=0.0, group=None):
     grid, seed = grids(candidates, centers, group)
     taken = collect(grid, picks, base, group)
     when = torch.arange(len(picks), device=centers.device)
-    value = torch.cat([_before(taken[part], seed, taken).gather(1, part[:, None])[:, 0] for part in when.split(TILE // 4)])
+    value = torch.cat([_before(taken[part], seed, taken).gather(1, part[:, None])[:, 0] for part in when.split(TILE_ROWS // 4)])
     rank, violations, here = torch.full((len(grid),), len(picks), device=centers.device), 0, inside(picks - base, len(grid))
     rank[picks[here] - base] = when[here]
-    for rows in torch.arange(len(grid), device=centers.device).split(TILE // 4):
+    for rows in torch.arange(len(grid), device=centers.device).split(TILE_ROWS // 4):
         before = _before(grid[rows], seed, taken)
-        worse = before < value - tolerance * GRID**2
+        worse = before < value - tolerance * SCALE**2
         if not tolerance:
             worse |= (before == value) & (rows[:, None] + base < picks)
         violations += int((worse & (when < rank[rows, None])).sum())
@@ -273,7 +315,7 @@ def grids(rows, centers, group):
     check_width(rows, centers)
     parts = {"pool": Grid(rows, centers.device), "seed": Grid(centers, centers.device)}
     for name, part in parts.items():
-        check_finite(name, part.lengths, group)
+        refuse_nonfinite(name, part.lengths, group)
     return parts["pool"], parts["seed"].whole()
 
 
@@ -285,7 +327,7 @@ def check_width(rows, centers):
         raise ValueError(f"pool features {tuple(rows.shape)} and seed features {tuple(centers.shape)} differ in width; use one extractor")
 
 
-def check_finite(name, values, group=None):
+def refuse_nonfinite(name, values, group=None):
     """Refuse features with NaN or infinity, which show in ``values`` made of them; on all processes if on one."""
     if int((group or Alone()).total((~values.isfinite()).sum())):
         raise ValueError(f"{name} features hold NaN or infinity; extract them again with a trained model")
