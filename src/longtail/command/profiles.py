@@ -129,11 +129,11 @@ def among(found, names, what):
 
 def check_arm(text):
     """An arm as 02_pretrain reads it: its method, the options of that, the names among its settings."""
-    from longtail.learn import methods, simclr
+    from longtail.learn import methods
+    from longtail.learn.methods.simclr import read_options
     from longtail.store.arms import read_arm
     fields, options = read_arm(text)
-    kind = methods.find(fields["method"])
-    simclr.read_options(kind, options)
+    read_options(methods.find(fields["method"]), options)
     for name in fields.keys() & spread(NAMES).keys():
         spread(NAMES)[name](fields[name])
 

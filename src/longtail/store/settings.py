@@ -101,7 +101,7 @@ def explained(fault, model, given):
         return f"no setting {name}; {there}{f'; perhaps {meant[0]} is meant' if meant else ''}"
     if kind == "missing":
         return f"{name} is missing; there has to be one"
-    rule = model.model_json_schema()["properties"][name]
+    rule = rules_of(model)[name]
     if given[name] in (None, "", []):
         return f"{name} is empty; give it a value, or leave it out"
     if kind in ("greater_than_equal", "less_than_equal"):
@@ -111,6 +111,12 @@ def explained(fault, model, given):
     if kind == "value_error":
         return f"{name}: {fault['ctx']['error']}"
     return f"{name} takes {described(rule)}, not {given[name]!r}; values are YAML, such as 3, 0.5, text, \"[1, 2]\""
+
+
+@functools.cache
+def rules_of(model):
+    """The JSON schema of each setting."""
+    return model.model_json_schema()["properties"]
 
 
 def entry_of(rule):
@@ -137,7 +143,7 @@ def described(rule):
 def template(model):
     """The settings of a model as a file to start from: each in a comment, with its default, its range and its help."""
     lines = ["# Remove the # in front of what you change."]
-    for name, rule in model.model_json_schema()["properties"].items():
+    for name, rule in rules_of(model).items():
         entry, limits = entry_of(rule), limits_of(rule)
         takes = " | ".join(entry["enum"]) if "enum" in entry else described(rule) + (f" from {limits[0]} to {limits[1]}" if limits else "")
         value = f"# {name}: {json.dumps(rule.get('default', ''), ensure_ascii=False)}"
