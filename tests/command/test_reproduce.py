@@ -182,6 +182,25 @@ def test_changed_parameters_write_beside_the_profile(book, capfd, arguments, pro
     assert capfd.readouterr().out.startswith(f"{profile} float")
 
 
+def test_a_changed_parameter_reads_what_is_upstream_and_writes_beside(book, capsys):
+    upstream = "from longtail.store import runs\nresults = runs.Results(profile)\nresults.keep('data', {'seeds': seeds})"
+    downstream = ("from longtail.store import runs\nresults = runs.Results(profile)\nprint(results.kept('data'), views)\n"
+                  "results.keep('picking', {'views': views})")
+    book("01_data", upstream)
+    folder = book("04_ecle", downstream, parameters=PARAMETERS + "\nviews: int = 5  # of each")
+
+    def run(*words):
+        assert main([*words, "--plain"], folder) == 0
+        return capsys.readouterr().out
+    run()
+    plan = (paths.RESULTS / "demo/plan.json").read_bytes()
+    assert "{'seeds': [1, 2]} 6" in run("04", "-p", "views", "6")
+    assert "{'seeds': [2]} 5" in run("-p", "seeds", "[2]")
+    assert "{'seeds': [1, 2]} 7" in run("04", "-p", "views", "7")       # not what the command before left
+    assert (paths.RESULTS / "demo/plan.json").read_bytes() == plan
+    assert runs.Results("demo-custom").kept("picking") == {"views": 7} and runs.Results("demo").kept("picking") == {"views": 5}
+
+
 def test_own_profile_starts_from_a_base(book, capfd, tmp_path):
     (tmp_path / "mine.yaml").write_text("base: long\nseeds: [7]\n")
     assert main([str(tmp_path / "mine.yaml"), "--plain"], book("01_says", "print(profile, seeds, rate)")) == 0
