@@ -56,7 +56,7 @@ def test_parameters_are_annotated_literals_with_help_that_papermill_sees(path):
     assert {name: ast.literal_eval(entry["default"]) for name, entry in seen.items()} == {name: book.defaults[name] for name in seen}
     assert {name: entry["inferred_type_name"] for name, entry in seen.items()} == {name: book.kinds[name] for name in seen}
     assert all(entry["help"] for entry in seen.values()), "each parameter has a comment, without an equals sign"
-    assert "profile" in book.defaults and not book.defaults.keys() & {"about", "hours", "base", "notebooks"}
+    assert "profile" in book.defaults and not book.defaults.keys() & {"about", "hours", "cores", "gpus", "base", "notebooks"}
     assert all(book.helps[name] for name in book.kinds)
 
 

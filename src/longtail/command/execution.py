@@ -47,7 +47,7 @@ def stamp(notebook, values, now):
     """Digest of all that decides a notebook's output: parameters, notebook, sources, images and the state of the results."""
     known = [values, now, images({**notebook.defaults, **values})]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode() + notebook.path.read_bytes())
-    for path in sorted(one for kind in ("py", "csv", "html") for one in (paths.ROOT / "src" / "longtail").rglob(f"*.{kind}")):
+    for path in sorted(one for kind in ("py", "csv", "html", "yaml") for one in (paths.ROOT / "src" / "longtail").rglob(f"*.{kind}")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -107,6 +107,7 @@ def profile_schema(notebooks):
     """What a profile may say: parameters, what it is, how long it takes, what it starts from, which notebooks belong to it."""
     extra = {"about": field(str, "", "what the profile is, in a sentence"),
              "hours": field(float, 0.0, "how long all of it takes", (0, 10**5)),
+             "cores": field(int, 0, "processor cores that this is for", (0, 1024)), "gpus": field(int, 0, "GPUs, likewise", (0, 1024)),
              "base": field(str, "", "profile that it starts from; only in a file of your own"),
              "notebooks": field(list[str], [], "numbers of its notebooks; empty for all", check=lambda number: select([number], notebooks))}
     return schema("Profile", extra | fields_of(notebooks))
