@@ -1,5 +1,7 @@
 """The rooms of src/longtail: data flows one way, and the rule that says so would notice a step the other way."""
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -41,3 +43,15 @@ def test_an_import_that_breaks_the_rule_is_found(copied, file, line):
     done = linted(copied)
     broken = f"longtail.{file[:-3].replace('/', '.')} -> {line.split()[1]}.{line.split()[3]}"
     assert done.returncode == 1 and broken in done.stdout, done.stdout + done.stderr
+
+
+def test_the_map_of_the_rooms_is_that_of_the_imports():
+    found = {folder.name: set() for folder in SOURCE.iterdir() if (folder / "__init__.py").exists()}
+    for path in SOURCE.rglob("*/*.py"):
+        room = path.relative_to(SOURCE).parts[0]
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else [
+                alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found[room] |= {name.split(".")[1] for name in named if name.startswith("longtail.")} - {room}
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| ?([^|]*?) ?\|$", (paths.ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    assert {room: ", ".join(sorted(rooms)) for room, rooms in found.items()} == dict(rows)

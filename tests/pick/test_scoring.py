@@ -104,6 +104,23 @@ def test_changed_rows_are_noticed_and_measured_again(tmp_path):
     assert torch.equal(array.read(), ROWS)
 
 
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"PK\3\4", "half"])
+def test_a_cut_array_and_a_cut_sum_are_as_good_as_none(tmp_path, content):
+    array = stored(tmp_path)
+    array.put(0, ROWS)
+    whole = array.path.read_bytes()
+    array.path.write_bytes(whole[:len(whole) // 2] if content == "half" else content)
+    assert array.missing(2) == [0, 2, 4] and not array.whole() and not array.intact()
+    array.prepare((ROWS.shape[1],), np.float32)
+    array.put(0, ROWS)
+    assert array.intact() and torch.equal(array.read(), ROWS)
+    scoring._keep_sum(tmp_path / "sum.npz", {"of": "a"}, 3, ROWS)
+    whole = (tmp_path / "sum.npz").read_bytes()
+    assert scoring._kept_sum(tmp_path / "sum.npz", {"of": "a"})[0] == 3
+    (tmp_path / "sum.npz").write_bytes(whole[:len(whole) // 2] if content == "half" else content)
+    assert scoring._kept_sum(tmp_path / "sum.npz", {"of": "a"}) == (0, 0)
+
+
 def test_lines_cut_by_a_kill_are_no_chunks(tmp_path):
     array = stored(tmp_path)
     array.put(0, ROWS[:2])

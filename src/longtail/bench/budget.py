@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from longtail.command import reproduce
+from longtail.command.profiles import Notebook
 from longtail.images import studies
 from longtail.learn import methods, models
 from longtail.pick import samplers
@@ -101,7 +101,7 @@ def gpu_profiles():
     """Settings of the profiles that want a GPU and train without labels: name -> settings, with the notebooks' own where none is given."""
     usual = {}
     for book in sorted(paths.NOTEBOOKS.glob("0[125]_*.ipynb")):
-        usual |= reproduce.Notebook(book).defaults
+        usual |= Notebook(book).defaults
     profiles = yaml.safe_load((paths.NOTEBOOKS / "profiles.yaml").read_text())
     return {name: {**usual, **{"retrain": []} | settings} for name, settings in profiles.items()
             if settings and "one GPU" in settings.get("about", "") and settings.get("arms")}

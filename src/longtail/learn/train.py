@@ -272,6 +272,7 @@ def finish(run, folder, encoder, log, images):
     runs.write(folder / "log.csv", log_csv(log))
     if encoder is not None:
         keep_encoder(folder / "encoder.safetensors", encoder)
+    runs.sync(folder)
     files = {path.name: runs.sha256(path.read_bytes()) for path in map(folder.joinpath, FILES) if path.exists()}
     runs.write_record(folder / "done.json", {
         "seconds": round(sum(row["seconds"] for row in log), 1), "peak_memory_mib": round(gpu.peak_memory() / 2**20),
@@ -320,16 +321,25 @@ def side_by_side(function, jobs, count, progress=None):
     Results come in the order of the jobs, the first error is raised. Two processes with one thread each are faster on two cores
     than one with two, and give the same numbers on any number of cores.
     """
+    named = {"desc": getattr(function, "func", function).__name__, "mininterval": 2, "leave": False, "disable": progress is not None}
     if count == 1 or len(jobs) < 2 or processes.world()[1] > 1:
-        return [function(*job) for job in jobs]
+        return [function(*job) for job in tqdm(jobs, **named)]
     context = get_context("forkserver")         # imports once, for all processes that a notebook starts, what takes seconds
     context.set_forkserver_preload([__name__, "torch._dynamo"])
-    with futures.ProcessPoolExecutor(count, context, torch.set_num_threads, (1,)) as pool:
+    with futures.ProcessPoolExecutor(count, context, processes.begin_worker) as pool, \
+            tqdm(total=len(jobs), **named) as bar:
         waiting, failed = [pool.submit(function, *job) for job in jobs], []
-        while not failed and (state := futures.wait(waiting, 1, futures.FIRST_EXCEPTION)).not_done:
-            failed = [job for job in state.done if job.exception()]
-            if progress:
-                progress()
+        workers = list(pool._processes.values())        # the pool itself only knows how to wait for them
+        try:
+            while not failed and (state := futures.wait(waiting, 1, futures.FIRST_EXCEPTION)).not_done:
+                failed = [job for job in state.done if job.exception()]
+                bar.update(len(state.done) - bar.n)
+                if progress:
+                    progress()
+        except KeyboardInterrupt:
+            for worker in workers:
+                worker.kill()
+            raise
         if failed:
             pool.shutdown(wait=False, cancel_futures=True)      # jobs under way end, none is begun
         return [job.result() for job in failed or waiting]

@@ -105,9 +105,25 @@ def write(path, content):
     if processes.world()[0] == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(part, path)
+        content = content.encode() if isinstance(content, str) else content
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise OSError(error.errno, f"{error.strerror}, writing {memoryview(content).nbytes} bytes", str(path)) from error
     processes.agreed(None)
+
+
+def sync(folder):
+    """Have the disk keep the files of a folder, before ``done.json`` says that they are there."""
+    for path in [folder, *folder.iterdir()] if processes.world()[0] == 0 else []:
+        if path.is_file() or path == folder:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def write_record(path, data):
@@ -192,14 +208,15 @@ def _taken(lock):
 
 def machine():
     """Where something ran: commit, device, threads, versions. Never part of a run's name."""
-    commit, dirty = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "src")
-    return {"commit": commit + ("+changes" if dirty else ""), "torch": torch.__version__, "device": gpu.name(),
+    ours = _git("rev-parse", "--show-toplevel") == str(paths.ROOT)      # not a repository that this folder was only unpacked in
+    commit = _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "src") else "") if ours else ""
+    return {"commit": commit or "unknown", "torch": torch.__version__, "device": gpu.name(),
             "threads": torch.get_num_threads(), "processes": processes.world()[1]}
 
 
 def _git(*words):
     """What git says of this checkout; nothing on a bare node without git."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         return subprocess.run(["git", "-C", str(paths.ROOT), *words], capture_output=True, text=True).stdout.strip()
     return ""
 
