@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 
 import pytest
 
@@ -55,3 +56,19 @@ def test_the_map_of_the_rooms_is_that_of_the_imports():
             found[room] |= {name.split(".")[1] for name in named if name.startswith("longtail.")} - {room}
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\| ?([^|]*?) ?\|$", (paths.ROOT / "CONTRIBUTING.md").read_text(), re.M)
     assert {room: ", ".join(sorted(rooms)) for room, rooms in found.items()} == dict(rows)
+
+
+def test_a_public_name_is_defined_once():
+    """A name that two modules define is one idea twice, or two ideas under one name."""
+    homes = defaultdict(list)
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [target.id for target in targets if isinstance(target, ast.Name)]
+            else:
+                names = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+            for name in names:
+                if not name.startswith("_"):
+                    homes[name].append(path.relative_to(SOURCE).as_posix())
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}

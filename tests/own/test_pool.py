@@ -716,7 +716,7 @@ def test_every_sampler_says_what_it_takes_and_what_it_suits():
 def test_schema_says_what_an_editor_needs(capsys):
     assert reproduce.main(["--schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
-    assert schema["properties"].keys() == request.FIELDS.keys() and schema["required"] == ["seed_images", "pool_images"]
+    assert schema["properties"].keys() == request.ASKED.keys() and schema["required"] == ["seed_images", "pool_images"]
     assert all(entry["description"] for entry in schema["properties"].values()) and schema["additionalProperties"] is False
     assert (schema["properties"]["alpha"]["maximum"], schema["properties"]["memory"]["default"]) == (1, "4 GB")
 

@@ -102,8 +102,8 @@ def gpu_profiles():
     usual = {}
     for book in sorted(paths.NOTEBOOKS.glob("0[125]_*.ipynb")):
         usual |= Notebook(book).defaults
-    profiles = yaml.safe_load((paths.NOTEBOOKS / "profiles.yaml").read_text())
-    return {name: {**usual, **{"retrain": []} | settings} for name, settings in profiles.items()
+    published_profiles = yaml.safe_load((paths.NOTEBOOKS / "profiles.yaml").read_text())
+    return {name: {**usual, **{"retrain": []} | settings} for name, settings in published_profiles.items()
             if settings and "one GPU" in settings.get("about", "") and settings.get("arms")}
 
 
@@ -130,7 +130,7 @@ def hours(machine, settings):
     return total / 3600
 
 
-def profiles():
+def published_profiles():
     """Hours of pre-training of each published profile: the floor, and ``EXPECTED`` times that. Computed, not measured.
 
     ``kept``: what an update keeps for the way back; ``stated``: the memory of the GPU that the profile asks for.

@@ -47,7 +47,7 @@ def paper_k_center(rounds, candidates=15_000, seeds=12_000, budget=10_000, width
         error = selection.certificate(pool, seed, loop(pool, nearest, count), tolerance=CLOSE)
         others[name], calls[name] = (partial(loop, pool, nearest, count), "picks not greedy to 2e-6", error, 0, goal), budget / count
     rows = timing.ratios(case, lambda: selection.k_center(pool, seed, budget), others, rounds, threads, calls)
-    return rows if google_active_learning else timing.together(rows, timing.not_run(case, GOOGLE, "give google_active_learning"))
+    return rows if google_active_learning else timing.together(rows, timing.without_number(case, GOOGLE, "give google_active_learning"))
 
 
 def pool_k_center(rounds, images=100_000, seeds=3000, budget=1500, width=256, threads=2):
@@ -201,7 +201,7 @@ def ecle_of_files(rounds, images=1000, views=4, repeats=10, architecture="resnet
         "a pass a view": (theirs, "relative difference, same cuts", differ, 1e-5, 1.5)}, rounds, threads)
     case, half = f"{case}, {views} views, bfloat16", replace(run, precision="bfloat16")
     if not torch.cpu.get_capabilities().get("avx512_bf16"):
-        return timing.together(rows, timing.not_run(case, "a pass a view", "no bfloat16 here"))
+        return timing.together(rows, timing.without_number(case, "a pass a view", "no bfloat16 here"))
     apart = 1 - spearmanr(exact.cpu(), ours(half)().cpu()).statistic
     return timing.together(rows, timing.ratios(case, ours(half), {
         "a pass a view": (theirs, "1 − rank correlation with float32", apart, 0.01, 2.5)}, rounds, threads))

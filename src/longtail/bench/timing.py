@@ -79,7 +79,7 @@ def ratios(case, ours, others, rounds, threads=1, calls=None):
     return pd.DataFrame(rows, columns=ROW)
 
 
-def not_run(case, against, why):
+def without_number(case, against, why):
     """The row of a contender that is not here."""
     return pd.DataFrame([{"case": case, "against": against, "status": f"not run: {why}"}], columns=ROW)
 

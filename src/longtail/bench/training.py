@@ -23,7 +23,7 @@ def loss(rounds, images=512, width=128, sdclr=""):
     """NT-Xent of two views of so many images, with its gradient."""
     case = f"NT-Xent, {images} images"
     if not sdclr:
-        return timing.not_run(case, timing.AUTHORS, MISSING)
+        return timing.without_number(case, timing.AUTHORS, MISSING)
     pair, nt_xent = torch.randn(2, images, width, generator=torch.Generator().manual_seed(0)), authors.sdclr(sdclr).nt_xent
 
     def contender(function):
@@ -53,7 +53,7 @@ def masks(rounds, architecture="resnet18_cifar", sdclr=""):
     """New masks of all convolutions from their weights, as before every epoch; also right where many weights tie."""
     case = f"masks, {architecture}"
     if not sdclr:
-        return timing.not_run(case, timing.AUTHORS, MISSING)
+        return timing.without_number(case, timing.AUTHORS, MISSING)
     run = sdclr_run(architecture, 1, 32)
     net, encoder, method = twins(sdclr, run)
     contenders = {"ours": lambda: method.before_epoch(encoder, 0),
@@ -150,7 +150,7 @@ def sdclr_step(rounds, architecture="resnet32", batch=64, side=32, sdclr=""):
     checks = {name: step_checks(found, traces(way, few)) for name, (way, _) in others.items()}
     rows = timing.ratios(case, ours.updates(pair)[0], {
         name: (way.updates(pair)[0], *timing.all_of(checks[name]), goal) for name, (way, goal) in others.items()}, rounds)
-    return rows if sdclr else timing.together(rows, timing.not_run(case, timing.AUTHORS, MISSING))
+    return rows if sdclr else timing.together(rows, timing.without_number(case, timing.AUTHORS, MISSING))
 
 
 def two_views(pixels, run, index=None, epoch=0):
@@ -224,7 +224,7 @@ def sdclr_epoch(rounds, architecture="resnet32", images=256, batch=64, side=32, 
     """
     case = f"SDCLR epoch, {architecture}, {images} × {side} px"
     if not sdclr:
-        return timing.not_run(case, timing.AUTHORS, MISSING)
+        return timing.without_number(case, timing.AUTHORS, MISSING)
     run, pixels = sdclr_run(architecture, batch, side), photographs(images, side).to(runs.device())
     net, encoder, method = twins(sdclr, run)
     pairs = [two_views(pixels[:8], run, epoch=epoch) for epoch in range(updates)]

@@ -41,7 +41,7 @@ def views(rounds, count=256, side=32, policy="cifar", fused=False, goal=5.0, sdc
         others[timing.AUTHORS] = (lambda: torch.stack([theirs[number] for number in range(count)]), *check, goal)
     rows = timing.ratios(case, ours, others, rounds)
     rows = rows.assign(compile_seconds=building) if fused else rows
-    return rows if sdclr else timing.together(rows, timing.not_run(case, timing.AUTHORS, "give sdclr"))
+    return rows if sdclr else timing.together(rows, timing.without_number(case, timing.AUTHORS, "give sdclr"))
 
 
 def photographs(count, side):

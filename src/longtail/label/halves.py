@@ -94,7 +94,7 @@ def separability(encoder, study, precision, count, part="test"):
     return 100 * np.mean([LogisticRegression(max_iter=5000).fit(fit[one], labels[one]).score(asked, right) for one in sets])
 
 
-def measure(run, results, asked, counts=(10, 100), part="test"):
+def measure_halves(run, results, asked, counts=(10, 100), part="test"):
     """Accuracy of a finished run's encoder on every task of ``studies``, measured once.
 
     Rows: task, labels (of each class), accuracy in percent, images judged.

@@ -157,7 +157,7 @@ def loop(run, folder, epochs, one, parts, progress, checkpoint_seconds, over=lam
         runs.write(folder / "log.csv", log_csv(log))
         over(epoch + 1)
         if processes.agreed(time.perf_counter() - saved > checkpoint_seconds) and epoch + 1 < epochs:
-            save(run, folder / "last.pt", parts, log)
+            save_checkpoint(run, folder / "last.pt", parts, log)
             saved = time.perf_counter()
     return log
 
@@ -241,14 +241,14 @@ def check_finite(losses, steps_before, run):
                                  f"lower the learning rate, or use precision float32")
 
 
-def save(run, path, parts, log):
+def save_checkpoint(run, path, parts, log):
     """A checkpoint, whole or not at all: a line with digest and name of its run, then the state of ``parts`` as torch saves it."""
     content = io.BytesIO()
     torch.save({"log": log, **{name: part if isinstance(part, dict) else part.state_dict() for name, part in parts.items()}}, content)
     runs.write(path, f"{runs.sha256(content.getbuffer())} {run.name}\n".encode() + content.getbuffer())
 
 
-def load(run, path):
+def load_checkpoint(run, path):
     """The state that ``save`` wrote for this run; None without a file, or, said in a line, for a damaged one or another run's."""
     if not path.exists():
         return None
@@ -261,7 +261,7 @@ def load(run, path):
 
 def restore(run, path, parts):
     """Put all ``parts`` where the checkpoint left them; returns its log, empty without one."""
-    state = load(run, path)
+    state = load_checkpoint(run, path)
     for name, part in parts.items() if state else ():
         part.update(state[name]) if isinstance(part, dict) else part.load_state_dict(state[name])
     return state["log"] if state else []

@@ -92,7 +92,7 @@ class Request(Settings):
         return any(embeddings.holds(self.place(text)) for key in PLACES for text in self.texts(key))
 
 
-FIELDS = Settings.model_fields
+ASKED = Settings.model_fields
 TRAINING = {"method", "epochs", "batch_size", "learning_rate", "weight_decay", "warmup_epochs", "prune_fraction"}
 DECIDED = TRAINING | {"architecture", "size", "seed", "policy", "temperature", "precision"}      # what a finished run has decided
 

@@ -20,7 +20,7 @@ from longtail.store import runs
 NEAR = 3.0      # points of accuracy above an untrained network; an encoder that is nearer has learned too little to test a claim
 # The mechanism that a method or sampler adds, as its rows are named, and the least contrast that could matter.
 MECHANISMS = {**{name: kind.mechanism for name, kind in methods.METHODS.items() if vars(kind).get("mechanism")},
-              **{name: (f"picks {name}", samplers.LEAST) for name, sampler in samplers.SAMPLERS.items() if sampler.balances}}
+              **{name: (f"picks {name}", samplers.LEAST_EXCHANGED) for name, sampler in samplers.SAMPLERS.items() if sampler.balances}}
 SIDES = {       # what a side of a claim has unless it says otherwise, by the rows that it asks for
     "scores": {"method": "simclr", "added": "none", "schedule": "epochs"}, "composition": {"level": "small"},
     "diversity": {"level": "small"}, "phi": {"protocol": "test", "method": "simclr", "M": "10"}}

@@ -11,8 +11,8 @@ NOTE = ("Percent. balance: population standard deviation over many, medium and f
         "column Std). ±: population standard deviation over splits or seeds. full: the paper's data at its published settings; quarter: "
         "the same for a quarter of the epochs; JPEG copy: the same on images decoded from JPEG; cut: the paper's data at other settings; "
         "own data: other images. A difference is shown for full rows only.")
-LOSSES = ("Percent, last epoch, mean ± population standard deviation over splits and seeds. gain: balanced accuracy above cross-entropy's "
-          "on the same list and seed, points; se: its standard error.")
+LOSSES_NOTE = ("Percent, last epoch, mean ± population standard deviation over splits and seeds. gain: balanced accuracy above "
+               "cross-entropy's on the same list and seed, points; se: its standard error.")
 SINGLE = ("converged", "nearest")        # selections of protocols without a training length: nothing to choose
 SETTINGS = ["largest", "architecture", "size", "epochs", "policy", "batch_size", "learning_rate", "weight_decay", "warmup_epochs",
             "temperature", "prune_fraction", "options", "precision", "drops", "drop", "jpeg"]

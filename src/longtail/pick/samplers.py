@@ -124,7 +124,7 @@ def mak(ecle, pool, seed, budget, alpha=0.3, ratio=1.5, prototypes=10):
 
 # ---- the samplers: each is one record, and everything that lists samplers reads these
 
-LEAST = 0.1         # share of picks that a sampler must exchange against the pool's own mix to be at work
+LEAST_EXCHANGED = 0.1         # share of picks that a sampler must exchange against the pool's own mix to be at work
 
 
 @dataclass(frozen=True)
