@@ -273,7 +273,7 @@ def settled(name, written, changes, notebooks, selected, known, names=True):
 
     Returns (what the profile says, what -p says). Every mistake is told at once, before anything is written.
     """
-    base = written.get("base")
+    base = written.get("base") if isinstance(written.get("base"), str) else None      # of another type: the schema tells
     if base and base not in known:
         raise Refused(f"{name} has the base {base}, which does not exist; there are {', '.join(known)}")
     own, wrong = mistakes(profile_schema(notebooks), {**(known[base] or {} if base else {}), **written}, names=names)
