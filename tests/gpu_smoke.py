@@ -18,7 +18,7 @@ from tape import stand_in
 from torch.nn import functional
 from toy import FAMILY, image_set, planned
 
-from longtail.bench import speed_budget, speed_floor
+from longtail.bench import budget, floor
 from longtail.images import views
 from longtail.label import supervised
 from longtail.learn import norms, train
@@ -136,7 +136,7 @@ def two_phases():
         step.epoch.fill_(epoch)
         for index in order.split(run.batch_size):
             step(index, RATE)
-        gpu.wait()
+        gpu.synchronize()
         held.append(torch.cuda.memory_reserved() / 2**20 if gpu.here() else len(step.recorded.graphs))
     assert len(step.recorded.graphs) == 2, f"{len(step.recorded.graphs)} graphs are kept for two sizes of a batch"
     assert held[1] <= 1.25 * held[0], f"{held[1]:.0f} where the first phase held {held[0]:.0f}"
@@ -202,12 +202,12 @@ def case():
 def throughput():
     """SDCLR's update against its floor, and the hours that follow for every published profile."""
     run = case()
-    row = speed_floor.training_rate(run, 11_165 if gpu.here() else 20, 50 if gpu.here() else 1, 3 if gpu.here() else 1)
+    row = floor.training_rate(run, 11_165 if gpu.here() else 20, 50 if gpu.here() else 1, 3 if gpu.here() else 1)
     machine = "H200" if "H200" in gpu.name() else "H100"
-    floor = speed_budget.seconds(speed_budget.update(run.architecture, run.size, row["batch"]), machine)
-    times = 2 * row["batch"] / row["views_per_second"] / floor if gpu.here() else speed_budget.EXPECTED
-    for name, settings in speed_budget.published().items():
-        hours = times * speed_budget.hours(machine, settings)
+    least = budget.least_seconds(budget.update_cost(run.architecture, run.size, row["batch"]), machine)
+    times = 2 * row["batch"] / row["views_per_second"] / least if gpu.here() else budget.EXPECTED
+    for name, settings in budget.gpu_profiles().items():
+        hours = times * budget.hours(machine, settings)
         print(f"     {name}: {hours:.1f} hours of pre-training expected on one {machine}", flush=True)
     of_floor = f", {times:.1f} times the floor of one {machine}" if gpu.here() else ", hours computed from twice the floor"
     return f"{row['views_per_second']:.0f} views a second, {row['share']:.0%} of a product's rate{of_floor}"
@@ -220,7 +220,7 @@ def compiled_encoder():
     rates = []
     for asked in ("", "1"):
         os.environ["LONGTAIL_COMPILE"] = asked
-        rates.append(speed_floor.training_rate(case(), 11_165, 50, 3)["views_per_second"])
+        rates.append(floor.training_rate(case(), 11_165, 50, 3)["views_per_second"])
     del os.environ["LONGTAIL_COMPILE"]
     return f"{rates[1] / rates[0]:.2f} times as fast"
 

@@ -14,9 +14,8 @@ from packaging.utils import canonicalize_name
 
 from longtail.store import paths
 
-LIGHT = {"torch", "filelock", "safetensors", "numpy", "scipy", "sklearn", "threadpoolctl", "pydantic",
-         "pandas", "matplotlib", "seaborn", "yaml",
-         "tqdm", "PIL", "longtail"}
+LIGHT = {"torch", "filelock", "safetensors", "numpy", "scipy", "sklearn", "threadpoolctl", "pandas", "matplotlib", "seaborn", "yaml",
+         "tqdm", "PIL", "pydantic", "longtail"}
 
 
 def direct():

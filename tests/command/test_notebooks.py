@@ -74,10 +74,10 @@ def test_every_parameter_has_one_kind_and_a_rule():
     for book in profiles.notebooks_of(paths.NOTEBOOKS):
         for name, kind in book.kinds.items():
             assert kinds.setdefault(name, kind) == kind, name
-    ruled = profiles.spread(profiles.LIMITS).keys() | profiles.spread(profiles.NAMES).keys() | profiles.CHOICES.keys()
+    ruled = profiles.by_single_name(profiles.LIMITS).keys() | profiles.by_single_name(profiles.NAMES).keys() | profiles.CHOICES.keys()
     free = {"profile", "lists", "pool", "jpegs", "google_active_learning", "sdclr"}
     assert {name for name, kind in kinds.items() if kind != "bool"} == ruled | free
-    assert not ruled & free and profiles.LEAST.keys() <= kinds.keys()
+    assert not ruled & free and profiles.LEAST_ENTRIES.keys() <= kinds.keys()
 
 
 @every_notebook

@@ -352,7 +352,7 @@ def test_rows_of_the_tables_are_counted_with_their_budgets():
 
 def test_runs_alike_in_all_that_a_plan_tells_are_counted_apart():
     asked = [{"added": "mak", "epochs": 5, "seed": seed} for seed in (1, 2)] * 2
-    counted = estimate.Estimate(asked, [run | {"images": digest, "seconds": 1.0} for run, digest in zip(asked[:3], "abc", strict=True)])
+    counted = estimate.Expected(asked, [run | {"images": digest, "seconds": 1.0} for run, digest in zip(asked[:3], "abc", strict=True)])
     assert counted.done == 3 and counted.missing == [asked[1]]
 
 

@@ -7,13 +7,14 @@ import json
 import pickle
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from longtail.images import datasets, sources, studies
+from longtail.images import datasets, memory, places, sources, studies
 from longtail.measure.groups import size_groups
 from longtail.store import paths
 
@@ -90,7 +91,7 @@ def test_the_other_kinds():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ((100, 10, 0.1, "zipf"), "no kind of long tail 'zipf'; there are exponential, step, pareto_imagenet100"),
+    ((100, 10, 0.1, "zipf"), "no kind of long tail 'zipf'; there are exponential, step, pareto_imagenet100, as_is"),
     ((50, 10, 0.01, "exponential"), "a class without images: largest 50 and factor 0.01 leave the smallest class 0"),
     ((50, 10, 0.01, "step"), "a class without images"), ((50, 10, 0, "step"), "a class without images"),
     ((50, 10, float("nan"), "step"), "factor nan is no share"), ((50, 10, -0.5, "exponential"), "factor -0.5 is no share"),
@@ -225,6 +226,34 @@ def test_test_images_that_training_or_the_pool_hold_are_told(disk, capsys):
     assert "images of pool are in test, too (1.png = ant/copy.png)" in capsys.readouterr().out
 
 
+def test_near_copies_of_test_images_are_told_where_pictures_differ(capsys):
+    draw = np.random.default_rng(0)
+    coarse = [Image.fromarray(draw.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((32, 32), Image.BICUBIC) for _ in range(40)]
+    changed = [coarse[0].transpose(Image.FLIP_LEFT_RIGHT), coarse[1].resize((24, 24)).resize((32, 32)), coarse[2]]
+    squares = [np.asarray(picture).transpose(2, 0, 1) for picture in [*coarse, *changed]]
+    near = studies.near_copies(squares[:42])
+    assert near[40:] == [0, 1] and near[:40] == [None] * 40 and not capsys.readouterr().out
+
+    def images(places):
+        return sources.ImageSet(torch.from_numpy(np.stack([squares[place] for place in places])), torch.zeros(len(places)),
+                                tuple(map(str, places)))
+    test, seed, pool = images(range(5)), images(range(5, 30)), images([*range(30, 40), 40, 41, 42])
+    rows = studies.tell_copies(SimpleNamespace(test=test, seed=seed, train=seed, validation=images([39]), pool=pool))
+    assert [(row["list"], row["other"], row["kind"], row["images"], row["first"]) for row in rows] == [
+        ("pool", "test", "exact", 1, "42 = 2"), ("pool", "test", "near", 2, "40 = 0")]
+    assert "2 near copies of images of pool are in test, too (40 = 0)" in capsys.readouterr().out
+
+
+def test_near_copies_are_not_told_among_pictures_that_are_all_alike(capsys, monkeypatch):
+    grey = [np.full((3, 16, 16), value, np.uint8) for value in range(9)]
+    lines = [np.where(np.arange(16) < 8 + number % 2, 250 - number, 5).astype(np.uint8)[None, None].repeat(3, 0).repeat(16, 1)
+             for number in range(9)]
+    assert studies.near_copies(grey + lines) == [None] * 18
+    assert "near copies cannot be told" in capsys.readouterr().out
+    monkeypatch.setattr(studies, "NEAR_COPIES_OF", 5)
+    assert studies.near_copies(grey) == [None] * 9 and "up to 5 images, and these are 9" in capsys.readouterr().out
+
+
 def test_digest_covers_content_and_order_but_not_labels():
     one = study().few
     other = sources.ImageSet(one.images, one.labels.flip(0), one.names)
@@ -344,7 +373,7 @@ def test_missing_and_empty_places_are_named(disk):
 def test_a_cut_zip_is_named(disk):
     archive = zipped(disk / "tree.zip", TREE)
     archive.write_bytes(archive.read_bytes()[:400])
-    with pytest.raises(ValueError, match=r"tree\.zip is no whole zip file .*fetch it again") as caught:
+    with pytest.raises(ValueError, match=r"tree\.zip cannot be read as \.zip .*fetch it again") as caught:
         sources.folder(archive, 6)
     one_line(caught)
 
@@ -391,7 +420,7 @@ def test_folders_train_and_val_make_a_study(disk, capsys, packed):
     with pytest.raises(ValueError, match="has only folders named as classes of the study"):
         study(dataset=f"{place.name}/seed", largest=20, factor=0.5, pool_per_class=2, outsiders=[f"{place.name}/seed/train"],
               outsider_count=1)
-    assert studies.name_of(f"{place.name}/seed") == ("mine" if packed else "seed") and studies.name_of("digits") == "digits"
+    assert places.name_of(f"{place.name}/seed") == ("mine" if packed else "seed") and places.name_of("digits") == "digits"
 
 
 def test_train_val_and_test_have_each_their_use(disk):
@@ -491,8 +520,24 @@ def test_tables_with_labels_make_a_study(disk, name, text):
 
 def test_a_class_with_too_few_images_is_named(disk):
     write(disk / "mine", {f"{name}/{k:02d}.png": picture(k) for name, count in (("ant", 24), ("bee", 3)) for k in range(count)})
-    with pytest.raises(ValueError, match=r"class bee has too few images \(3\)"):
-        study(dataset="mine", outsider_count=0)
+    with pytest.raises(ValueError, match=r"class bee has 2 training images and the long tail needs 4 of it; lower `largest`, or take"):
+        study(dataset="mine", outsider_count=0, pool_per_class=0, largest=8, factor=0.5)
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["one folder", "with a test set"])
+def test_a_long_tail_of_its_own_is_taken_as_it_is(disk, capsys, parts):
+    sizes = {"ant": 40, "bee": 9, "cat": 3, "dog": 2, "elk": 1}
+    write(disk / "mine", {f"{part}{name}/{k:02d}.png": picture(6 * k + number) for number, (name, count) in enumerate(sizes.items())
+                          for part, most in ((("train/", 99), ("test/", 2)) if parts else (("", 99),)) for k in range(min(count, most))})
+    one = study(dataset="mine", outsider_count=0, pool_per_class=0, kind="as_is")
+    held = torch.bincount(one.test.labels, minlength=5), torch.bincount(one.validation.labels, minlength=5)
+    if parts:
+        assert one.counts == [38, 8, 2, 2, 1] and held[0].tolist() == [2, 2, 2, 2, 1]
+    else:
+        assert one.counts == [26, 6, 2, 1, 1] and held[0].tolist() == [10, 2, 1, 1, 0]
+        assert "1 of 5 classes have a single image and no test" in capsys.readouterr().out
+    assert [a + b for a, b in zip(one.counts, held[1].tolist(), strict=True)] == (list(sizes.values()) if parts else [30, 7, 2, 1, 1])
+    assert torch.bincount(one.few.labels).tolist() == [1] * 5 and not set(one.seed.names) & set(one.validation.names)
 
 
 # ---- published lists and missing data sets
@@ -638,7 +683,7 @@ def test_a_pool_left_in_its_files_has_the_same_images(imagenet):
     forget()
     assert study(**IMAGENET_100 | {"pool_in_files": True}).pool.digest not in digests
     (imagenet / "imagenet/train/n04/n04_2.JPEG").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no readable image: n04/n04_2\.JPEG \(empty\); remove it") as caught:
+    with pytest.raises(ValueError, match=r"no readable image: n04/n04_2\.JPEG \(empty\), in .*; remove it") as caught:
         left.images[0:3]
     one_line(caught)
 
@@ -684,3 +729,11 @@ def test_absent_imagenet_is_one_clear_line(disk):
     with pytest.raises(FileNotFoundError, match=parts) as caught:
         study(**IMAGENET_100)
     assert str(disk) in one_line(caught)
+
+
+def test_a_pool_that_would_fill_memory_stays_in_its_files(imagenet, monkeypatch):
+    large = IMAGENET_100 | {"size": 48}
+    assert type(study(**large).pool) is sources.ImageSet
+    monkeypatch.setattr(memory.BUDGET, "total", 16000)
+    left = study(**large).pool
+    assert isinstance(left, sources.FileSet) and left.digest == study(**large | {"pool_in_files": True}).pool.digest

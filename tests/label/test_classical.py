@@ -73,7 +73,7 @@ def test_plugin_threshold_is_the_definition(case):
         shifted = adjusted.posthoc_logit_adjust(torch.stack([1 - eta, eta], 1).log(), torch.bincount(truth), 1.0)
         assert torch.where(shifted.argmax(1) > 0, 1, -1).tolist() == want["prediction"]            # the same rule in another form
         for cut, expected in ((threshold, {"balanced": "am", "class 0": "tnr", "class 1": "tpr"}), (0.5, {"balanced": "am_at_half"})):
-            rows = supervised.score_rows(torch.stack([cut - eta, eta - cut], 1), truth, ["many", "few"])
+            rows = supervised.network_rows(torch.stack([cut - eta, eta - cut], 1), truth, ["many", "few"])
             found = {group: accuracy / 100 for group, accuracy, _ in rows}
             assert {key: found[group] for group, key in expected.items()} == pytest.approx({key: want[key] for key in expected.values()})
 

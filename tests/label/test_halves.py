@@ -128,14 +128,14 @@ def test_labels_teach_half_a_and_the_runs_stay_apart(tmp_path, monkeypatch):
         run, images = train.plan(small["half B"], f"{method} long_tail", 1, 1, SETTINGS)
         train.pretrain(run, images, apart, progress=False)
         made.append(run)
-        found[method] = halves.measure(run, apart, small)
+        found[method] = halves.measure_halves(run, apart, small)
     rows = found["supervised"]
     assert list(rows) == ["task", "labels", "accuracy", "images"]
     assert len(rows) == 6 and set(rows.task) == set(halves.TASKS) and (rows.images == 250).all()
     gain = (rows.accuracy - found["untrained"].accuracy)[(rows.task == "frequent classes") & (rows.labels == 10)].item()
     assert gain > 5
     monkeypatch.setattr(halves, "separability", None)
-    assert halves.measure(run, apart, small).equals(rows)
+    assert halves.measure_halves(run, apart, small).equals(rows)
     apart.ask("halves", made, {})
     assert not apart.done() and len(apart.done("halves")) == 2
     assert figures._commits(rows.assign(run=run.name))[run.name] != "unknown"

@@ -12,7 +12,7 @@ from longtail.images import datasets, studies
 from longtail.label import adjusted, supervised
 from longtail.learn import encode, models, train
 from longtail.measure.groups import size_groups
-from longtail.papers import supervised_tables
+from longtail.papers import tables
 from longtail.store import paths, runs
 
 SCHEDULE = supervised.Schedule(epochs=4, batch_size=16, learning_rate=0.1, drops=(3,), drop=0.1, warmup_epochs=1)
@@ -88,7 +88,7 @@ def test_more_images_than_a_class_has_are_refused(source):
     (lambda: supervised.subset_indices([0, 0, 1], [1, -1], 0), "the long tail needs -1 images of class 1; give 0 or more"),
     (lambda: supervised.subset_indices([0, 0, 1], [float("nan"), 1], 0), "the long tail needs nan images of class 0"),
     (lambda: supervised.subset_indices([[0, 0, 1]], [1, 1], 0), r"labels are int64 of shape \(1, 3\)"),
-    (lambda: supervised.score_rows(torch.eye(2), torch.tensor([[0, 1]]), ["many", "few"]), r"labels are int64 of shape \(1, 2\)")])
+    (lambda: supervised.network_rows(torch.eye(2), torch.tensor([[0, 1]]), ["many", "few"]), r"labels are int64 of shape \(1, 2\)")])
 def test_bad_input_is_one_clear_line(wrong, message):
     with pytest.raises(ValueError, match=message) as caught:
         wrong()
@@ -123,7 +123,7 @@ def test_shortcut_takes_every_second_pixel_and_pads_channels():
 def test_rates_are_the_reference(case):
     schedule = replace(supervised.PUBLISHED, learning_rate=case["inputs"]["base_lr"])
     assert schedule.epochs == case["inputs"]["epochs"]
-    assert [supervised.stepped_rate(schedule, epoch) for epoch in range(schedule.epochs)] == pytest.approx(case["expected"], rel=1e-9)
+    assert [supervised.warmed_rate(schedule, epoch) for epoch in range(schedule.epochs)] == pytest.approx(case["expected"], rel=1e-9)
 
 
 @pytest.mark.parametrize("case", golden("cb_resampling"), ids=lambda case: case["name"])
@@ -154,7 +154,8 @@ def test_the_loop_trains_on_what_was_drawn():
         plan, layer = adjusted.method_of(*adjusted.read_loss(arm), [380, 20], SCHEDULE), torch.nn.Linear(2, 2)
         optimizer = supervised.optimizer_of(layer, layer, plan, SCHEDULE)
         update = supervised.Update(layer, optimizer, labels)
-        losses = [supervised.train_epoch(update, inputs, labels, plan, SCHEDULE, 1, epoch).mean() for epoch in range(SCHEDULE.epochs)]
+        losses = [supervised.train_labelled_epoch(update, inputs, labels, plan, SCHEDULE, 1, epoch).mean()
+                  for epoch in range(SCHEDULE.epochs)]
         assert len(losses) == len(seen) == SCHEDULE.epochs and losses[-1] < losses[0]
         assert torch.cat(seen).double().mean().item() == pytest.approx(share, abs=0.06)
         assert layer(torch.eye(2)).argmax(1).tolist() == [0, 1]
@@ -174,7 +175,7 @@ def test_an_image_drawn_twice_is_seen_in_two_views(source, tmp_path, monkeypatch
     def train_epoch(update, inputs, *rest):
         seen.append(inputs(torch.zeros(40, dtype=torch.int64), 0))
         raise KeyboardInterrupt
-    monkeypatch.setattr(supervised, "train_epoch", train_epoch)
+    monkeypatch.setattr(supervised, "train_labelled_epoch", train_epoch)
     for k, policy in enumerate(("digits_classifier", "")):
         with pytest.raises(KeyboardInterrupt):
             trained(source, tmp_path / str(k), policy=policy)
@@ -202,10 +203,11 @@ def test_resumed_equals_uninterrupted(source, tmp_path, monkeypatch):
     whole = trained(source, tmp_path / "a", "ddc").state_dict()
     run, images = planned(source, "ddc")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):    # dies in the last epoch
-        whole_epoch = supervised.train_epoch
-        patched.setattr(supervised, "train_epoch", lambda *given: whole_epoch(*given) if given[-1] < SCHEDULE.epochs - 1 else interrupt())
+        whole_epoch = supervised.train_labelled_epoch
+        patched.setattr(supervised, "train_labelled_epoch",
+                        lambda *given: whole_epoch(*given) if given[-1] < SCHEDULE.epochs - 1 else interrupt())
         supervised.train_network(run, images, 10, tmp_path / "b", checkpoint_seconds=0)
-    assert len(train.load(run, tmp_path / "b" / "last.pt")["log"]) == SCHEDULE.epochs - 1
+    assert len(train.load_checkpoint(run, tmp_path / "b" / "last.pt")["log"]) == SCHEDULE.epochs - 1
     resumed = supervised.train_network(run, images, 10, tmp_path / "b")[0].state_dict()
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
     assert (tmp_path / "b" / "log.csv").read_text().count("\n") == SCHEDULE.epochs + 1
@@ -245,7 +247,7 @@ def test_plain_cross_entropy_is_also_decided_after_adjustment(source, results):
 
 def test_scores_by_hand_on_an_uneven_test_set():
     logits, labels = torch.eye(3)[[0, 0, 0, 0, 1, 0]], torch.tensor([0, 0, 0, 0, 1, 2])
-    rows = {group: (accuracy, images) for group, accuracy, images in supervised.score_rows(logits, labels, ["many", "medium", "few"])}
+    rows = {group: (accuracy, images) for group, accuracy, images in supervised.network_rows(logits, labels, ["many", "medium", "few"])}
     assert rows["many"] == (100, 4) and rows["few"] == (0, 1) and rows["class 1"] == (100, 1)
     assert rows["balanced"] == (pytest.approx(200 / 3), 6) and rows["all"] == (pytest.approx(500 / 6), 6)
 
@@ -256,7 +258,7 @@ def test_measured_once_and_read_with_its_settings(source, results, monkeypatch):
     supervised.train_all(jobs, source, results, 1)
     monkeypatch.setattr(supervised, "train_network", None)
     supervised.train_all(jobs, source, results, 1)
-    found = supervised_tables.measured(results)
+    found = tables.with_labels(results)
     assert set(found.run) == {run.name for run, _ in jobs} and set(found.method) == {"ce", "posthoc_la", "ldam_drw"}
     assert set(found.arm) == {"ce", "ldam_drw b=0.9999 max_m=0.3 s=30.0"}
     row = found[found.group == "all"].iloc[0]
@@ -290,7 +292,7 @@ def test_bfloat16_networks_give_single_precision(source, tmp_path):
 
 def test_an_even_list_has_no_groups_and_all_its_scores():
     logits, labels = torch.eye(4)[[0, 1, 2, 2]], torch.arange(4)
-    rows = supervised.score_rows(logits, labels, size_groups([7, 7, 7, 7], "thirds"))
+    rows = supervised.network_rows(logits, labels, size_groups([7, 7, 7, 7], "thirds"))
     assert [group for group, *_ in rows] == ["balanced", "all", "class 0", "class 1", "class 2", "class 3"] and rows[0][1] == 75
 
 

@@ -250,7 +250,8 @@ def test_a_done_run_is_left_alone(results, monkeypatch):
 
 def other_seeds(content):
     """The checkpoint of another run, whole."""
-    train.save(planned(seed=7), Path(os.environ["OTHER"]), dict(zip(("encoder", "method", "optimizer"), train.initialise(planned(seed=7)),
+    other = planned(seed=7)
+    train.save_checkpoint(other, Path(os.environ["OTHER"]), dict(zip(("encoder", "method", "optimizer"), train.initialise(other),
                                                                     strict=True)) | {"method": {}, "notes": {}}, [{"step": 3}])
     return Path(os.environ["OTHER"]).read_bytes()
 
@@ -363,7 +364,7 @@ def test_a_loss_that_is_no_number_stops_the_run(results, monkeypatch):
         train.pretrain(run, IMAGES, results, progress=False, checkpoint_seconds=0)
     assert {file.name for file in results.folder(run).iterdir()} == {"claim", "run.json", "log.csv", "last.pt", "snapshots"}
     assert log(run, results).epoch.tolist() == [1]
-    saved = train.load(run, results.folder(run) / "last.pt")["encoder"]
+    saved = train.load_checkpoint(run, results.folder(run) / "last.pt")["encoder"]
     assert all(values.isfinite().all() for values in saved.values())
 
 

@@ -38,7 +38,7 @@ def trained(results, method, **changes):
 
 
 def measured(results, method, **changes):
-    return mechanisms.measure(trained(results, method, **changes), results, STUDY)
+    return mechanisms.measure_mechanism(trained(results, method, **changes), results, STUDY)
 
 
 def value(rows, group):
@@ -166,7 +166,7 @@ def test_picks_of_samplers_are_checked_by_name(results):
 def test_sdclr(results, fraction):
     run = trained(results, "sdclr", prune_fraction=fraction, head_layers=3)
     found = mechanisms.disagreement(run, results, STUDY)
-    rows = mechanisms.measure(run, results, STUDY)
+    rows = mechanisms.measure_mechanism(run, results, STUDY)
     phi = dict(zip(found.group, found.phi, strict=True))
     assert value(rows, "contrast") == pytest.approx((phi["few"] - phi["many"]) * (fraction > 0))
     assert found.pruned.tolist() == pytest.approx([fraction] * 4, abs=1e-3)

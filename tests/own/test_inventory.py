@@ -28,33 +28,49 @@ def opened(monkeypatch):
 
 
 def test_what_was_found_is_kept_and_the_same(place, tmp_path, opened):
-    first = inventory.take("pool", place, 16, tmp_path / "pool.jsonl")
-    assert len(opened) == 6 and len(first.files) == 5 and first.broken == ["text.jpg (4 bytes of no known kind)"]
-    again = inventory.take("pool", place, 16, tmp_path / "pool.jsonl")
-    assert len(opened) == 6 and (again.rows, again.broken, again.contents) == (first.rows, first.broken, first.contents)
+    first = inventory.take("pool", {"pool": place}, 16, tmp_path / "pool.jsonl")
+    assert len(opened) == 6 and len(first.files) == 5 and first.broken == ["pool/text.jpg (4 bytes of no known kind)"]
+    again = inventory.take("pool", {"pool": place}, 16, tmp_path / "pool.jsonl")
+    assert len(opened) == 6 and (again.rows, again.broken) == (first.rows, first.broken)
     assert all((left == right).all() for left, right in zip(first.prints(), again.prints(), strict=True))
-    assert first.sentences()[0] == "5 images: 5 PNG; short sides 20 to 20 pixels"
+    assert first.sentences()[0] == "pool, pool: 5 images: 5 PNG; short sides 20 to 20 pixels"
 
 
 def test_after_a_kill_only_the_rest_is_opened(place, tmp_path, opened):
-    whole = inventory.take("pool", place, 16, record := tmp_path / "pool.jsonl")
+    whole = inventory.take("pool", {"pool": place}, 16, record := tmp_path / "pool.jsonl")
     content = record.read_text()
     record.write_text(content[:content.rindex("\n[") + 9])     # in the middle of its last line
-    assert inventory.take("pool", place, 16, record).rows == whole.rows and len(opened) == 6 + 1
-    assert inventory.take("pool", place, 16, record).rows == whole.rows and len(opened) == 6 + 1
+    assert inventory.take("pool", {"pool": place}, 16, record).rows == whole.rows and len(opened) == 6 + 1
+    assert inventory.take("pool", {"pool": place}, 16, record).rows == whole.rows and len(opened) == 6 + 1
 
 
 def test_changed_files_and_other_sizes_are_opened_again(place, tmp_path, opened):
-    first = inventory.take("pool", place, 16, record := tmp_path / "pool.jsonl")
+    first = inventory.take("pool", {"pool": place}, 16, record := tmp_path / "pool.jsonl")
     Image.new("RGB", (30, 40), "red").save(place / "2.png")
-    second = inventory.take("pool", place, 16, record)
+    second = inventory.take("pool", {"pool": place}, 16, record)
     assert len(opened) == 6 + 1 and second.rows[2]["blank"] and second.rows[2]["high"] == 40
-    assert [a == b for a, b in zip(first.contents, second.contents, strict=True)] == [True, True, False, True, True]
-    inventory.take("pool", place, 8, record)
+    assert [a["content"] == b["content"] for a, b in zip(first.rows, second.rows, strict=True)] == [True, True, False, True, True]
+    inventory.take("pool", {"pool": place}, 8, record)
     assert len(opened) == 6 + 1 + 6 and opened[-6:] == [8] * 6
 
 
 def test_without_a_record_nothing_is_written(place, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    inventory.take("pool", place, 16)
+    inventory.take("pool", {"pool": place}, 16)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_deeper_grey_is_a_copy_only_of_one_as_deep(tmp_path):
+    (tmp_path / "pool").mkdir()
+    for number in range(3):
+        y, x = np.mgrid[0:48, 0:64]
+        grey = (np.sin(x / (4 + number)) * np.cos(y / (9 - number)) + 1) / 2
+        for name, picture in {"8.png": (grey * 255).astype(np.uint8), "12.png": (grey * 4095).astype(np.uint16),
+                              "12.tif": (grey * 4095).astype(np.uint16), "16.tif": (grey * 65535).astype(np.uint16)}.items():
+            Image.fromarray(picture).save(tmp_path / "pool" / f"{number}_{name}")
+        Image.fromarray((grey * 255).astype(np.uint8)).save(tmp_path / "pool" / f"{number}_8.jpg", quality=70)
+    found = inventory.take("pool", {"pool": tmp_path / "pool"}, 16)
+    names = [name for name, _ in found.files]
+    leaders, _ = inventory.copies.leaders([row["content"] for row in found.rows], *found.prints())
+    for name, leader in zip(names, leaders, strict=True):
+        assert names[leader] == {f"{name[0]}_8.png": f"{name[0]}_8.jpg", f"{name[0]}_12.tif": f"{name[0]}_12.png"}.get(name, name)

@@ -1,10 +1,14 @@
 """Picks from images of one's own: one file of settings in, a table and a page out, and nothing made twice."""
 
+import base64
+import io
+import json
 import re
 import shutil
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -13,12 +17,13 @@ import torch
 import yaml
 from PIL import Image
 from safetensors import torch as safetensors
+from sklearn.decomposition import PCA
 from toy import image_set
 
 from longtail.command import reproduce
 from longtail.images import places, sources
 from longtail.learn import encode, models, train
-from longtail.own import encoders, inventory, pool, request
+from longtail.own import embeddings, encoders, gallery, inventory, pool, request
 from longtail.pick import samplers
 from longtail.store import paths, runs
 from longtail.store.settings import read_yaml
@@ -87,8 +92,8 @@ def test_broken_files_are_all_named_and_stop_it_before_anything_is_trained(album
 
 def test_every_sampler_has_its_picks_with_paths_that_exist(picked):
     table = picks(picked.root)
-    assert list(table) == ["sampler", "rank", "path", "ecle", "distance", "score", "nearest_prototype", "nearest_seed", "copy_of",
-                           "similarity"]
+    assert list(table) == ["sampler", "rank", "path", "ecle", "ecle_percentile", "distance", "score", "nearest_prototype",
+                           "nearest_seed", "cosine", "copy_of", "similarity"]
     assert list(table.sampler.unique()) == ["mak", "tailness", "proximity", "k_center", "random"]
     for _, some in table.groupby("sampler"):
         assert list(some["rank"]) == [1, 2, 3, 4] and some.path.is_unique
@@ -99,15 +104,15 @@ def test_every_sampler_has_its_picks_with_paths_that_exist(picked):
 def test_picks_and_neighbours_are_those_of_the_features(picked):
     results, table = runs.Results("mine"), picks(picked.root).set_index("sampler")
     [run] = results.done()
-    seed, pool = (pictures(picked.root / name) for name in ("seed", "pool"))
+    seed, others = (pictures(picked.root / name) for name in ("seed", "pool"))
     encoder = train.encoder_of(run, results)
-    near, far = (torch.nn.functional.normalize(encode.features(encoder, images, "float32")) for images in (seed, pool))
-    pool_in_files = sources.FileSet(sources.Files(inventory.take("pool", picked.root / "pool", 16).files, 16), pool.labels, pool.names)
-    ecle, distance = samplers.score_pool(run, results, pool.Study(seed, pool_in_files), views=2, batch=512, repeats=1, prototypes=3)
+    near, far = (torch.nn.functional.normalize(encode.features(encoder, images, "float32")) for images in (seed, others))
+    in_files = inventory.take("pool", {"pool": picked.root / "pool"}, 16).in_files(16)
+    ecle, distance = samplers.score_pool(run, results, pool.SeedAndPool(seed, in_files), views=2, batch=512, repeats=1, prototypes=3)
     expected = samplers.mak(ecle, far, near, budget=4, prototypes=3)
-    assert list(table.loc["mak"].path) == [f"pool/{pool.names[place]}" for place in expected]
+    assert list(table.loc["mak"].path) == [f"pool/{others.names[place]}" for place in expected]
     hardest = ecle.argsort(descending=True)[:4]
-    assert list(table.loc["tailness"].path) == [f"pool/{pool.names[place]}" for place in hardest]
+    assert list(table.loc["tailness"].path) == [f"pool/{others.names[place]}" for place in hardest]
     assert list(table.loc["tailness"].nearest_seed) == [f"seed/{seed.names[place]}" for place in (far[hardest] @ near.T).argmax(1)]
     assert (np.diff(table.loc["proximity"].distance) > 0).all()
 
@@ -122,21 +127,87 @@ def test_picks_are_a_place_for_the_next_request(picked):
     assert len(names) == 21 + 4 and sum(name.startswith("seed/") for name in names) == 21
 
 
-def test_page_shows_all_picks_and_loads_nothing(picked):
+def page_data(folder):
+    """What the script of a page is given."""
+    page = (folder / "gallery.html").read_text()
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+
+
+def test_page_loads_nothing_and_links_to_what_is_there(picked):
     page = (picked.results / "gallery.html").read_text()
-    shown = re.findall(r'src="([^"]{,30})', page)
-    assert len(shown) == 20 + 5 * (4 + 4 * pool.NEAREST) + sum(min(8, count) for count in seeds_of_prototypes())
-    assert all(source.startswith("data:image/jpeg;base64,") for source in shown)
+    assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page) and "default-src 'none'; img-src data:;" in page
     linked = set(re.findall(r'href="([^#"]+)"', page))
-    assert linked == {"picks.csv", "broken.txt", "duplicates.csv"} and all((picked.results / name).exists() for name in linked)
-    assert "2 files left out" in page and all(Path(path).name in page for path in picks(picked.root).path)
-    assert str(picked.root) not in page
+    assert linked == {"picks.csv", "pool.csv", "broken.txt", "duplicates.csv"} and all((picked.results / name).exists() for name in linked)
+    assert "2 files left out" in page and str(picked.root) not in page
+
+
+def test_page_has_every_pick_with_why_it_was_taken(picked):
+    data, table = page_data(picked.results), picks(picked.root)
+    whole = pd.read_csv(picked.results / "pool.csv").set_index("path")
+    assert [some["name"] for some in data["samplers"]] == list(table.sampler.unique()) and len(data["pool"]) == 40
+    for some in data["samplers"]:
+        mine = table[table.sampler == some["name"]]
+        shown = [data["pool"][str(place)] for place in some["picks"]]
+        assert [one["path"] for one in shown] == list(mine.path)
+        for one, row in zip(shown, mine.itertuples(), strict=True):
+            assert one["ecle_percentile"] == row.ecle_percentile == round(100 * (whole.ecle <= row.ecle).mean(), 1)
+            assert data["seed"][str(int(one["nearest"]))]["path"] == row.nearest_seed and one["cosine"] == pytest.approx(row.cosine)
+            assert (one["nearest_prototype"], one["distance"]) == (row.nearest_prototype, pytest.approx(row.distance, abs=1e-4))
+            assert (picked.results / unquote(one["href"])).resolve() == (picked.root / one["path"]).resolve()
+            assert Image.open(io.BytesIO(base64.b64decode(one["src"].removeprefix("data:image/webp;base64,")))).size == (96, 96)
+        assert some["shared"] == [len({*mine.path} & {*table.path[table.sampler == other["name"]]}) for other in data["samplers"]]
+    assert all(-1 <= one[axis] <= 1 for part in ("seed", "pool") for one in data[part].values() for axis in "xy")
+
+
+def test_page_shows_where_samplers_cut(picked):
+    data, whole, table = page_data(picked.results), pd.read_csv(picked.results / "pool.csv"), picks(picked.root)
+    cut = {some["name"]: some["cut"] for some in data["samplers"]}
+    assert cut["random"] is None and cut["k_center"] is None
+    assert cut["tailness"] == table[table.sampler == "tailness"].ecle.min() == whole.ecle.nlargest(4).min()
+    assert cut["proximity"] == table[table.sampler == "proximity"].distance.max() == whole.distance.nsmallest(4).max()
+    assert cut["mak"] == whole.score.nlargest(6).min() <= table[table.sampler == "mak"].score.min()
+    assert all(sum(data["histograms"][name]["counts"]) == 40 for name in ("ecle", "distance", "score"))
+
+
+def test_few_images_are_placed_by_principal_components_and_many_by_tsne():
+    features = torch.nn.functional.normalize(torch.randn(60, 5, generator=torch.Generator().manual_seed(0)).double()).numpy()
+    far = gallery.placed(features[:8])
+    expected = PCA(2).fit_transform(features[:8])
+    assert np.abs(np.corrcoef(far[:, 0], expected[:, 0])[0, 1]) == pytest.approx(1) and gallery.how(60) == "t-SNE, perplexity 19"
+    assert (gallery.placed(features) == gallery.placed(features)).all() and np.abs(gallery.placed(features)).max() == pytest.approx(1)
+    assert gallery.placed(features[:1]).shape == (1, 2)
+
+
+HOSTILE = ["<img src=x onerror=alert(1)>.png", "</script><script>alert(1)</script>.png".replace("/", "\u2215"), "javascript:alert(1).png",
+           "a\" onload=\"alert(1).png", "{{ 7 * 7 }}.png", "&lt;b&gt; é 100%25 #?.png", "-rf .png"]
+
+
+def test_hostile_names_are_text_on_the_page_and_lead_to_their_files(picked):
+    seed, pool = picked.root / "hostile/<b>seed</b>", picked.root / "hostile/</pool"
+    pool.mkdir(parents=True)
+    shutil.copytree(picked.root / "seed", seed, ignore=shutil.ignore_patterns("cut.png"))
+    for number, name in enumerate(HOSTILE * 2):
+        photograph = Image.fromarray(image_set(14, 24, 5).images[number].permute(1, 2, 0).numpy())
+        photograph.save((seed if number < len(HOSTILE) else pool) / name)
+    assert reproduce.main([demand(picked.root / "hostile", "hostile", seed_images="<b>seed</b>", pool_images="</pool", samplers=["mak"],
+                                  budget=len(HOSTILE))]) == 0
+    results = picked.root / "results/hostile"
+    page, data = (results / "gallery.html").read_text(), page_data(results)
+    assert page.count("<script") == page.count("</script>") == 2 and "<b>seed" not in page and "</pool" not in page and "onerror" in page
+    assert not re.search(r"<(img|b)[^>]*(onerror|onload|>seed)", page) and "innerHTML" not in page
+    for place in data["samplers"][0]["picks"]:
+        one = data["pool"][str(place)]
+        assert one["href"].startswith("./") and not set(one["href"]) & set("<>\"' #?")
+        assert (results / unquote(one["href"])).resolve() == (picked.root / "hostile" / one["path"]).resolve()
+    assert len(list((results / "picks/mak").iterdir())) == len(HOSTILE)
+    for file in (results / "picks/mak").iterdir():
+        assert re.fullmatch(r"\d_[\w.,() +-]+", file.name) and file.resolve().parent == pool.resolve()
 
 
 def seeds_of_prototypes():
     """Seed images of each prototype, the most frequent first."""
     [run] = (results := runs.Results("mine")).done()
-    return list(results.read("neighbours-k3").prototype[:20].value_counts().sort_index())
+    return list(results.read("nearest-k3").prototype[:20].value_counts().sort_index())
 
 
 def test_prototypes_count_down(picked):
@@ -164,7 +235,7 @@ def test_dry_run_counts_files_and_writes_nothing(album, capsys):
     said = capsys.readouterr().out
     assert re.search(r"seed_images +seed\npool_images +pool\n", said) and re.search(r"budget +3\n", said)
     assert "pool, pool: 40 images: 14 PNG, 13 JPEG, 13 WEBP; short sides 24 to 24 pixels" in said
-    assert "pool, pool: 1 files are no readable images, such as text.jpg (8 bytes of no known kind)" in said
+    assert "pool, pool: 1 files are no readable images, such as pool/text.jpg (8 bytes of no known kind)" in said
     assert not (album.root / "results/dry").exists()
 
 
@@ -178,7 +249,7 @@ def test_zip_and_list_give_the_picks_of_the_folder(picked):
     (picked.root / "seed.txt").write_text("\n".join([*lines, "", "seed/lost.png"]))
     assert reproduce.main([demand(picked.root, "packed", seed_images="seed.txt", pool_images="all.zip/pool", skip_broken=True)]) == 0
     packed, loose = picks(picked.root, "packed"), picks(picked.root)
-    assert list(packed.path) == [f"all.zip/{path}" for path in loose.path] and list(packed.nearest_seed) == list(loose.nearest_seed)
+    assert list(packed.path) == [f"all.zip/all/{path}" for path in loose.path] and list(packed.nearest_seed) == list(loose.nearest_seed)
     assert "seed/lost.png (no such file, line 23 of seed.txt)" in (picked.root / "results/packed/broken.txt").read_text()
 
 
@@ -236,16 +307,26 @@ def test_no_copy_is_picked_and_all_are_listed(copied, capsys):
     assert (first.place.value_counts() == pd.Series({"seed": 12, "pool": 10, "test": 8})).all() and (first.similarity == 1).all()
     exact = groups[groups.path.str.endswith("p.png")]
     assert len(exact) == 12 and (exact.kind == "exact").all() and (groups[groups.path.str.endswith("m.jpg")].kind == "near").all()
-    assert "duplicates.csv lists them" in (copied / "results/mine/gallery.html").read_text()
+    assert "duplicates.csv</a> has 30 groups" in (copied / "results/mine/gallery.html").read_text()
 
 
 def test_near_copies_that_may_be_picked_are_marked(copied, capsys):
-    assert reproduce.main([demand(copied, "near", budget=96, samplers=["random"], keep_near_copies=True)]) == 0
+    assert reproduce.main([demand(copied, "near", budget=94, samplers=["random"], keep_near_copies=True)]) == 0
     assert "near copies in the pool may be picked" in capsys.readouterr().out
     table, groups = picks(copied, "near"), pd.read_csv(copied / "results/near/duplicates.csv")
     near = table[table.path.isin(groups.path[groups.kind == "near"])]
     assert len(near) and near.similarity.between(0.9, 1).all() and near.copy_of.isin(groups.path).all()
     assert table[~table.path.isin(near.path)].copy_of.isna().all() and not table.path.isin(groups.path[groups.kind == "exact"]).any()
+
+
+def test_the_largest_of_several_copies_is_the_one_to_pick_then_the_one_with_the_shortest_name(copied):
+    (copied / "sizes").mkdir()
+    for number in range(4):
+        picture = Image.fromarray(image_set(72, 60, 5).images[40 + number].permute(1, 2, 0).numpy())
+        for name, side in {"a small": 30, "b large (1)": 60, "b large": 60}.items():
+            picture.resize((side, side)).save(copied / "sizes" / f"{number} {name}.jpg", quality=85)
+    assert reproduce.main([demand(copied, "sizes", pool_images="sizes", samplers=["random"])]) == 0
+    assert sorted(picks(copied, "sizes").path) == [f"sizes/{number} b large.jpg" for number in range(4)]
 
 
 def test_a_path_that_a_list_has_twice_counts_once(copied, capsys):
@@ -277,6 +358,99 @@ def test_two_files_of_one_name_do_not_overwrite_each_other(copied, capsys):
     assert (copied / "results/season/picks.csv").read_bytes() == kept and reproduce.main([first]) == 0
     shutil.move(copied / "spring", copied / "summer")       # the folder was moved: its results are nobody else's
     assert reproduce.main([second]) == 0
+
+
+# ---- a second round, rejects, quotas, files
+
+def test_second_round_takes_picks_as_seed_and_leaves_out_rejects_and_their_copies(copied, capsys):
+    assert reproduce.main([demand(copied, "first", budget=10, samplers=["mak"])]) == 0
+    table = picks(copied, "first")
+    folder = copied / "results/first/picks/mak"
+    assert [file.resolve() for file in sorted(folder.iterdir())] == [copied / path for path in table.path]
+    groups = pd.read_csv(copied / "results/first/duplicates.csv")
+    inside = groups[(groups.place == "pool") & groups.pickable].path
+    rejected = [*inside[~inside.isin(table.path)].head(2), next(path for path in sorted(pd.read_csv(
+        copied / "results/first/pool.csv").path) if path not in {*table.path, *groups.path})]
+    (copied / "no.txt").write_text("\n".join([*rejected, "pool/lost.png"]))
+    capsys.readouterr()
+    second = demand(copied, "second", seed_images=["seed", "results/first/picks/mak"], rejects="no.txt", budget=10, samplers=["random"])
+    assert reproduce.main([second]) == 0
+    said = capsys.readouterr().out
+    assert "seed, seed + results/first/picks/mak: 34 images" in said and "no.txt: 3 pool images are rejected, 1 lines name none" in said
+    assert "5 copies of rejected ones" in said or "10 copies of rejected ones" in said
+    whole = pd.read_csv(copied / "results/second/pool.csv")
+    barred = {*table.path, *rejected, *groups.path[groups.group.isin(groups.group[groups.path.isin(rejected + list(table.path))])]}
+    assert not barred & set(whole.path) and set(picks(copied, "second").path) <= set(whole.path)
+    assert set(whole.path) == set(pd.read_csv(copied / "results/first/pool.csv").path) - barred
+    assert any(path.startswith("results/first/picks/mak/") for path in whole.nearest_seed)
+
+
+def test_a_request_does_not_read_what_it_will_overwrite(copied, capsys):
+    assert reproduce.main([demand(copied, "mine", seed_images=["seed", "results/mine/picks/mak"], budget=3, samplers=["mak"])]) != 0
+    (copied / "results/mine/picks/mak").mkdir(parents=True, exist_ok=True)
+    capsys.readouterr()
+    assert reproduce.main([demand(copied, "mine", seed_images=["seed", "results/mine/picks/mak"], budget=3, samplers=["mak"])]) == 1
+    assert "lies in results/mine, which this request writes anew; give its file another name" in capsys.readouterr().err
+
+
+def test_picks_are_copied_where_links_are_not_wanted_and_out_of_archives(picked):
+    with zipfile.ZipFile(picked.root / "loose.zip", "w") as archive:
+        for file in sorted((picked.root / "pool/holidays").iterdir()):
+            archive.write(file, f"2024/{file.name}")
+    for name, settings in {"zipped": {"pool_images": "loose.zip"}, "copies": {"picked_files": "copies"}}.items():
+        assert reproduce.main([demand(picked.root, name, samplers=["mak"], skip_broken=True, **settings)]) == 0
+        files = sorted((picked.root / f"results/{name}/picks/mak").iterdir())
+        assert not any(file.is_symlink() for file in files)
+        table = picks(picked.root, name)
+        originals = [picked.root / "pool/holidays" / Path(path).name for path in table.path]
+        assert [file.read_bytes() for file in files] == [file.read_bytes() for file in originals]
+        assert [re.sub(r"^\d_", "", file.name) for file in files] == [file.name for file in originals]
+    assert picks(picked.root, "zipped").path.str.startswith("loose.zip/2024/").all()      # as `unzip -l` prints them
+    assert "href" not in next(iter(page_data(picked.root / "results/zipped")["pool"].values()))
+    assert reproduce.main([demand(picked.root, "copies", samplers=["mak"], skip_broken=True, picked_files="none")]) == 0
+    assert not list((picked.root / "results/copies/picks/mak").iterdir())
+    assert len((picked.root / "results/copies/picks/mak.txt").read_text().splitlines()) == 4
+
+
+def test_quotas_share_the_budget_among_classes_and_prototypes(copied, capsys):
+    asked = {"seed_images": "test", "pool_images": ["pool/again", "pool/new"], "budget": 12, "samplers": ["mak", "tailness", "random"]}
+    assert reproduce.main([demand(copied, "classless", quotas="classes", **asked)]) == 1
+    assert "quotas: classes shares the budget among classes, but the pool has none" in capsys.readouterr().err
+    rows = [f"{file.relative_to(copied)},{'rare' if n < 3 else 'common' if n < 10 else 'usual'}" for n, file in enumerate(
+        sorted((copied / "pool/new").iterdir()))]
+    (copied / "classes.csv").write_text("path,class\n" + "\n".join(rows))
+    classes = dict(row.split(",") for row in rows)
+    assert reproduce.main([demand(copied, "shared", quotas="classes", **asked | {"pool_images": "classes.csv"})]) == 0
+    whole = pd.read_csv(copied / "results/shared/pool.csv").set_index("path")
+    for name, some in picks(copied, "shared").groupby("sampler"):
+        assert some.path.is_unique and list(some["rank"]) == list(range(1, 13))
+        assert some.path.map(classes).value_counts().to_dict() == {"usual": 5, "common": 4, "rare": 3}
+        if name == "tailness":
+            for kind, mine in some.groupby(some.path.map(classes)):
+                assert set(mine.path) == set(whole.ecle[[classes[path] == kind for path in whole.index]].nlargest(len(mine)).index)
+    assert reproduce.main([demand(copied, "spread", quotas="prototypes", **asked)]) == 0
+    sizes = pd.read_csv(copied / "results/spread/pool.csv").nearest_prototype.value_counts()
+    for _, some in picks(copied, "spread").groupby("sampler"):
+        assert some.nearest_prototype.value_counts().to_dict() == pool.even_shares(sizes.to_dict(), 12)
+
+
+@pytest.mark.parametrize("sizes, budget, expected", [
+    ({"a": 9, "b": 9}, 5, {"a": 3, "b": 2}), ({"a": 1, "b": 9, "c": 9}, 9, {"a": 1, "b": 4, "c": 4}),
+    ({"a": 2, "b": 3}, 5, {"a": 2, "b": 3}), ({1: 5, 2: 5, 3: 5}, 2, {1: 1, 2: 1}),
+    ({"a": 1000, "b": 10**6}, 5000, {"a": 1000, "b": 4000})])
+def test_even_shares(sizes, budget, expected):
+    assert pool.even_shares(sizes, budget) == expected
+
+
+def test_doubtful_copies_stay_in_the_pool(copied, monkeypatch, capsys):
+    monkeypatch.setattr(pool, "SURE", 1.01)
+    monkeypatch.setattr(pool, "CLOSER", -1.0)        # nothing is confirmed
+    assert reproduce.main([demand(copied, "doubt", budget=20, samplers=["random"])]) == 0
+    groups = pd.read_csv(copied / "results/doubt/duplicates.csv")
+    doubtful = groups[groups.kind == "doubtful"]
+    assert f"{len(doubtful)} images look like copies, but the encoder tells them apart" in capsys.readouterr().out
+    assert len(doubtful) > 30 and doubtful.cosine.between(-1, 1).all() and doubtful.pickable.equals(doubtful.place == "pool")
+    assert set(doubtful.path[doubtful.pickable]) <= set(pd.read_csv(copied / "results/doubt/pool.csv").path)
 
 
 # ---- given encoders
@@ -463,7 +637,7 @@ def test_given_encoders_are_never_trained():
     ({"seed_images": "lost"}, "/lost is missing"), ({"encoder": "lost.pth"}, "/lost.pth is missing"),
     ({"budget": "many"}, "budget takes a whole number, not 'many'"), ({"budget": 0}, "budget is 0"), ({"views": 1}, "views is 1"),
     ({"alpha": 1.5}, "alpha is 1.5; it lies between 0 and 1"), ({"size": 4}, "size is 4"), ({"samplers": []}, "samplers is empty"),
-    ({"samplers": ["mak", "mask"]}, "samplers: there is no mask; there are k_center, mak"),
+    ({"samplers": ["mak", "mask"]}, "samplers: there is no mask; there are hierarchical_k_means"),
     ({"samplers": "mak"}, "samplers takes a list of text, not 'mak'"),
     ({"method": "given"}, "method: there is no given; there are sdclr, simclr"),
     ({"policy": "cifar_classifier"}, "policy: there is no"), ({"precision": "half"}, "precision: there is no half"),
@@ -533,3 +707,34 @@ def test_notebooks_are_not_run_with_images_of_ones_own(album, capsys):
 def test_defaults_are_within_what_is_accepted(album):
     default = request.ask("mine", {"seed_images": "seed", "pool_images": "pool"}, album.root)
     assert request.ask("mine", {key: value for key, value in vars(default).items() if key not in ("name", "folder")}, album.root) == default
+
+
+def test_every_sampler_says_what_it_takes_and_what_it_suits():
+    assert all(sampler.takes.endswith(".") and sampler.suits.endswith(".") for sampler in samplers.SAMPLERS.values())
+
+
+def test_schema_says_what_an_editor_needs(capsys):
+    assert reproduce.main(["--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["properties"].keys() == request.ASKED.keys() and schema["required"] == ["seed_images", "pool_images"]
+    assert all(entry["description"] for entry in schema["properties"].values()) and schema["additionalProperties"] is False
+    assert (schema["properties"]["alpha"]["maximum"], schema["properties"]["memory"]["default"]) == (1, "4 GB")
+
+
+def test_memory_is_checked_and_used(album, capsys, monkeypatch):
+    monkeypatch.setattr(pool.BUDGET, "total", pool.BUDGET.total)
+    assert reproduce.main([demand(album.root, "little", memory="100 MB")]) == 2
+    assert "memory is 100 MB; give 1 GB or more, such as 4 GB" in capsys.readouterr().err
+    assert reproduce.main([demand(album.root, "dry", memory="2 GB"), "--dry-run"]) == 0 and pool.BUDGET.total == 2 * 2**30
+
+
+def test_features_can_be_taken_elsewhere(picked):
+    pytest.importorskip("pyarrow")
+    for kind in ("npy", "parquet"):
+        assert reproduce.main([demand(picked.root, "taken", skip_broken=True, export=kind, samplers=["proximity"])]) == 0
+        results = runs.Results("taken")
+        [run] = results.done()
+        names, found = embeddings.read_features(results.root / f"features/pool.{kind}")
+        images = pictures(picked.root / "pool")
+        assert names == [f"pool/{name}" for name in images.names]
+        assert torch.equal(found, encode.features(train.encoder_of(run, results), images, "float32"))

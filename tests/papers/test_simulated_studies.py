@@ -25,7 +25,7 @@ def study(effects, replicates, seed, missing=0, noise=NOISE):
 
 def judged(effects, replicates, seed, test="above", paper=np.nan, missing=0, noise=NOISE):
     """Verdicts (draws,) of arm 1 over arm 0, and the estimate."""
-    estimate = inference.fit(*study(effects, replicates, seed, missing, noise)).contrast(1, 0)
+    estimate = inference.fit_arms(*study(effects, replicates, seed, missing, noise)).contrast(1, 0)
     return inference.verdict(test, *estimate.interval, paper), estimate
 
 
@@ -56,7 +56,7 @@ def test_pooled_noise_gives_the_variance_its_promised_distribution():
 @pytest.mark.parametrize("claims", [3, 12])
 def test_a_paper_without_any_effect_is_seldom_given_one(claims):
     """All primary claims against one shared reference: at most 5 % of the papers get a single verdict by chance."""
-    model = inference.fit(*study([0] * (claims + 1), 5, claims))
+    model = inference.fit_arms(*study([0] * (claims + 1), 5, claims))
     estimates = [model.contrast(arm, 0) for arm in range(1, claims + 1)]
     adjusted = inference.holm(np.stack([estimate.p for estimate in estimates], -1))
     decided = [np.isin(inference.verdict("above", *estimate.interval, adjusted=adjusted[:, place]), ["supported", "contradicted"])
@@ -67,13 +67,13 @@ def test_a_paper_without_any_effect_is_seldom_given_one(claims):
 
 def test_without_correction_such_a_paper_would_often_be_given_one():
     """What the test above would see if the correction did nothing: it can fail."""
-    model = inference.fit(*study([0] * 13, 5, 12))
+    model = inference.fit_arms(*study([0] * 13, 5, 12))
     plain = np.stack([model.contrast(arm, 0).p for arm in range(1, 13)], -1)
     assert (plain.min(-1) <= inference.LEVEL).mean() > 0.2
 
 
 def test_holm_still_finds_what_is_there_beside_claims_without_effect():
-    model = inference.fit(*study([0, 5, 0, 0], 5, 8))
+    model = inference.fit_arms(*study([0, 5, 0, 0], 5, 8))
     adjusted = inference.holm(np.stack([model.contrast(arm, 0).p for arm in (1, 2, 3)], -1))
     assert (adjusted[:, 0] <= 0.05).mean() > 0.99
     assert (adjusted[:, 1:].min(-1) <= 0.05).mean() <= 0.05 + slack(0.05)
@@ -128,17 +128,17 @@ def test_missing_rows_leave_the_paired_difference_unbiased():
 
 @pytest.mark.parametrize("truth, tolerance, word", [(0.0, 2.0, "supported"), (4.0, 2.0, "contradicted")])
 def test_a_sameness_and_a_number_are_judged_by_their_tolerance(truth, tolerance, word):
-    model = inference.fit(*study([0, truth, 0, 0, 0, 0], 8, 3))
+    model = inference.fit_arms(*study([0, truth, 0, 0, 0, 0], 8, 3))
     low, high = model.contrast(1, 0).interval
     assert share(inference.verdict("same", low, high, tolerance=tolerance), word) > 0.8
     assert share(inference.verdict("number", low + 7, high + 7, tolerance=tolerance, value=7.0), word) > 0.8
-    border = inference.fit(*study([0, tolerance, 0, 0, 0, 0], 8, 3)).contrast(1, 0).interval
+    border = inference.fit_arms(*study([0, tolerance, 0, 0, 0, 0], 8, 3)).contrast(1, 0).interval
     assert share(inference.verdict("same", *border, tolerance=tolerance), "supported") <= 0.05
 
 
 @pytest.mark.parametrize("truth, tolerance", [(0.0, 1.2), (0.4, 1.5), (2.0, 1.0)])
 def test_the_power_of_a_sameness_is_what_was_computed(truth, tolerance):
-    estimate = inference.fit(*study([0, truth, 0, 0], 6, 31)).contrast(1, 0)
+    estimate = inference.fit_arms(*study([0, truth, 0, 0], 6, 31)).contrast(1, 0)
     found = share(inference.verdict("same", *estimate.interval, tolerance=tolerance), "supported")
     computed = inference.power_within(truth, NOISE * np.sqrt(2 / 6), estimate.freedom, tolerance)
     assert found == pytest.approx(computed, abs=slack(computed) + 1e-3)
@@ -147,7 +147,7 @@ def test_the_power_of_a_sameness_is_what_was_computed(truth, tolerance):
 def test_the_replicates_that_a_sameness_asks_for_are_enough():
     pilot = inference.Estimate(0.0, NOISE * np.sqrt(2 / 3), 6, 3)
     count = inference.needed(0.2, pilot, tolerance=1.0)
-    estimate = inference.fit(*study([0, 0.2, 0, 0], count, 37)).contrast(1, 0)
+    estimate = inference.fit_arms(*study([0, 0.2, 0, 0], count, 37)).contrast(1, 0)
     assert share(inference.verdict("same", *estimate.interval, tolerance=1.0), "supported") >= 0.8 - slack(0.8)
     assert inference.power_within(0.2, NOISE * np.sqrt(2 / (count - 1)), 3 * (count - 2), 1.0) < 0.8
     assert inference.needed(1.5, pilot, tolerance=1.0) == np.inf         # no number of replicates makes a difference of 1.5 the same
@@ -157,7 +157,7 @@ def test_the_replicates_that_a_sameness_asks_for_are_enough():
 
 def test_two_arms_are_the_paired_t_test_and_one_the_single_sample_one():
     left, right = np.array([3.0, 5.0, 9.0, 2.0]), np.array([1.0, 4.5, 6.0, 2.5])
-    estimate = inference.fit([*left, *right], ["left"] * 4 + ["right"] * 4, [*range(4)] * 2).contrast("left", "right")
+    estimate = inference.fit_arms([*left, *right], ["left"] * 4 + ["right"] * 4, [*range(4)] * 2).contrast("left", "right")
     want = stats.ttest_rel(left, right)
     assert estimate.p == pytest.approx(want.pvalue) and estimate.interval == pytest.approx(tuple(want.confidence_interval()))
     single = inference.mean(left - right)
@@ -166,7 +166,7 @@ def test_two_arms_are_the_paired_t_test_and_one_the_single_sample_one():
 
 def test_pooled_noise_is_the_two_way_analysis_of_variance():
     values = np.array([[1.0, 4, 3], [2, 5, 3], [4, 9, 5], [0, 2, 3]])      # replicates down, arms across
-    estimate = inference.fit(values.ravel(), [*"abc"] * 4, np.repeat(range(4), 3)).contrast("b", "a")
+    estimate = inference.fit_arms(values.ravel(), [*"abc"] * 4, np.repeat(range(4), 3)).contrast("b", "a")
     residual = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
     assert estimate.freedom == 6 and estimate.replicates == 4 and estimate.effect == pytest.approx((values[:, 1] - values[:, 0]).mean())
     assert estimate.error == pytest.approx(np.sqrt((residual**2).sum() / 6 * 2 / 4))
@@ -178,15 +178,15 @@ def test_holm_by_hand():
 
 
 def test_arms_that_never_meet_are_no_difference():
-    model = inference.fit([1.0, 2.0, 3.0], ["a", "b", "a"], [1, 2, 3])
+    model = inference.fit_arms([1.0, 2.0, 3.0], ["a", "b", "a"], [1, 2, 3])
     with pytest.raises(ValueError, match="no replicate has both a and b"):
         model.contrast("a", "b")
 
 
 def test_effects_without_noise_and_no_effect_without_noise():
-    same = inference.fit([70.1, 60.3, 70.1, 60.3], ["a", "a", "b", "b"], [1, 2, 1, 2]).contrast("a", "b")
+    same = inference.fit_arms([70.1, 60.3, 70.1, 60.3], ["a", "a", "b", "b"], [1, 2, 1, 2]).contrast("a", "b")
     assert (same.effect, same.error, float(same.p)) == (0, 0, 1) and inference.verdict("above", *same.interval, 2.0) == "smaller"
-    apart = inference.fit([71.1, 61.3, 70.1, 60.3], ["a", "a", "b", "b"], [1, 2, 1, 2]).contrast("a", "b")
+    apart = inference.fit_arms([71.1, 61.3, 70.1, 60.3], ["a", "a", "b", "b"], [1, 2, 1, 2]).contrast("a", "b")
     assert float(apart.p) == 0 and inference.verdict("above", *apart.interval) == "supported"
 
 

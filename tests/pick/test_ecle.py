@@ -15,7 +15,7 @@ from toy import planned
 from longtail.images import studies
 from longtail.learn import train
 from longtail.measure.groups import size_groups
-from longtail.measure.phi import measure, overlap, phi, variance_parts
+from longtail.measure.phi import measure_phi, overlap, phi, variance_parts
 from longtail.pick.ecle import ecle, hardest, pair_losses, project
 from longtail.store import paths, runs
 
@@ -161,7 +161,7 @@ def finished(study, folder, monkeypatch):
 @pytest.mark.parametrize("batch", [16, 512])
 def test_measure_is_phi_and_overlap_of_the_runs_own_views(study, tmp_path, monkeypatch, batch):
     run, results = finished(study, tmp_path, monkeypatch)
-    measure(run, results, study, 5, batch, 2, test_per_class=7)
+    measure_phi(run, results, study, 5, batch, 2, test_per_class=7)
     found, noise = results.read("phi"), results.read("view_noise")
     assert found.views.unique().tolist() == [2, 3, 4, 5] and set(found.protocol) == {"test", "train"}
     order = sorted(i for label in range(10) for i in (study.test.labels == label).nonzero()[:7, 0].tolist())
@@ -179,11 +179,11 @@ def test_measure_is_phi_and_overlap_of_the_runs_own_views(study, tmp_path, monke
 
 def test_no_number_of_test_images_means_all_of_them(study, tmp_path, monkeypatch):
     run, results = finished(study, tmp_path, monkeypatch)
-    measure(run, results, study, 2, 512, 1)
+    measure_phi(run, results, study, 2, 512, 1)
     record = results.record(run, "phi")["settings"]
     assert record["images"]["test"] == study.test.digest
     assert set(results.read("view_noise").quantity) == set()        # two views have no half
     first = results.read("phi")
     monkeypatch.setattr("longtail.measure.phi.project", None)        # measured once
-    measure(run, results, study, 2, 512, 1)
+    measure_phi(run, results, study, 2, 512, 1)
     pd.testing.assert_frame_equal(first, results.read("phi"))

@@ -217,5 +217,5 @@ def test_shipped_picks_are_remembered_without_their_encoder(record, monkeypatch,
 
 
 def test_chunks_hold_fewer_large_images_and_no_other_small_ones():
-    sizes = {size: scoring.chunk_of(SimpleNamespace(size=size)) for size in (16, 32, 48, 64, 96, 224, 1024)}
+    sizes = {size: encode.chunk_of(size) for size in (16, 32, 48, 64, 96, 224, 1024)}
     assert sizes == {16: encode.CHUNK, 32: encode.CHUNK, 48: encode.CHUNK, 64: encode.CHUNK, 96: 455, 224: 83, 1024: 4}

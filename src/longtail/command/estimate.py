@@ -2,11 +2,10 @@
 
 import contextlib
 import json
-import re
 import statistics
 from collections import Counter
-from pathlib import Path
 
+from longtail.images import places
 from longtail.store import paths
 
 LISTS = {"arms", "once", "retrain", "equal_updates", "overhead_epochs", "losses", "halves_seeds"}       # parameters that ask for runs
@@ -20,18 +19,19 @@ def wanted(values):
     """
     from longtail.store.runs import FIELDS, pairs
     common = {name: value for name, value in values.items() if name in FIELDS and not isinstance(value, list) and name != "budget"}
-    common |= {"dataset": name_of(values.get("dataset", ""))}
+    common |= {"dataset": places.name_of(values.get("dataset", ""))}
     replicates = pairs(values.get("splits", [1]), values.get("seeds", [1]))
-    found = [common | run | {"split": split, "seed": seed} for run, several in encoders(values, replicates) for split, seed in several]
+    asked = arms_and_picks(values, replicates)
+    found = [common | run | {"split": split, "seed": seed} for run, several in asked for split, seed in several]
     if "losses" in values:
-        found += labelled(values, common, pairs(values["supervised_splits"], values["supervised_seeds"]))
+        found += labelled_networks(values, common, pairs(values["supervised_splits"], values["supervised_seeds"]))
     if "halves_seeds" in values:
         found += [{"dataset": "digits_halves", "split": seed, "seed": seed, "epochs": values["halves_epochs"] * trained}
                   for seed in values["halves_seeds"] for trained in (0, 1, 1, 1, 1)]
     return found
 
 
-def encoders(values, replicates):
+def arms_and_picks(values, replicates):
     """(fields, replicates) of the arms of 02_pretrain and of the rows that 05_sampling trains again."""
     from longtail.learn import methods
     from longtail.pick import samplers
@@ -47,7 +47,7 @@ def encoders(values, replicates):
         yield {"method": "simclr", "added": "random", "schedule": "overhead", "epochs": values["overhead_epochs"]}, replicates
 
 
-def labelled(values, common, replicates):
+def labelled_networks(values, common, replicates):
     """The networks of 07_supervised."""
     from longtail.label import adjusted, supervised
     for losses, tails in (("losses", "tails"), ("further_losses", "further_tails")):
@@ -59,12 +59,7 @@ def labelled(values, common, replicates):
                 yield {**run, "split": split, "seed": seed}
 
 
-def name_of(dataset):
-    """What runs call a data set: its own name, or that of the zip that holds it."""
-    return Path(re.sub(r"(\.zip).*", r"\1", dataset)).name.removesuffix(".zip")
-
-
-def finished():
+def finished_runs():
     """Fields, and seconds, of every finished run in the store; what is damaged is not counted."""
     found = []
     for done in (paths.RESULTS / "runs").glob("*/done.json"):
@@ -74,7 +69,7 @@ def finished():
     return found
 
 
-class Estimate:
+class Expected:
     """Runs of some notebooks: how many are done, how many are missing, and the work of each missing one in epochs and seconds."""
 
     def __init__(self, asked, known):
@@ -104,14 +99,14 @@ class Estimate:
             return "0 runs missing"
         missing = f"{len(self.missing)} runs missing"
         if len(self.seconds) == len(self.missing):
-            return f"{missing}: about {in_words(sum(self.seconds))} of one process, by finished runs like them"
+            return f"{missing}: about {hours_in_words(sum(self.seconds))} of one process, by finished runs like them"
         if not hours:
             return f"{missing}: how long they take is known when the first is done"
         share = sum(run["epochs"] for run in self.missing) / max(1, sum(run["epochs"] for run in everything))
-        return f"{missing}: about {in_words(3600 * hours * share)}, by the {hours:g} hours that the profile states"
+        return f"{missing}: about {hours_in_words(3600 * hours * share)}, by the {hours:g} hours that the profile states"
 
 
-def in_words(seconds):
+def hours_in_words(seconds):
     """A time as a person would say it."""
     if seconds < 3600:
         return f"{max(1, round(seconds / 60))} minutes"

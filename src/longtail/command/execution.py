@@ -54,7 +54,7 @@ def stamp(notebook, values, now):
     return digest.hexdigest()
 
 
-def recorded(plan):
+def past_runs(plan):
     """What is known of the notebooks that ran: name -> seconds, runs, stamp. A damaged record is none."""
     with contextlib.suppress(OSError, ValueError):
         known = json.loads((plan.folder / "record.json").read_text())
@@ -70,7 +70,7 @@ def is_fresh(plan, notebook, values, entry, now):
 
 def fresh(plan):
     """Names of the notebooks that need not run again."""
-    known = recorded(plan)
+    known = past_runs(plan)
     now = state(plan.profile) if known else ""
     return {book.name for book, values in plan.jobs if book.name in known and is_fresh(plan, book, values, known[book.name], now)}
 
@@ -139,13 +139,13 @@ def execute(notebook, values, executed, expected=None):
         terminal.ended.set()
         if main:
             signal.signal(signal.SIGINT, usual)
-    done = settle(nbformat.read(tried, as_version=4))
+    done = without_chance(nbformat.read(tried, as_version=4))
     nbformat.write(done, tried)
     pages.write_page(done, notebook.title, executed.with_suffix(".html"))
     tried.replace(executed)
 
 
-def settle(executed):
+def without_chance(executed):
     """An executed notebook without what differs between two runs of equal numbers: times, random ids, addresses, bars."""
     ids = {}
 
@@ -157,7 +157,7 @@ def settle(executed):
         cell.id = f"cell-{number:02d}"
         cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
-            cell.outputs = joined(output for output in cell.outputs if output.get("name") != "stderr")
+            cell.outputs = joined_text(output for output in cell.outputs if output.get("name") != "stderr")
             for output in cell.outputs:
                 output.update({"text": steady(output.text)} if "text" in output else {})
                 data = output.get("data", {})
@@ -165,7 +165,7 @@ def settle(executed):
     return executed
 
 
-def joined(outputs):
+def joined_text(outputs):
     """Outputs with each run of printed text as one, however it was cut on its way from the kernel."""
     kept = []
     for output in outputs:
@@ -244,7 +244,7 @@ def run_notebooks(plan):
     os.environ.pop("MPLBACKEND", None)      # kernels inherit it; another back end than theirs would keep the figures out of the pages
     from longtail.command.pages import write_index
     with alone(plan.folder):
-        known, succeeded, now = recorded(plan), [], state(plan.profile)
+        known, succeeded, now = past_runs(plan), [], state(plan.profile)
         try:
             for notebook, values in plan.jobs:
                 executed, entry = plan.folder / f"{notebook.name}.ipynb", known.pop(notebook.name, {})

@@ -43,7 +43,7 @@ CHOICES = {
     "precision": ("float32", "bfloat16"),
     "selection": ("last_epoch", "best_validation"),
 }
-LEAST = {"splits": 1, "seeds": 1, "supervised_splits": 1, "supervised_seeds": 1, "halves_seeds": 1, "protocols": 1, "methods": 1,
+LEAST_ENTRIES = {"splits": 1, "seeds": 1, "supervised_splits": 1, "supervised_seeds": 1, "halves_seeds": 1, "protocols": 1, "methods": 1,
          "tails": 1, "l2_grid": 1, "contrasted": 1, "mak_sizes": 4, "pool_sizes": 4}     # entries of a list
 
 
@@ -93,7 +93,7 @@ def select(words, notebooks):
 
 # ---- the schema
 
-def spread(table):
+def by_single_name(table):
     """The table with one entry for each of the names that share a line."""
     return {name: value for names, value in table.items() for name in names.split()}
 
@@ -115,10 +115,10 @@ def profile_schema(notebooks):
 
 def fields_of(notebooks):
     """A pydantic field for every parameter of the notebooks."""
-    limits, names = spread(LIMITS), spread(NAMES)
+    limits, names = by_single_name(LIMITS), by_single_name(NAMES)
     first = {name: book for book in reversed(notebooks) for name in book.kinds}     # several notebooks share some
     return {name: field(KINDS[book.kinds[name]], book.defaults[name], f"{book.number}: {book.helps[name]}", limits.get(name, ()),
-                        CHOICES.get(name, ()), names.get(name), LEAST.get(name, 0))
+                        CHOICES.get(name, ()), names.get(name), LEAST_ENTRIES.get(name, 0))
             for name, book in sorted(first.items(), key=lambda entry: entry[1].number) if name != "profile"}
 
 
@@ -135,8 +135,8 @@ def check_arm(text):
     from longtail.store.arms import read_arm
     fields, options = read_arm(text)
     read_options(methods.find(fields["method"]), options)
-    for name in fields.keys() & spread(NAMES).keys():
-        spread(NAMES)[name](fields[name])
+    for name in fields.keys() & by_single_name(NAMES).keys():
+        by_single_name(NAMES)[name](fields[name])
 
 
 def check_method(name):

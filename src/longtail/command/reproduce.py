@@ -78,12 +78,12 @@ def begin_custom(plan):
 
 def dry_run(plan):
     """Print what would run, what is fresh, which runs are done and missing, and how long the rest may take."""
-    ran, done, asked = execution.recorded(plan), estimate.finished(), []
+    ran, done, asked = execution.past_runs(plan), estimate.finished_runs(), []
     fresh = execution.fresh(plan) if installed() else set()
     wanted = estimate.wanted if installed() else lambda values: []
     for notebook, values in plan.jobs:
         word = "fresh" if notebook.name in fresh else "stale" if notebook.name in ran else "new"
-        runs = estimate.Estimate(wanted(only(notebook, merged(plan.usual + plan.jobs))), done)
+        runs = estimate.Expected(wanted(only(notebook, merged(plan.usual + plan.jobs))), done)
         asked += runs.asked
         print(f"{notebook.name:<16} {word:<6} runs done {runs.done}, missing {len(runs.missing)}  ",
               *(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items() if value != notebook.defaults[name]))
@@ -91,7 +91,7 @@ def dry_run(plan):
         print(f"runs are counted, and names checked, once the packages are there; the profile states {plan.hours:g} hours for all of it")
         return 0
     everything = [run for notebook, _ in plan.usual for run in wanted(only(notebook, merged(plan.usual)))]
-    print(estimate.Estimate(asked, done).told(everything, plan.hours))
+    print(estimate.Expected(asked, done).told(everything, plan.hours))
     return 0
 
 
@@ -120,9 +120,9 @@ def pick_own(name, settings, options):
     [file] = options.words
     asked = request.ask(name, settings | options.p, Path(file).parent, settings.lines)
     if options.dry_run:
-        for key in request.FIELDS:
+        for key in request.ASKED:
             print(f"{key:<16} {getattr(asked, key)}")
-        pool.look(asked)
+        pool.preview(asked)
         return 0
     settle(name, file)
     return 0 if execution.attempt(name, partial(pool.make, asked)) else 1
@@ -146,7 +146,7 @@ def print_schema(kind, notebooks):
     """Print what a profile or a request may say: names, defaults, ranges, help, as a file to start from."""
     if kind == "request":
         from longtail.own import request
-        print(template(request.MODEL))
+        print(template(request.Settings))
     else:
         print(template(profiles.profile_schema(profiles.notebooks_of(notebooks))))
     return 0

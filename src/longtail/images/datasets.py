@@ -13,11 +13,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from longtail.images import pixels, sources
-from longtail.images.places import OnDisk, container, files_of, is_list, lines_of, require
+from longtail.images.archives import Content, whole_file
+from longtail.images.places import container, files_of, is_list, lines_of, require
 from longtail.images.sources import UNKNOWN, ImageSet, class_names, folder
 from longtail.store import paths
 
-PARTS = {"train": {"train", "training", "trn", "trainval"}, "test": {"test", "testing", "tst", "holdout", "heldout"},
+PART_WORDS = {"train": {"train", "training", "trn", "trainval"}, "test": {"test", "testing", "tst", "holdout", "heldout"},
          "validation": {"val", "valid", "validation", "validate", "dev", "devel", "development", "eval", "evaluation"}}
 FILLERS = {"set", "sets", "image", "images", "img", "imgs", "data", "dataset", "split", "part"}      # words beside those in a part's name
 
@@ -68,9 +69,7 @@ def class_folders(path, size, skip_broken):
     """
     root, parts, others = parts_of(path)
     if not parts:
-        images, classes = labelled(path, size, skip_broken)
-        smallest = int(torch.bincount(images.labels, minlength=len(classes)).min())
-        return hold_out(images, classes, test=smallest // 4, validation=max(1, smallest // 10))
+        return hold_out(*labelled(path, size, skip_broken))
     print(f"{path}: {', '.join(f'{name} is {part}' for part, name in sorted(parts.items()))}"
           + (", and the test set, for there is no other" if parts.keys() == {"train", "validation"} else "")
           + (f"; left out, as no part: {', '.join(others)}" if others else ""))
@@ -80,8 +79,7 @@ def class_folders(path, size, skip_broken):
         if odd := set(classes) ^ set(theirs):
             raise ValueError(f"{path}: class {min(odd)} is in only one of {parts['train']} and {parts[part]}; give both the same classes")
     if not found:
-        smallest = int(torch.bincount(train.labels).min())
-        return hold_out(train, classes, test=smallest // 4, validation=max(1, smallest // 10))
+        return hold_out(train, classes)
     if len(found) == 1:
         return with_test(train, next(iter(found.values()))[0], classes, share=20)
     everything = train + found["validation"][0]          # test comes before val
@@ -124,8 +122,8 @@ def part_of(name):
     """The part of a data set that a name stands for, empty for none, and the other words in it: "seg_train" is train, ("seg",)."""
     words = [word.lower() for word in re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))]
     words = [next((word.removesuffix(filler) for filler in FILLERS if word != filler and word.endswith(filler)
-                   and any(word.removesuffix(filler) in spellings for spellings in PARTS.values())), word) for word in words]
-    for part, spellings in PARTS.items():
+                   and any(word.removesuffix(filler) in spellings for spellings in PART_WORDS.values())), word) for word in words]
+    for part, spellings in PART_WORDS.items():
         if found := [word for word in words if word in spellings]:
             return part, tuple(word for word in words if word not in FILLERS and word != found[0])
     return "", tuple(words)
@@ -152,35 +150,44 @@ def labelled(path, size, skip_broken):
 
 
 def with_test(train, test, classes, share):
-    """A source from a training and a test set: the first images of a fixed order, one of ``share``, are set apart for validation."""
+    """A source from a training and a test set: the first images of a fixed order, one of ``share``, are set apart for validation.
+
+    Classes of one or two images keep them for training.
+    """
     orders = class_orders(train.labels.numpy(), np.arange(len(train)), len(classes), np.random.default_rng(0))
-    kept = np.concatenate([order[:max(1, len(order) // share)] for order in orders])
+    kept = np.concatenate([order[:max(1, len(order) // share) if len(order) > 2 else 0] for order in orders])
     return Source(train, np.setdiff1d(np.arange(len(train)), kept), kept, test, classes)
 
 
-def hold_out(images, classes, test, validation):
-    """A source from one labelled set: of each class the first ``test`` and ``validation`` images of a fixed order are set apart."""
+def hold_out(images, classes, test=0, validation=0):
+    """A source from one labelled set: of each class the first ``test`` and ``validation`` images of a fixed order are set apart.
+
+    Without numbers, a quarter and a tenth of the smallest class, the same of each; where that is none, a quarter and a tenth of each class,
+    at least one, but no test image of a single one and no validation image of three.
+    """
     orders = class_orders(images.labels.numpy(), np.arange(len(images)), len(classes), np.random.default_rng(0))
-    empty = [name for name, order in zip(classes, orders, strict=True) if len(order) <= test + validation or not test]
-    if empty:
-        few, name = min((len(order), name) for name, order in zip(classes, orders, strict=True))
-        raise ValueError(f"class {name} has too few images ({few}) to set any apart for testing")
-    train = images.subset(np.concatenate([order[test:] for order in orders]))
-    ends = np.cumsum([0] + [len(order) - test for order in orders])[:-1]
-    kept = np.concatenate([start + np.arange(validation) for start in ends])
-    return Source(train, np.setdiff1d(np.arange(len(train)), kept), kept,
-                  images.subset(np.concatenate([order[:test] for order in orders])), classes)
+    sizes = np.array([len(order) for order in orders])
+    tests, kept = (np.full(len(orders), count) for count in (test or sizes.min() // 4, validation or max(1, sizes.min() // 10)))
+    if not (tests.all() and (sizes > tests + kept).all()):
+        tests, kept = np.maximum(sizes // 4, sizes > 1), np.maximum(sizes // 10, sizes > 3)
+        print(f"classes have {sizes.min()} to {sizes.max()} images, so that a quarter of each is for testing; "
+              f"{(tests == 0).sum()} of {len(sizes)} classes have a single image and no test")
+    train = images.subset(np.concatenate([order[count:] for order, count in zip(orders, tests, strict=True)]))
+    ends = np.cumsum([0, *(sizes - tests)])[:-1]
+    chosen = np.concatenate([start + np.arange(count) for start, count in zip(ends, kept, strict=True)])
+    return Source(train, np.setdiff1d(np.arange(len(train)), chosen), chosen,
+                  images.subset(np.concatenate([order[:count] for order, count in zip(orders, tests, strict=True)])), classes)
 
 
 def digits(size):
     """Handwritten digits (UCI, in scikit-learn): 1,797 images of 8×8 pixels, enlarged."""
     from sklearn.datasets import load_digits
     bunch = load_digits()
-    return ImageSet(enlarge(bunch.images, size), torch.tensor(bunch.target, dtype=torch.int64),
+    return ImageSet(upscaled(bunch.images, size), torch.tensor(bunch.target, dtype=torch.int64),
                     tuple(f"digits/{label}/{k:04d}" for k, label in enumerate(bunch.target)))
 
 
-def enlarge(grey, size):
+def upscaled(grey, size):
     """8×8 images with levels 0 … 16 as uint8 (n, 3, size, size), bicubic."""
     pictures = (Image.fromarray((np.asarray(image) * 255 / 16).astype(np.uint8)).resize((size, size), Image.BICUBIC) for image in grey)
     return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))[:, None].expand(-1, 3, -1, -1).contiguous()
@@ -209,7 +216,7 @@ def letters(size, count):
         picture.paste(canvas.resize((width, 64), Image.BILINEAR), ((64 - width) // 2, 0))
         drawn.append(np.rint(np.asarray(picture.resize((8, 8), Image.BOX), dtype=float) * 16 / 255))
         names.append(f"letters/{letter}/{k:04d}")
-    return ImageSet(enlarge(drawn, size), torch.full((count,), UNKNOWN), tuple(names))
+    return ImageSet(upscaled(drawn, size), torch.full((count,), UNKNOWN), tuple(names))
 
 
 def cifar(dataset, size, lists):
@@ -302,5 +309,5 @@ def positions(names, wanted, root):
 
 def listed_files(root, names, size, label_of):
     """Files below ``root`` by their names <part>/<wnid>/<file>, left where they are."""
-    files = sources.Files([(name, OnDisk(root / name)) for name in names], size)
+    files = sources.Files([(name, Content(whole_file, root / name)) for name in names], size)
     return sources.FileSet(files, torch.tensor([label_of[name.split("/")[1]] for name in names]), tuple(names))

@@ -1,21 +1,27 @@
 """One image file becomes a square of pixels, as a viewer shows the picture; what that took is remarked."""
 
+import functools
 import io
-import zipfile
-import zlib
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-BROKEN = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error)      # RuntimeError: of a zip with a password
+from longtail.images.memory import BUDGET
+
+FORMATS = ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000", "TGA", "PCX", "SGI", "ICO", "PSD", "QOI"]
+COPY = 4            # bytes of a pixel in PIL, of whatever mode
+COPIES = 5          # of a picture that stand side by side where alpha is laid on white
 FRAMES = 100        # of an animation, tried until one is not blank
 LONGEST = 16        # sides of a picture; what reaches further from the centre is cut before it is resized
 HEIF = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
-KINDS = {b"PK\3\4": "a zip; give it as a place of its own", b"%PDF": "a PDF", b"\x93NUMPY": "a NumPy array", b"PAR1": "a Parquet table",
-         b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the picture", b"<svg": "an SVG drawing",
-         b"<?xml": "an XML or SVG file", b"<!DOCTYPE": "a web page", b"<html": "a web page", b"\x1f\x8b": "a gzip archive",
-         b"7z\xbc\xaf": "a 7-Zip archive", b"Rar!": "a RAR archive", b"\x89HDF": "an HDF5 file", b"\0\5\26\7": "what macOS notes of a file"}
+SIGNATURES = {
+    b"PK\3\4": "a zip; give it as a place of its own", b"%PDF": "a PDF", b"%!PS": "a PostScript drawing",
+    b"\xc5\xd0\xd3\xc6": "a PostScript drawing", b"\xd7\xcd\xc6\x9a": "a Windows metafile", b"\x93NUMPY": "a NumPy array",
+    b"PAR1": "a Parquet table", b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the picture",
+    b"<svg": "an SVG drawing", b"<?xml": "an XML or SVG file", b"<!DOCTYPE": "a web page", b"<html": "a web page",
+    b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7-Zip archive", b"Rar!": "a RAR archive", b"\x89HDF": "an HDF5 file",
+    b"\0\5\26\7": "what macOS notes of a file"}
 
 
 def decoded(content, size):
@@ -28,48 +34,60 @@ def opened(content, size):
     of file, and sides in pixels; ``OSError`` when it is none.
     """
     try:
-        if content[4:8] == b"ftyp" and content[8:12] in HEIF:
+        if heif := content[4:8] == b"ftyp" and content[8:12] in HEIF:
             from pillow_heif import register_heif_opener
             register_heif_opener()
-        stored = Image.open(io.BytesIO(content))
-        kind, sides = stored.format, stored.size
-        picture, remarks = as_shown(stored, size)
-        return picture, square(picture, size), remarks, kind, sides
+        stored = Image.open(io.BytesIO(content), formats=["HEIF"] if heif else formats())
+        kind, (wide, high) = stored.format, stored.size
+        stored.draft(None, (4 * size, 4 * size))        # a JPEG many times larger is reduced while it is decoded, several times faster
+        cost = COPIES * COPY * stored.width * stored.height + 6 * wide * high * bool(stored.info.get("progressive"))      # its coefficients
+        with BUDGET.decoding(cost, f"{wide} × {high} pixels"):
+            picture, remarks = as_shown(stored)
+            return picture, square(picture, size), remarks, kind, (wide, high)
     except UnidentifiedImageError as error:
-        raise OSError(kind_of(content)) from error
+        raise OSError(no_image(content)) from error
     except Exception as error:      # whatever decoders make of foreign bytes
         raise OSError(reason(error)) from error
 
 
-def kind_of(content):
+@functools.cache
+def formats():
+    """The formats that are read: none whose decoder starts a program, as that of EPS does. Pillow's own bound gives way to the budget."""
+    Image.init()
+    Image.MAX_IMAGE_PIXELS = None
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def no_image(content):
     """What bytes are that no decoder of images knows."""
-    known = next((kind for mark, kind in KINDS.items() if content.lstrip().startswith(mark)), f"{len(content)} bytes of no known kind")
+    known = next((kind for mark, kind in SIGNATURES.items() if content.lstrip().startswith(mark)), f"{len(content)} bytes of no known kind")
     return "a film" if content[4:8] == b"ftyp" else known if content else "empty"
 
 
-def as_shown(picture, size):
+def as_shown(picture):
     """An opened PIL image in RGB, with remarks: turned as the camera says, white where transparent, of an animation the first frame.
 
     Where the first frame is blank, the first one that is not.
     """
-    shown, remarks = frame(picture, size)
+    shown, remarks = frame(picture)
     if getattr(picture, "is_animated", False) and blank(shown):
         for number in range(1, min(picture.n_frames, FRAMES)):
             picture.seek(number)
-            other, more = frame(picture, size)
+            other, more = frame(picture)
             if not blank(other):
                 return other, more | {"animation that begins with a blank frame"}
     return shown, remarks
 
 
-def frame(picture, size):
+def frame(picture):
     """The frame at which a PIL image stands in RGB, and remarks."""
-    picture.draft(None, (4 * size, 4 * size))       # a JPEG many times larger is reduced while it is decoded, several times faster
     tags = getattr(picture, "tag_v2", None)         # of a TIFF
     masked = tags is None or bool({1, 2} & set(np.atleast_1d(tags.get(338, 0)).tolist()))      # whether it says that a band is alpha
     picture, remarks = ImageOps.exif_transpose(picture), set()
     if picture.mode.startswith("I") or picture.mode == "F":
         grey, depth = eight_bits(np.asarray(picture))
+        stored = int(np.max(tags.get(258, 0))) if tags else 0       # bits, as a TIFF says
+        depth = f"{stored} bits" if depth != "floats" and stored and 32 in (stored, int(depth.split()[0])) else depth
         picture, remarks = Image.fromarray(255 - grey if tags and tags.get(262) == 0 else grey), {f"grey of {depth}"}
     if picture.has_transparency_data:
         layers = picture.convert("RGBA")
@@ -114,7 +132,7 @@ def blank(picture):
 
 def reason(error):
     """What an error says, short enough to stand beside others."""
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:80]
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:120]
 
 
 def square(picture, size):

@@ -1,35 +1,33 @@
-"""What lies in a place that people name: a folder, a zip, a tar, a list or a table of images. Nothing is decoded here."""
+"""What lies in a place that people name: a folder, an archive, a list or a table of images. Nothing is decoded here."""
 
 import fnmatch
-import functools
 import io
 import itertools
 import os
 import re
-import tarfile
-import zipfile
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from longtail.images import archives
+from longtail.images.archives import CLASSES, Content, printable, whole_file
 from longtail.store import paths
 from longtail.store.settings import text_of
 
-LINE = re.compile(r"(\S.*?)(?:\s+(-?\d+)(?:\s+(\w+))?)?\s*")       # of a list: path, perhaps a label, perhaps the source it belongs to
-COLUMNS = [re.compile(r"(.*[^\s,;])[\s,;]+([^\s,;]+)()"), re.compile(r"(.*[^\s,;])[\s,;]+([^\s,;]+)[\s,;]+(\w+)")]     # read widely
+LISTED = re.compile(r"(\S.*?)(?:\s+(-?\d+)(?:\s+(\w+))?)?\s*")       # of a list: path, perhaps a label, perhaps the source it belongs to
+READINGS = [re.compile(r"(.*[^\s,;])[\s,;]+([^\s,;]+)()"), re.compile(r"(.*[^\s,;])[\s,;]+([^\s,;]+)[\s,;]+(\w+)")]     # read widely
 LISTS, TABLES = {".txt", ".lst", ".list"}, {".csv", ".tsv", ".json", ".jsonl"}
-ABSENT = "absent, a link to nothing; `git annex get`, `dvc pull` or the like fetch it"
 LITTER = [      # what systems leave beside pictures, in lower case: folders, then files
     "__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "recycler", "system volume information", "lost+found", "found.[0-9]*",
     "thumbs.db", "desktop.ini", "ehthumbs*.db", "icon\r", "picasa.ini", "synctoy_*.dat", ".*"]
 BESIDE = {      # endings of what lies beside pictures and is none: films, sounds, notes of cameras and editors, tables and texts
-    ".3gp", ".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".mts", ".webm", ".wmv", ".m4a", ".mp3", ".wav", ".aae", ".dop",
-    ".lrcat", ".pp3", ".thm", ".xmp", ".cfg", ".conf", ".css", ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".js",
-    ".json", ".jsonl", ".lnk", ".log", ".lst", ".md", ".names", ".odt", ".pbtxt", ".pdf", ".py", ".rst", ".rtf", ".sh", ".tsv", ".txt",
-    ".url", ".xls", ".xlsx", ".xml", ".yaml", ".yml"}
+    ".3gp", ".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".mts", ".webm", ".wmv",
+    ".m4a", ".mp3", ".wav", ".aae", ".dop", ".lrcat", ".pp3", ".thm", ".xmp", ".cls", ".cfg",
+    ".conf", ".css", ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".js",
+    ".json", ".jsonl", ".lnk", ".log", ".lst", ".md", ".names", ".odt", ".pbtxt", ".pdf", ".py",
+    ".rst", ".rtf", ".sh", ".tsv", ".txt", ".url", ".xls", ".xlsx", ".xml", ".yaml", ".yml"}
 PATHS = ["path", "image_path", "img_path", "filepath", "file_path", "file", "filename", "file_name", "image", "img", "image_id", "id",
          "name"]
-CLASSES = ["label", "labels", "class", "class_name", "classname", "category", "category_id", "target", "species", "y"]
 
 
 @dataclass(frozen=True)
@@ -38,64 +36,8 @@ class Place:
 
     files: list
     folders: set                                    # first folders below the place
-    labels: dict = field(default_factory=dict)      # name -> class, where a list or table gives one to every file
+    labels: dict = field(default_factory=dict)      # name -> class, None for none, where list, table or archive say it
     notes: list = field(default_factory=list)       # what was left out or reached oddly, a sentence each
-
-
-# ---- what reads the bytes of a file
-
-@dataclass(frozen=True)
-class OnDisk:
-    """A file of its own; ``line`` says where a list names it."""
-
-    path: Path
-    line: str = ""
-
-    def __call__(self):
-        try:
-            return self.path.read_bytes()
-        except FileNotFoundError as error:
-            raise OSError(ABSENT if self.path.is_symlink() else f"no such file{self.line}") from error
-
-    def stamp(self):
-        """What changes when the content does."""
-        return f"{(known := self.path.stat()).st_size} {known.st_mtime_ns}"
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A member of a zip."""
-
-    archive: Path
-    name: str
-
-    def __call__(self):
-        try:
-            return unzipped(self.archive).read(self.name)
-        except NotImplementedError as error:
-            raise OSError("packed by a method that Python cannot unpack; unpack the zip, give the folder") from error
-
-    def stamp(self):
-        """What changes when the content does."""
-        return f"{(known := unzipped(self.archive).getinfo(self.name)).file_size} {known.CRC}"
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A member of a tar that is not compressed: so many bytes of it."""
-
-    archive: Path
-    start: int
-    size: int
-
-    def __call__(self):
-        with open(self.archive, "rb") as file:
-            file.seek(self.start)
-            return file.read(self.size)
-
-    def stamp(self):
-        """What changes when the content does."""
-        return f"{self.start} {self.size} {OnDisk(self.archive).stamp()}"
 
 
 # ---- places
@@ -113,20 +55,19 @@ def require(path, remedy):
 
 
 def files_of(path, without=frozenset()):
-    """The ``Place`` of a folder, zip (perhaps a folder in it), tar, list or table; first folders ``without`` are left out.
+    """The ``Place`` of a folder, archive (perhaps a folder in it), list or table; first folders ``without`` are left out.
 
     Sorted, but for a list or table, whose order counts; what is named twice there counts once. What systems and tools leave beside
     pictures is left out of the others and counted in the notes.
     """
     place = container(path) or require(path, "give a folder, a zip, or a list (.txt) of images")
-    labels, notes = {}, []
     if place.is_dir():
-        found, folders, notes = tree(path)
+        found, folders, labels, notes = tree(path)
     elif is_list(place):
-        found, labels, notes = (listed if place.suffix.lower() in LISTS else tabled)(place)
+        found, labels, notes = listed(place)
         folders = {name.split("/")[0] for name, _ in found if "/" in name}
     else:
-        found, folders, notes = members(place, path)
+        found, folders, labels, notes = members(place, path)
     return Place([file for file in found if file[0].split("/")[0] not in without], folders - without, labels, notes)
 
 
@@ -137,7 +78,7 @@ def is_list(path):
 
 def litter(name):
     """What makes a file one that is never read as an image: ``system``, an ending such as ``.mov``, or nothing."""
-    parts = name.casefold().split("/")
+    parts = [part for part in name.casefold().split("/") if part not in (".", "..")]
     if any(fnmatch.fnmatchcase(part, pattern) for part in parts for pattern in LITTER):
         return "system"
     ending = PurePosixPath(parts[-1]).suffix
@@ -156,7 +97,10 @@ def sifted(files):
 # ---- folders
 
 def tree(root):
-    """Files below a folder (name, what reads its bytes), its first folders, and notes; links to folders are followed, each folder once."""
+    """Files below a folder (name, what reads its bytes), its first folders, classes and notes.
+
+    Links to folders are followed, each folder once. Shards (tar, arrays, Parquet) are entered.
+    """
     found, seen, links, notes, real_root = [], set(), deque([root]), Counter(), os.path.realpath(root)
     while links:        # whatever is reached without a link comes first
         start = links.popleft()
@@ -178,22 +122,33 @@ def tree(root):
                 elif litter(name) != "system":
                     links.append(Path(folder, name))
     files = sorted((path.relative_to(root).parts, path) for path in found if path.is_symlink() or path.is_file())
-    files, left = sifted([(shown("/".join(parts)), OnDisk(path)) for parts, path in files])
-    folders = {shown(child.name) for child in root.iterdir() if child.is_dir() and litter(child.name) != "system"}
-    return files, folders, left + [f"links to folders {what}: {count}" for what, count in notes.items()]
+    files, left = sifted([(printable("/".join(parts)), Content(whole_file, path)) for parts, path in files])
+    folders = {printable(child.name) for child in root.iterdir() if child.is_dir() and litter(child.name) != "system"}
+    left += [f"links to folders {what}: {count}" for what, count in notes.items()]
+    if odd := sum(not str(read.file).isprintable() and "\\" in name for name, read in files):
+        left.append(f"{odd} names are no UTF-8 and shown with \\x; lists of picks cannot lead to them: rename them for that")
+    files, labels = entered(files)
+    return files, folders, labels, left
 
 
-def shown(name):
-    """A name as text that can be written: bytes that are no UTF-8 as \\xe4 and the like."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def entered(files):
+    """Files with the members of shards among them in their place, and the classes that shards give, None where they give none."""
+    found, labels = [], {}
+    for name, read in files:
+        if PurePosixPath(name).suffix.lower() not in archives.SHARDS or not read.file.exists():
+            found.append((name, read))
+            continue
+        below, _, classes, _ = members(read.file, read.file)
+        found += [(f"{name}/{member}", content) for member, content in below]
+        labels |= {f"{name}/{member}": classes.get(member) for member, _ in below}
+    return found, labels
 
 
 # ---- archives
 
 def members(archive, path):
-    """Files (name below the path, what reads its bytes) of a zip or tar, first folders, and notes."""
-    packed = untarred(archive) if archive.suffix.lower() == ".tar" else {
-        name: Packed(archive, name) for name in unzipped(archive).namelist()}
+    """Files (name below the path, what reads its bytes) of an archive, first folders, classes, and notes."""
+    packed, classes = archives.contents(archive)
     names = sorted(name for name in packed if litter(name) != "system")
     tops = {name.split("/")[0] for name in names}
     top = f"{tops.pop()}/" if len(tops) == 1 and any("/" in name for name in names) else ""     # the usual one folder
@@ -205,59 +160,49 @@ def members(archive, path):
     files, notes = sifted([(name.removeprefix(top), packed[name]) for name in below if not name.endswith("/")])
     if left := sum(litter(name) == "system" and not name.endswith("/") for name in packed):
         notes.append(f"left out {left} files that systems leave")
-    return files, {name.removeprefix(top).split("/")[0] for name in below if "/" in name.removeprefix(top)}, notes
-
-
-@functools.lru_cache(maxsize=4)
-def unzipped(archive):
-    """A zip, opened once in each process."""
-    try:
-        return zipfile.ZipFile(archive)
-    except zipfile.BadZipFile as error:
-        if archive.suffix.lower() == ".zip":
-            raise ValueError(f"{archive} is no whole zip file ({error}); fetch it again") from error
-        raise ValueError(f"{archive} is no place of images; give a folder, a .zip, an uncompressed .tar, a list of paths (.txt) or a table "
-                         f"of them (.csv, .tsv, .json)") from error
-
-
-def untarred(archive):
-    """Members of a tar without compression: name -> what reads its bytes."""
-    try:
-        with tarfile.open(archive, "r:") as tar:
-            return {member.name: Slice(archive, member.offset_data, member.size) for member in tar if member.isfile()}
-    except tarfile.TarError as error:
-        raise ValueError(f"{archive} is no whole tar without compression ({error}); unpack it and give the folder") from error
+    labels = {name: classes.get(top + name) for name, _ in files} if classes else {}
+    folders = {name.removeprefix(top).split("/")[0] for name in below if "/" in name.removeprefix(top) and not archives.outside(name)}
+    return files, folders, labels, notes
 
 
 # ---- lists and tables
 
 def lines_of(path):
     """(path, label or None, source or None) of each line of a list in the fixed form of the published ones."""
-    return [LINE.fullmatch(line.strip()).groups() for line in text_of(path, "a list of images").splitlines() if line.strip()]
+    return [LISTED.fullmatch(line.strip()).groups() for line in text_of(path, "a list of images").splitlines() if line.strip()]
 
 
 def listed(path):
-    """Files (name, what reads its bytes) of a list, the classes it gives them, and notes.
+    """Files (name, what reads its bytes) of a list or table, the classes it gives them, and notes."""
+    rows, notes = (list_rows if path.suffix.lower() in LISTS else table_rows)(path)
+    found, labels, twice = {}, {}, 0
+    for number, name, label, root in rows:
+        within = [(str(PurePosixPath(name, below)), read) for below, read in tree(root)[0]] if root.is_dir() else [
+            (name, Content(whole_file, root, (f", line {number} of {path.name}",)))]
+        for each, read in within:
+            twice += each in found
+            found.setdefault(each, read)
+            labels[each] = label
+    whole = all(label not in (None, "-1") for label in labels.values())
+    return list(found.items()), labels if whole else {}, notes + [f"{twice} paths are listed twice and count once"] * bool(twice)
+
+
+def list_rows(path):
+    """(number of the line, name, class or None, path) of each entry of a list, and notes.
 
     A line is a path below the list's folder, or a folder, perhaps quoted, with Windows's separators or with a label behind it: whichever
     of these is there. A third column names the folder of the data folder that the path goes below instead, as in MAK's mixed pools.
     """
-    found, labels, twice = {}, {}, 0
+    rows = []
     for number, line in enumerate(text_of(path, "a list of images").splitlines(), 1):
         place, label, source = next((some for some in readings(line) if exists(path, some)), (None, None, None))
         if place is None:
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
-            place, label, source = LINE.fullmatch(line.strip()).groups()
-        name, root = PurePosixPath(source or "", place), paths.DATA if source else path.parent
-        within = [(name / below, read) for below, read in tree(root / name)[0]] if (root / name).is_dir() else [
-            (name, OnDisk(root / name, f", line {number} of {path.name}"))]
-        for each, read in within:
-            twice += str(each) in found
-            found.setdefault(str(each), read)
-            labels[str(each)] = label
-    whole = all(label not in (None, "-1") for label in labels.values())
-    return list(found.items()), labels if whole else {}, [f"{twice} paths are listed twice and count once"] * bool(twice)
+            place, label, source = LISTED.fullmatch(line.strip()).groups()
+        name = PurePosixPath(source or "", place)
+        rows.append((number, str(name), label, (paths.DATA if source else path.parent) / name))
+    return rows, []
 
 
 def readings(line):
@@ -265,7 +210,7 @@ def readings(line):
     texts = [line, line.strip(), line.strip().strip("\"'")]
     texts = dict.fromkeys(text for text in [*texts, *(text.replace("\\", "/") for text in texts)] if text.strip())
     yield from ((text, None, None) for text in texts)
-    for text, columns in itertools.product(texts, COLUMNS):
+    for text, columns in itertools.product(texts, READINGS):
         if match := columns.fullmatch(text.strip()):
             yield match[1].strip("\"'"), match[2], match[3]
 
@@ -280,8 +225,8 @@ def exists(path, reading):
         return False
 
 
-def tabled(path):
-    """Files (name, what reads its bytes) of a table, the classes it gives them, and notes.
+def table_rows(path):
+    """(number of the line, name, class or None, path) of each row of a table, and notes.
 
     One column names files: paths below the table's folder, or names that one file below it has, perhaps without their ending.
     """
@@ -310,15 +255,10 @@ def tabled(path):
         raise ValueError(f"{path} has the columns {', '.join(rows)}, and none names files below {path.parent}; name them by path")
     others = [name for name in rows if name != column]
     label = next((name for name in others if name.lower() in CLASSES), others[0] if len(others) == 1 else None)
-    found, labels, twice = {}, {}, 0
-    for number, (name, given) in enumerate(zip(rows[column], rows[label] if label else rows[column], strict=True), 2):
-        place = str(PurePosixPath(named.get(name) or str(name)))
-        twice += place in found
-        found.setdefault(place, OnDisk(path.parent / place, f", line {number} of {path.name}"))
-        labels[place] = str(given)
-    notes = [f"files by the column {column}" + (f", classes by {label}" if label else "")]
-    return list(found.items()), labels if label else {}, notes + [f"{twice} files are listed twice and count once"] * bool(twice)
-
+    classes = rows[label].astype(str) if label else [None] * len(rows)
+    entries = [str(PurePosixPath(named.get(name) or str(name))) for name in rows[column]]
+    return ([(number, name, given, path.parent / name) for number, (name, given) in enumerate(zip(entries, classes, strict=True), 2)],
+            [f"files by the column {column}" + (f", classes by {label}" if label else "")])
 
 
 def by_name(root):
@@ -327,3 +267,8 @@ def by_name(root):
     stems = Counter(PurePosixPath(name).stem for name in names)
     return {PurePosixPath(name).stem: name for name in names if stems[PurePosixPath(name).stem] == 1} | {
         PurePosixPath(name).name: name for name in names}
+
+
+def name_of(dataset):
+    """What runs and tables call a data set: its own name, that of its folder, or of the zip that holds it."""
+    return (container(paths.DATA / dataset) or Path(dataset)).name.removesuffix(".zip")

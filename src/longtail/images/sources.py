@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from longtail.images.pixels import BROKEN, decoded, reason
+from longtail.images.pixels import decoded, reason
 from longtail.images.places import files_of
 
 AHEAD = 256         # images that are decoded before the first of them is put in its place
@@ -68,7 +68,8 @@ class Files:
         files = self.files[part] if isinstance(part, slice) else [self.files[place] for place in part]
         pictures, _, broken = read_images(files, self.size)
         if broken:
-            raise ValueError(f"no readable image: {broken[0]}; remove it")
+            read = dict(files)[next(name for name, _ in files if broken[0].startswith(f"{name} ("))]
+            raise ValueError(f"no readable image: {broken[0]}, {read}; remove it")
         return pictures
 
 
@@ -89,8 +90,11 @@ class FileSet(ImageSet):
     def digest(self):
         """First 16 hex digits of SHA-256 over the files' bytes, their order, names and size as squares."""
         content = hashlib.sha256(f"{self.images.size}\n".encode() + "\n".join(self.names).encode())
-        for _, read in self.images.files:
-            content.update(hashlib.sha256(read()).digest())
+        for name, read in self.images.files:
+            try:
+                content.update(hashlib.sha256(read()).digest())
+            except OSError as error:
+                raise ValueError(f"no readable image: {name} ({error}), {read}; remove it") from error
         return content.hexdigest()[:16]
 
 
@@ -126,7 +130,7 @@ def read_images(files, size):
     def decode(file):
         try:
             return decoded(file[1](), size).transpose(2, 0, 1)
-        except BROKEN as error:
+        except OSError as error:
             return reason(error)
     with ThreadPoolExecutor(decoders()) as pool:
         for start in range(0, len(files), AHEAD):       # not all at once: what has been decoded and not yet placed is a second copy
@@ -159,12 +163,13 @@ def labels_of(path, names, place):
     if classes and not place.labels and (empty := place.folders - set(classes)):
         raise ValueError(f"{path}: class {min(empty)} has no images; fill its folder or remove it")
     known = {name: label for label, name in enumerate(classes)}
-    return torch.tensor([known.get(place.labels.get(name, name.split("/")[0]), UNKNOWN) for name in names]), tuple(names)
+    own = (place.labels[name] if place.labels else name.split("/")[0] for name in names)
+    return torch.tensor([known.get(label, UNKNOWN) for label in own]), tuple(names)
 
 
 def classes_of(names, place):
     """The classes of images by the labels of their list or table, else by first folders; sorted, numbers as numbers, empty for none."""
-    named = {place.labels[name] for name in names} if place.labels else set(class_names(names))
+    named = {place.labels[name] for name in names} - {None} if place.labels else set(class_names(names))
     return sorted(named, key=int) if place.labels and all(name.isdecimal() for name in named) else sorted(named)
 
 

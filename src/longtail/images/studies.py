@@ -3,13 +3,15 @@
 import functools
 import operator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
+from longtail.images import copies
 from longtail.images.datasets import class_orders, letters, load
-from longtail.images.places import container, files_of
+from longtail.images.memory import BUDGET
+from longtail.images.places import files_of
 from longtail.images.sources import UNKNOWN, FileSet, ImageSet, files, folder
 from longtail.store import paths, runs
 
@@ -20,6 +22,8 @@ IMAGENET_100_LT = [
     61, 59, 57, 55, 54, 52, 50, 48, 47, 45, 44, 43, 42, 41, 39, 37, 36, 35, 34, 32, 32, 31, 30, 28, 27, 26, 25, 23, 22, 21, 20, 19, 18,
     16, 15, 15, 14, 12, 11, 10, 9, 8, 7, 6,
 ]
+
+NEAR_COPIES_OF = 10_000     # images of a study, at most, among which near copies are looked for: some 30 seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,23 +64,29 @@ def long_tail_counts(largest, classes, factor, kind):
             raise ValueError(f"pareto_imagenet100 is a table of {len(IMAGENET_100_LT)} classes, the data have {classes}; use exponential")
         counts = [max(2, int(largest * count / IMAGENET_100_LT[0])) for count in IMAGENET_100_LT]
     else:
-        raise ValueError(f"no kind of long tail {kind!r}; there are exponential, step, pareto_imagenet100")
+        raise ValueError(f"no kind of long tail {kind!r}; there are exponential, step, pareto_imagenet100, as_is")
     if min(counts) < 1:
         raise ValueError(f"a class without images: largest {largest} and factor {factor} leave the smallest class {min(counts)}; raise one")
     return counts
 
 
-def split_by_rule(orders, counts, ranks):
+def split_by_rule(orders, counts, ranks, classes):
     """Positions of D_i, D_b and S_b, grouped by class (spec 5, the published rule).
 
     Each list takes a prefix of the class's one order: D_i the count of the class's rank, D_b their mean, S_b their minimum.
     """
     short = [label for label, order in enumerate(orders) if len(order) < counts[ranks[label]]]
     if short:
-        raise ValueError(f"class {short[0]} has {len(orders[short[0]])} training images and the long tail needs "
-                         f"{counts[ranks[short[0]]]} of it; lower `largest`")
+        raise ValueError(f"class {classes[short[0]]} has {len(orders[short[0]])} training images and the long tail needs "
+                         f"{counts[ranks[short[0]]]} of it; lower `largest`, or take the classes as they are with kind as_is")
     sizes = [counts[rank] for rank in ranks], [sum(counts) // len(counts)] * len(counts), [min(counts)] * len(counts)
     return [np.concatenate([order[:n] for order, n in zip(orders, size, strict=True)]) for size in sizes]
+
+
+def as_they_are(orders):
+    """Positions of D_i, D_b and S_b of data with a long tail of their own: all images; of each class as many as the smallest has, twice."""
+    smallest = min(map(len, orders))
+    return [np.concatenate([order[:count] for order in orders]) for count in (None, smallest, smallest)]
 
 
 def as_published(source, split, counts):
@@ -93,7 +103,8 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
           outsider_count=0, outsider_classes=0, pool_in_files=False, skip_broken=False):
     """All image sets of one split of a data set, a ``Study``.
 
-    ``lists``: folder of published index lists, empty for the same rule applied here. ``labelled_per_class``: labels of the linear
+    ``lists``: folder of published index lists, empty for the same rule applied here. ``kind`` as_is cuts nothing: all images of each class
+    train, whatever ``largest`` and ``factor`` are. ``labelled_per_class``: labels of the linear
     protocol, 0 for all. The pool is ``pool_per_class`` training images of each class that neither long-tailed nor balanced list
     uses, and images of ``outsiders`` (a place or a list of places, see ``outsider_set``), in an order that tells nothing of classes.
     """
@@ -104,32 +115,63 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
     generator = np.random.default_rng(split)
     ranks = np.argsort(generator.permutation(classes))
     orders = class_orders(labels, np.setdiff1d(np.arange(len(labels)), source.validation), classes, generator)
-    counts = long_tail_counts(largest, classes, factor, kind)
-    long_tail, balanced, few = as_published(source, split, counts) if lists else split_by_rule(orders, counts, ranks)
+    if kind == "as_is":
+        long_tail, balanced, few = as_they_are(orders)
+    else:
+        counts = long_tail_counts(largest, classes, factor, kind)
+        long_tail, balanced, few = (as_published(source, split, counts) if lists else
+                                    split_by_rule(orders, counts, ranks, source.classes))
     left = leftovers(orders, np.union1d(long_tail, balanced), pool_per_class)
-    pool = outsider_set(outsiders, size, outsider_count, outsider_classes, source.classes, pool_in_files, skip_broken)
+    in_files = pool_in_files or (False if pool_per_class or skip_broken else None)
+    pool = outsider_set(outsiders, size, outsider_count, outsider_classes, source.classes, in_files, skip_broken)
     if len(left) or not pool:
         pool = [source.images.subset(left), *pool]
-    lists = long_tail, balanced, few, labels_of(source, labelled_per_class), source.validation
+    lists = long_tail, balanced, few, labelled_positions(source, labelled_per_class), source.validation
     return Study(*map(source.images.subset, lists), source.test, functools.reduce(operator.add, pool).shuffled(split), source.classes)
 
 
 def tell_copies(study):
-    """Say which images of the test set training or the pool hold, too, pixel by pixel, and which of the seed the pool does.
+    """Say which images of the test set training or the pool hold, too, and which of the seed the pool does: the same pixels or near copies.
 
-    Rows of what was found: list, other (list), images, first (its name and the other's). A pool left in its files is not looked into.
+    Rows of what was found: list, other (list), kind (exact or near), images, first (its name and the other's). Near copies are looked for
+    in up to ``NEAR_COPIES_OF`` images, see ``copies``. A pool left in its files is not looked into.
     """
     def contents(images):
-        return {} if isinstance(images, FileSet) else {runs.sha256(image.tobytes()): name for image, name in zip(
-            images.images.numpy(force=True), images.names, strict=True)}
-    known = {name: contents(getattr(study, name)) for name in ("seed", "train", "validation", "test", "pool")}
+        return {} if isinstance(images, FileSet) else {runs.sha256(image.tobytes()): place for place, image in enumerate(
+            images.images.numpy(force=True))}
+    sets = {name: getattr(study, name) for name in ("test", "validation", "seed", "train", "pool")}
+    known = {name: contents(images) for name, images in sets.items()}
+    first = {content: sets[name].images[place].numpy(force=True) for name in reversed(known) for content, place in known[name].items()}
+    order = list(dict.fromkeys(content for name in known for content in known[name]))
+    original = dict(zip(order, near_copies([first[content] for content in order]), strict=True))
     rows = []
     for part, other in (("seed", "test"), ("train", "test"), ("train", "validation"), ("pool", "test"), ("pool", "seed")):
-        if both := [content for content in known[part] if content in known[other]]:
-            first = f"{known[part][both[0]]} = {known[other][both[0]]}"
-            rows.append({"list": part, "other": other, "images": len(both), "first": first})
-            print(f"{len(both)} images of {part} are in {other}, too ({first}); remove them from one of the two")
+        same = [(content, content) for content in known[part] if content in known[other]]
+        near = [(content, order[original[content]]) for content in known[part] if content not in known[other]
+                and original[content] is not None and order[original[content]] in known[other]]
+        for kind, both in (("exact", same), ("near", near)):
+            if both:
+                pair = " = ".join(sets[name].names[known[name][content]] for name, content in zip((part, other), both[0], strict=True))
+                rows.append({"list": part, "other": other, "kind": kind, "images": len(both), "first": pair})
+                print(f"{len(both)} {'near copies of ' * (kind == 'near')}images of {part} are in {other}, too ({pair}); "
+                      f"remove them from one of the two")
     return rows
+
+
+def near_copies(pictures):
+    """For each of n different pictures (3, s, s) the position of what it is a near copy of, None for none or where that is not told."""
+    if len(pictures) > NEAR_COPIES_OF:
+        print(f"near copies are looked for in up to {NEAR_COPIES_OF} images, and these are {len(pictures)}")
+    if not 0 < len(pictures) <= NEAR_COPIES_OF:
+        return [None] * len(pictures)
+    hashes, colours = (np.stack(part) for part in zip(*(copies.prints(Image.fromarray(
+        picture.transpose(1, 2, 0))) for picture in pictures), strict=True))
+    leaders, _ = copies.leaders(list(range(len(pictures))), hashes, colours)
+    found = [None if leader == place else int(leader) for place, leader in enumerate(leaders)]
+    if len(pictures) - found.count(None) > len(pictures) / 10:
+        print("more than a tenth of the images look alike, as drawings do: near copies cannot be told")
+        return [None] * len(pictures)
+    return found
 
 
 def check_groups(study, groups):
@@ -141,7 +183,7 @@ def check_groups(study, groups):
                          f"group_rule")
 
 
-def labels_of(source, count):
+def labelled_positions(source, count):
     """Positions of ``count`` labelled images of each class, 0 for all, the same in every split."""
     orders = class_orders(source.images.labels.numpy(), source.labelled, len(source.classes), np.random.default_rng(0))
     return np.concatenate([order[:count or None] for order in orders])
@@ -172,7 +214,7 @@ def elsewhere(study, dataset, size, labelled_per_class=0):
     Its classes are in no long-tailed list, so their counts are 0 and they have no size group.
     """
     source, nothing = load(dataset, size), []
-    train, validation, none = map(source.images.subset, (labels_of(source, labelled_per_class), source.validation, nothing))
+    train, validation, none = map(source.images.subset, (labelled_positions(source, labelled_per_class), source.validation, nothing))
     return replace(study, seed=none, balanced=none, few=none, train=train, validation=validation, test=source.test,
                    classes=source.classes)
 
@@ -186,22 +228,21 @@ def leftovers(orders, used, count):
     return np.concatenate([left[:count] for left in rest])
 
 
-def name_of(dataset):
-    """What runs and tables call a data set: its own name, that of its folder, or of the zip that holds it."""
-    return (container(paths.DATA / dataset) or Path(dataset)).name.removesuffix(".zip")
-
-
 def outsider_set(places, size, count, classes, known, in_files, skip_broken):
     """Images that belong to no class of the study, their labels −1: of each place ``count`` drawn at random, −1 for all.
 
     A place is letters, or a folder, zip or list. Of its folders those named as a ``known`` class are left out; ``classes`` draws so
-    many of the others, 0 for all. ``in_files`` leaves images in their files, for pools larger than memory. List of ``ImageSet``.
+    many of the others, 0 for all. ``in_files`` leaves images in their files; None leaves those that would take half of the memory budget.
+    List of ``ImageSet``.
     """
     places = [places] if isinstance(places, str) else list(places)
     if not count:
         return []
     if not any(places):
         raise ValueError(f"outsider_count is {count} but outsiders names none; give letters, or folders or zips of images")
+    if in_files is None:
+        images = [count if count > 0 else len(files_of(paths.DATA / place).files) for place in places if place != "letters"]
+        in_files = len(images) == len(places) and 3 * size**2 * sum(images) > BUDGET.total // 2
     parts = [outsiders_of(place, size, count, classes, known, in_files, skip_broken) for place in places]
     if len(parts) == 1:
         return parts

@@ -156,7 +156,7 @@ def head_logits(arm, train_set, test_features, counts, schedule, neighbours, see
     labels = labels.to(runs.device())
     update = supervised.Update(head, optimizer, labels)
     for epoch in range(schedule.epochs):
-        supervised.train_epoch(update, lambda order, epoch: features[order], labels, method, schedule, seed, epoch)
+        supervised.train_labelled_epoch(update, lambda order, epoch: features[order], labels, method, schedule, seed, epoch)
     with torch.no_grad():
         classes = class_logits(head(test_features), of_sub, torch.amax)
     return adjusted.posthoc_logit_adjust(classes, counts) if arm == "posthoc_la" else classes
@@ -180,7 +180,7 @@ def heads(run, results, study, arms, schedule, neighbours, group_rule="thirds"):
         seen, test = probes.standardised(seen, test)
         train_set = seen, study.seed.labels.to(runs.device())
         groups = size_groups(study.counts, group_rule)
-        return pd.DataFrame([(arm, *row) for arm in arms for row in supervised.score_rows(
+        return pd.DataFrame([(arm, *row) for arm in arms for row in supervised.network_rows(
             head_logits(arm, train_set, test, study.counts, schedule, neighbours, run.seed), study.test.labels, groups)],
             columns=["head", "group", "accuracy", "images"])
     return results.remember(run, "heads", settings, rows)

@@ -66,7 +66,7 @@ def training_lists(pictures, frequent, rare, counts, generator):
     everything = beside(pictures.subset(left), pictures.subset(right)) + beside(None, pictures.subset(alone))
     orders = [np.flatnonzero(everything.labels.numpy() == digit) for digit in range(len(DIGITS))]
     ranks = np.argsort(np.concatenate([frequent, rare]))
-    return [everything.subset(chosen) for chosen in studies.split_by_rule(orders, counts, ranks)]
+    return [everything.subset(chosen) for chosen in studies.split_by_rule(orders, counts, ranks, range(len(orders)))]
 
 
 def questions(pictures, frequent, rare, count, generator):
@@ -94,7 +94,7 @@ def separability(encoder, study, precision, count, part="test"):
     return 100 * np.mean([LogisticRegression(max_iter=5000).fit(fit[one], labels[one]).score(asked, right) for one in sets])
 
 
-def measure(run, results, asked, counts=(10, 100), part="test"):
+def measure_halves(run, results, asked, counts=(10, 100), part="test"):
     """Accuracy of a finished run's encoder on every task of ``studies``, measured once.
 
     Rows: task, labels (of each class), accuracy in percent, images judged.

@@ -153,7 +153,7 @@ class Network(nn.Module):
 
 # ---- the loop
 
-def stepped_rate(schedule, epoch):
+def warmed_rate(schedule, epoch):
     """Learning rate of epoch 0, 1, …"""
     if epoch < schedule.warmup_epochs:
         return schedule.learning_rate * (epoch + 1) / schedule.warmup_epochs
@@ -169,12 +169,12 @@ def order_of(labels, weights, seed, epoch):
     return torch.tensor(list(drawn), device=labels.device)
 
 
-def train_epoch(update, inputs, labels, plan, schedule, seed, epoch):
+def train_labelled_epoch(update, inputs, labels, plan, schedule, seed, epoch):
     """One epoch of updates by an ``Update``; returns the loss of each, on the device.
 
     ``inputs(order, epoch)`` gives what the model sees of the images in that order. A last batch of one image is left out.
     """
-    order, loss_of, rate = order_of(labels, plan.draw(epoch), seed, epoch), plan.loss(epoch), stepped_rate(schedule, epoch)
+    order, loss_of, rate = order_of(labels, plan.draw(epoch), seed, epoch), plan.loss(epoch), warmed_rate(schedule, epoch)
     batches = zip(*(part.split(schedule.batch_size) for part in (inputs(order, epoch), labels[order])), strict=True)
     return torch.stack([update(loss_of, rate, seen, truth) for seen, truth in batches if len(truth) > 1])    # one has no batch statistics
 
@@ -185,7 +185,6 @@ class Update:
     def __init__(self, model, optimizer, labels):
         self.model, self.optimizer = model, optimizer
         self.rate = torch.zeros((), device=labels.device) if gpu.computes(labels) else None
-        self.replays = gpu.computes(labels) and not gpu.eager()
         self.recorded = gpu.Recorded(self.update, self.changed)
 
     def __call__(self, loss_of, rate, seen, truth):
@@ -193,7 +192,7 @@ class Update:
         self.loss_of = loss_of
         for group in self.optimizer.param_groups:
             group["lr"] = rate if self.rate is None else self.rate.fill_(rate)
-        return self.recorded((loss_of, len(truth)), seen, truth).clone() if self.replays else self.update(seen, truth)
+        return self.recorded((loss_of, len(truth)), seen, truth)
 
     def update(self, seen, truth):
         """The update itself; nothing here depends on a value that the host would have to read."""
@@ -235,14 +234,14 @@ def train_network(run, images, classes, folder, progress=False, checkpoint_secon
         return encode.in_chunks(nn.Identity(), pixels[order], policy, run.seed, epoch)
 
     def one(epoch):
-        return train_epoch(update, inputs, labels, method, schedule, run.seed, epoch), stepped_rate(schedule, epoch)
+        return train_labelled_epoch(update, inputs, labels, method, schedule, run.seed, epoch), warmed_rate(schedule, epoch)
     log = train.loop(run, folder, run.epochs, one, {"network": network, "optimizer": optimizer}, progress, checkpoint_seconds)
     return network.eval(), log
 
 
 # ---- scores
 
-def score_rows(logits, labels, groups):
+def network_rows(logits, labels, groups):
     """Accuracy in percent of the largest logit: logits (n, K), labels (n,), a size group for each class -> rows group, accuracy, images.
 
     Groups: many, medium, few, balanced (mean over classes, 100 − balanced error), all (over images, 100 − error), and each class.
@@ -272,7 +271,7 @@ def train_and_score(test, classes, run, images, results, progress=False, wait=Tr
         decisions = {run.method: logits} | ({"posthoc_la": adjusted.posthoc_logit_adjust(logits, counts)} if run.method == "ce" else {})
         groups = size_groups(counts, group_rule)
         return pd.DataFrame([(PROTOCOL, "last_epoch", method, *row) for method, decided in decisions.items()
-                             for row in score_rows(decided, test.labels, groups)],
+                             for row in network_rows(decided, test.labels, groups)],
                             columns=["protocol", "selection", "method", "group", "accuracy", "images"])
 
     with runs.claim(folder, wait) as held:

@@ -1,5 +1,6 @@
 """Encoders, projection heads, and the pruned twin: a second set of BN and a mask over the same weights."""
 
+import difflib
 import math
 
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from longtail.images import sources
+from longtail.images.memory import BUDGET
 from longtail.learn import norms
 from longtail.store import gpu, processes
 
@@ -136,39 +138,86 @@ ARCHITECTURES = {
 
 
 class Foreign(nn.Module):
-    """A classification network of torchvision whose features h are what its last linear layer reads; it takes images as ``Trunk`` does.
+    """A network of torchvision or timm, without its classifier; it takes images as ``Trunk`` does.
 
-    Only to be evaluated: large sets go through it a few images at a time, which changes nothing without batch statistics.
+    Its features h are what its last linear layer reads (torchvision), or its pooled features (timm); ``layer`` says which. Input is
+    normalised as its library says, else as for ImageNet. Only to be evaluated: large sets go through it a few images at a time, which
+    changes nothing without batch statistics.
     """
 
-    def __init__(self, name):
+    def __init__(self, architecture):
         super().__init__()
-        library = sources.import_torchvision().models
-        if name not in (names := library.list_models(module=library)):
-            raise ValueError(f"torchvision classifies with no {name!r}; there are {', '.join(names)}")
-        self.network = library.get_model(name, weights=None)
-        if hasattr(self.network, "transform_input"):
-            self.network.transform_input = True     # Inception's published weights want it, and torchvision sets it with them alone
-        layers = [place for place, module in self.network.named_modules() if isinstance(module, nn.Linear)]
-        if not layers:
-            raise ValueError(f"torchvision/{name} has no linear layer at its end, whose input the features would be; take another")
-        self.classifier, self.features = layers[-1], self.network.get_submodule(layers[-1]).in_features
-        self.network.set_submodule(self.classifier, nn.Identity())
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        library, _, name = architecture.partition("/")
+        if library == "timm":
+            self.network, (mean, std, _) = timm_network(name), timm_input(name)
+            self.layer = "the pooled features before the classifier"
+            self.features = getattr(self.network, "head_hidden_size", self.network.num_features)
+        else:
+            self.network, mean, std = torchvision_network(name), MEAN, STD
+            layers = [place for place, module in self.network.named_modules() if isinstance(module, nn.Linear)]
+            if not layers:
+                raise ValueError(f"{architecture} has no linear layer at its end, whose input the features would be; take another")
+            self.layer, self.features = f"what its layer {layers[-1]} reads", self.network.get_submodule(layers[-1]).in_features
+            self.network.set_submodule(layers[-1], nn.Identity())
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, x, branch=0):
-        part = max(1, 2**22 // x[0, 0].numel())
+        part = max(1, BUDGET.pixels // x[0, 0].numel())
         return torch.cat([self.network((some - self.mean) / self.std) for some in x.split(part)])
 
 
+def torchvision_network(name):
+    """A classification network of torchvision without weights."""
+    library = sources.import_torchvision().models
+    if name not in (names := library.list_models(module=library)):
+        raise ValueError(f"torchvision classifies with no {name!r}; there are {', '.join(names)}")
+    network = library.get_model(name, weights=None)
+    if hasattr(network, "transform_input"):
+        network.transform_input = True      # Inception's published weights want it, and torchvision sets it with them alone
+    return network
+
+
+def import_timm():
+    """timm, which builds on torchvision."""
+    sources.import_torchvision()
+    import timm
+    return timm
+
+
+def timm_network(name):
+    """A network of timm without classifier and weights; vision transformers take images of any size that their patches divide."""
+    timm = import_timm()
+    if not timm.is_model(name):
+        near = ", ".join(difflib.get_close_matches(name.split(".")[0], timm.list_models(), 5))
+        raise ValueError(f"timm has no {name!r}; {f'near it are {near}' if near else 'timm.list_models() lists what it has'}")
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
+    except TypeError:       # a network that has no such option
+        return timm.create_model(name, pretrained=False, num_classes=0)
+
+
+def timm_input(name):
+    """Channel means and deviations and side in pixels of the images that a network of timm was trained with."""
+    timm = import_timm()
+    if not timm.is_model(name):
+        timm_network(name)      # says what there is
+    config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    return config["mean"], config["std"], config["input_size"][-1]
+
+
+def usual_size(architecture):
+    """The side in pixels of the images that published weights of a network of torchvision or timm were trained with."""
+    return timm_input(architecture.removeprefix("timm/"))[2] if architecture.startswith("timm/") else 224
+
+
 def trunk(architecture, branches, normal=(MEAN, STD)):
-    """A fresh trunk by its name in ``ARCHITECTURES``, its input normalised by these channel means and deviations, or torchvision/<name>."""
-    library, _, name = architecture.rpartition("/")
-    if library == "torchvision":
-        return Foreign(name)
+    """A fresh trunk by its name in ``ARCHITECTURES``, its input normalised by these channel means and deviations, or a foreign one."""
+    if architecture.startswith(("torchvision/", "timm/")):
+        return Foreign(architecture)
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"no architecture {architecture!r}; there are {', '.join(ARCHITECTURES)}, and torchvision/<name> with its weights")
+        raise ValueError(f"no architecture {architecture!r}; there are {', '.join(ARCHITECTURES)}, and torchvision/<name> or timm/<name> "
+                         f"with its weights")
     return Trunk(*ARCHITECTURES[architecture], branches, normal)
 
 

@@ -157,7 +157,7 @@ def loop(run, folder, epochs, one, parts, progress, checkpoint_seconds, over=lam
         runs.write(folder / "log.csv", log_csv(log))
         over(epoch + 1)
         if processes.agreed(time.perf_counter() - saved > checkpoint_seconds) and epoch + 1 < epochs:
-            save(run, folder / "last.pt", parts, log)
+            save_checkpoint(run, folder / "last.pt", parts, log)
             saved = time.perf_counter()
     return log
 
@@ -197,8 +197,7 @@ class Step:
         self.policy = views.POLICIES[run.policy]
         self.epoch = torch.zeros((), dtype=torch.int64, device=pixels.device)
         self.fused = gpu.fuses(pixels)
-        self.replays = gpu.computes(pixels) and not gpu.eager() and processes.world()[1] == 1
-        self.recorded = gpu.Recorded(self.update, self.changed)
+        self.recorded = gpu.Recorded(self.update, self.changed, wanted=processes.world()[1] == 1)
         self.rate = torch.zeros((), device=pixels.device) if gpu.computes(pixels) else None      # a graph reads it; a CPU takes the number
         if self.fused and os.environ.get("LONGTAIL_COMPILE"):
             encoder.compile(dynamic=False)
@@ -207,7 +206,7 @@ class Step:
         """Update by the images ``index`` (n,) at a rate; gives the mean loss, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate if self.rate is None else self.rate.fill_(rate)
-        return self.recorded((self.method.phase(), len(index)), index).clone() if self.replays else self.update(index)
+        return self.recorded((self.method.phase(), len(index)), index)
 
     def update(self, index):
         """The update itself; nothing here depends on a value that the host would have to read."""
@@ -242,14 +241,14 @@ def check_finite(losses, steps_before, run):
                                  f"lower the learning rate, or use precision float32")
 
 
-def save(run, path, parts, log):
+def save_checkpoint(run, path, parts, log):
     """A checkpoint, whole or not at all: a line with digest and name of its run, then the state of ``parts`` as torch saves it."""
     content = io.BytesIO()
     torch.save({"log": log, **{name: part if isinstance(part, dict) else part.state_dict() for name, part in parts.items()}}, content)
     runs.write(path, f"{runs.sha256(content.getbuffer())} {run.name}\n".encode() + content.getbuffer())
 
 
-def load(run, path):
+def load_checkpoint(run, path):
     """The state that ``save`` wrote for this run; None without a file, or, said in a line, for a damaged one or another run's."""
     if not path.exists():
         return None
@@ -262,7 +261,7 @@ def load(run, path):
 
 def restore(run, path, parts):
     """Put all ``parts`` where the checkpoint left them; returns its log, empty without one."""
-    state = load(run, path)
+    state = load_checkpoint(run, path)
     for name, part in parts.items() if state else ():
         part.update(state[name]) if isinstance(part, dict) else part.load_state_dict(state[name])
     return state["log"] if state else []

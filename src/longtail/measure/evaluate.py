@@ -15,7 +15,7 @@ from longtail.images import studies, views
 from longtail.learn import encode, train
 from longtail.measure import probes
 from longtail.measure.groups import SIZE_GROUPS, size_groups, summary
-from longtail.store import runs
+from longtail.store import gpu, runs
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ def batches(count, size, seed, epoch):
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count)).to(runs.device()).split(size)
 
 
+def on_device(images):
+    """An image set for many passes: its pixels are copied to the device once, if they take no more than a set may there."""
+    return replace(images, images=gpu.kept(images.images))
+
+
 def train_frozen(encoder, run, label_sets, protocol, policy, classes, seed, seeds):
     """Train classifiers on a frozen trunk's features of fresh views each epoch; yields (epoch, features -> logits side by side).
 
@@ -72,7 +77,7 @@ def train_frozen(encoder, run, label_sets, protocol, policy, classes, seed, seed
     """
     layer = classifiers(encoder.trunk.features, classes, seeds)
     optimizer = torch.optim.SGD(layer.parameters(), protocol.rate, train.MOMENTUM)
-    labelled, size = functools.reduce(operator.add, label_sets), len(label_sets[0])
+    labelled, size = on_device(functools.reduce(operator.add, label_sets)), len(label_sets[0])
     labels, starts = labelled.labels.to(runs.device()), range(0, len(labelled), size) if len(label_sets) > 1 else [0] * len(seeds)
     for epoch in range(1, protocol.epochs + 1):
         optimizer.param_groups[0]["lr"] = stepped_rate(protocol, epoch)
@@ -129,12 +134,12 @@ def by_class(right, labels, classes):
 
 def train_and_choose(encoder, run, study, label_sets, protocol, policy, seeds, validation_top):
     """Class accuracies on the test set, percent, (classes, seeds): at the last epoch and where best on validation (first of equals)."""
-    sets = {"validation": study.validation, "test": study.test}
+    sets = {part: on_device(images) for part, images in (("validation", study.validation), ("test", study.test))}
     labels = {part: images.labels.to(runs.device()) for part, images in sets.items()}
     frozen = None if protocol.whole else {part: encode.features(encoder, images, run.precision) for part, images in sets.items()}
 
     def inputs(part):
-        return frozen[part] if frozen else encode.in_chunks(first_layer(encoder), sets[part].images.to(runs.device()))
+        return frozen[part] if frozen else encode.in_chunks(first_layer(encoder), sets[part].images)
     best, found = torch.full((len(seeds),), -1.0), torch.zeros(len(study.classes), len(seeds), dtype=torch.float64)
     learn, classes = train_whole if protocol.whole else train_frozen, len(study.classes)
     for epoch, layer in learn(encoder, run, label_sets, protocol, policy, classes, seeds[0], seeds):
@@ -190,7 +195,7 @@ def score_rows(protocol, measured, study, group_rule):
     for selection, accuracies in measured.items():
         means = [summary(repeat, groups) for repeat in accuracies.T]
         values = {group: ([of[group] for of in means], images[group]) for group in means[0] if group != "balance"}
-        values |= {f"class {name}": (accuracies[label].tolist(), sizes[label]) for label, name in enumerate(study.classes)}
+        values |= {f"class {name}": (accuracies[label].tolist(), sizes[label]) for label, name in enumerate(study.classes) if sizes[label]}
         rows += [(protocol, selection, group, np.mean(found), count, np.std(found, ddof=1) if len(found) > 1 else single, len(found))
                  for group, (found, count) in values.items()]
     return pd.DataFrame(rows, columns=["protocol", "selection", "group", "accuracy", "images", "sd", "repeats"])

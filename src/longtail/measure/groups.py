@@ -28,8 +28,11 @@ def size_groups(counts, rule):
 def summary(class_accuracy, groups):
     """Means of class accuracies over each size group and over all classes, and the balance of one run (spec 4.5).
 
+    A class without test images, whose accuracy is NaN, is in none of them.
+
     Balance is the population standard deviation of the three group means; the papers' tables call it Std.
     """
     accuracy, groups = np.asarray(class_accuracy, dtype=float), np.asarray(groups)
+    accuracy, groups = accuracy[~np.isnan(accuracy)], groups[~np.isnan(accuracy)]
     means = {name: float(accuracy[groups == name].mean()) for name in SIZE_GROUPS if (groups == name).any()}
     return means | {"balance": float(np.std(list(means.values()) or [np.nan])), "all": float(accuracy.mean())}

@@ -15,7 +15,8 @@ from longtail.pick import samplers
 from longtail.store import runs
 
 DRAWS = 1000        # of what chance would do, with a fixed seed
-LEAST = {"pruning": 0.2, "strength": 0.05, "importance": 0.2, "prior": 0.1, "picks": 0.1}      # see ``active``
+_OF_METHODS = [kind.mechanism for kind in methods.METHODS.values() if kind.mechanism]
+LEAST_CONTRASTS = {"picks": samplers.LEAST_EXCHANGED, **{name.split()[0]: least for name, least in _OF_METHODS}}       # see ``active``
 
 
 def active(mechanism, rows):
@@ -34,10 +35,10 @@ def active(mechanism, rows):
                         The mechanism is named with its sampler: "picks mak".
     """
     mine = rows[rows.mechanism == mechanism].set_index("group").value
-    if mechanism.split()[0] not in LEAST or not mine.index.is_unique or not {"contrast", "chance"} <= set(mine.index):
+    if mechanism.split()[0] not in LEAST_CONTRASTS or not mine.index.is_unique or not {"contrast", "chance"} <= set(mine.index):
         raise ValueError(f"no check of {mechanism!r} in these rows; give those of one run, with contrast and chance, of "
-                         f"{', '.join(LEAST)}")
-    return bool(mine["contrast"] > max(mine["chance"], LEAST[mechanism.split()[0]]))
+                         f"{', '.join(LEAST_CONTRASTS)}")
+    return bool(mine["contrast"] > max(mine["chance"], LEAST_CONTRASTS[mechanism.split()[0]]))
 
 
 def verdicts(rows):
@@ -45,13 +46,13 @@ def verdicts(rows):
     keys, found = ["run", "method", "mechanism"], []
     for key, own in rows.groupby(keys):
         value = own.set_index("group").value
-        found.append((*key, value["contrast"], value["chance"], LEAST[key[-1].split()[0]], active(key[-1], own)))
+        found.append((*key, value["contrast"], value["chance"], LEAST_CONTRASTS[key[-1].split()[0]], active(key[-1], own)))
     return pd.DataFrame(found, columns=[*keys, "contrast", "chance", "least", "active"])
 
 
 # ---- what methods noted as they trained
 
-def measure(run, results, study, group_rule="thirds"):
+def measure_mechanism(run, results, study, group_rule="thirds"):
     """Rows of what the method of a finished run adds, by size group; read from disk when measured before, empty without a mechanism.
 
     Rows: mechanism, group, value. Groups many, medium, few and all hold the measured quantity, contrast and chance what ``active`` asks.

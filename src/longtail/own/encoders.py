@@ -1,8 +1,9 @@
-"""Encoders that were trained elsewhere, kept as finished runs: one of ours, or a torchvision network's weights as other tools save them."""
+"""Encoders that were trained elsewhere, kept as finished runs: one of ours, or weights of a torchvision or timm network in any layout."""
 
 import argparse
 import json
 import re
+import sys
 from collections import Counter
 from dataclasses import asdict, replace
 
@@ -38,11 +39,11 @@ def own_run(folder, results):
     if runs.sha256(content) != ended["files"].get("encoder.safetensors"):
         raise ValueError(f"{folder / 'encoder.safetensors'} is not the file that training wrote; train that run again")
     given = replace(run, subset="given", images=runs.sha256(content)[:16])
-    keep(given, results, {"trained_as": run.name, "seconds": ended["seconds"]}, content)
+    keep_run(given, results, {"trained_as": run.name, "seconds": ended["seconds"]}, content)
     return given
 
 
-def torchvision_weights(file, planned, results):
+def foreign_run(file, planned, results):
     """The weights in ``file`` as a run of these results, whose other fields are the planned one's.
 
     The projections of such an encoder are its features: the classifier is left out, and there is no projection head.
@@ -50,11 +51,11 @@ def torchvision_weights(file, planned, results):
     content = runs.sha256(file.read_bytes())
     run = replace(planned, subset="given", images=content[:16])
     if not results.is_done(run):
-        keep(run, results, {"weights": file.name, "weights_sha256": content}, train.weights_of(foreign_encoder(file, run)))
+        keep_run(run, results, {"weights": file.name, "weights_sha256": content}, train.weights_of(foreign_encoder(file, run)))
     return run
 
 
-def keep(run, results, record, content):
+def keep_run(run, results, record, content):
     """Put a given encoder where a trained one would be, ``done.json`` last; nothing happens when it is there."""
     folder = results.folder(run)
     with runs.claim(folder, wait=True):
@@ -65,7 +66,7 @@ def keep(run, results, record, content):
 
 
 def foreign_encoder(file, run):
-    """The encoder of a torchvision network with the weights in ``file``, tried on an image of the run's size; what was used is printed."""
+    """The encoder of a torchvision or timm network with the weights in ``file``, tried on an image; which layer and tensors is printed."""
     encoder, (state, inside) = models.Encoder(run.architecture, run.head_layers, 1).eval(), read_weights(file)
     network = encoder.trunk.network
     wanted = {name: value.shape for name, value in network.state_dict().items()}
@@ -74,6 +75,9 @@ def foreign_encoder(file, run):
             for numbered in (False, True) for prefix in PREFIXES}
     (prefix, numbered), used = next(((way, used) for way, used in fits.items() if len(used) == len(wanted)), max(
         fits.items(), key=lambda one: len(one[1])))
+    if len(used) < len(wanted) and (renamed := renamed_by_timm(state, network)):
+        state, prefix, numbered = renamed, "", False
+        used, inside = found(state, "", None, wanted), f"{inside} renamed by timm".strip()
     missing = sorted(name for name in wanted.keys() - used.keys() if not name.endswith("num_batches_tracked"))
     if missing:
         raise ValueError(f"{file} holds no weights of {run.architecture} ({len(used)} of {len(wanted)} tensors fit, {missing[0]} does not; "
@@ -88,12 +92,13 @@ def foreign_encoder(file, run):
     aside = Counter(".".join(key.split(".")[:2 if prefix else 1]) for key in state.keys() - set(used.values()))
     left = ", ".join(f"{count} of {name}" for name, count in sorted(aside.items())) or "none"
     print(f"{file.name}: {len(used)} tensors used{f' of {inside}' * bool(inside)}{below}{', layers by their numbers' * numbered}; "
-          f"left aside {left}", flush=True)
+          f"left aside {left}; features: {encoder.trunk.features}, {encoder.trunk.layer}", flush=True)
     try:
         with torch.no_grad():
             encoder(torch.zeros(1, 3, run.size, run.size))
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"{run.architecture} takes no images of {run.size} pixels ({error}); its published weights take 224") from error
+        raise ValueError(f"{run.architecture} takes no images of {run.size} pixels ({error}); its published weights take "
+                         f"{models.usual_size(run.architecture)}") from error
     return encoder
 
 
@@ -112,6 +117,15 @@ def found(state, prefix, children, wanted):
             if name in wanted and wanted[name] == value.shape:
                 used[name] = key
     return used
+
+
+def renamed_by_timm(state, network):
+    """A state dict as published (DINOv2's, CLIP's, ConvNeXt's …) in timm's names, by timm's own rule for the network; None without one."""
+    rule = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    try:
+        return {name: value for name, value in rule(dict(state), network).items()} if rule else None
+    except (KeyError, RuntimeError, AttributeError, ValueError, AssertionError):       # the file is of another network
+        return None
 
 
 def read_weights(file):

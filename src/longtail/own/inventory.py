@@ -1,48 +1,57 @@
-"""Every file of a place, opened once: its kind and size, whether it is an image, what tells its copies. A stopped inventory goes on."""
+"""Every file of a request's places, opened once: its kind and size, whether it is an image, what tells its copies."""
 
 import contextlib
 import json
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from longtail.images import pixels, places
-from longtail.own import copies
+from longtail.images import copies, pixels, places, sources
 from longtail.store import runs
 
-CHUNK = 256         # files between two savings
+OPENED_AT_ONCE = 256       # files between two savings of the record
 
 
 @dataclass(frozen=True, eq=False)
 class Inventory:
-    """What lies in one place of a request, in order."""
+    """The images of one part of a request (seed, pool or test set), in order."""
 
-    text: str           # as the request names it
-    files: list         # (name, what reads its bytes) of the images
+    title: str          # the part and its places, as messages begin
+    files: list         # (name, what reads its bytes) of each; with several places, names begin with the place
+    paths: dict         # name -> path as the request would write it; in archives as `unzip -l` prints it
+    classes: dict       # name -> class, by a list's or table's labels or by folders; empty where there is neither
     rows: list          # what is known of each: dicts of kind, wide, high, content, prints, blank, remarks
-    broken: list        # "name (reason)" of each file that is none
+    broken: list        # "path (reason)" of each file that is none
     notes: list         # what was left out
 
-    @property
-    def contents(self):
-        """What tells the images' squares: equal texts, equal pixels."""
-        return [row["content"] for row in self.rows]
+    def __len__(self):
+        return len(self.files)
+
+    def part(self, chosen):
+        """Those of its images for which ``chosen`` (n booleans) is true."""
+        return replace(self, files=[file for file, keep in zip(self.files, chosen, strict=True) if keep],
+                       rows=[row for row, keep in zip(self.rows, chosen, strict=True) if keep])
+
+    def in_files(self, size):
+        """The images left in their files, without labels: a ``FileSet``."""
+        names = tuple(name for name, _ in self.files)
+        return sources.FileSet(sources.Files(self.files, size), torch.full((len(names),), sources.UNKNOWN), names)
 
     def prints(self):
         """Hashes (n, 6) and colours (n, 3, grid, grid, 3) of the images, see ``copies.prints``."""
         known = [copies.unpacked(row["prints"]) for row in self.rows]
-        blank = np.zeros((0, 2 * len(copies.KEPT)), np.uint64), np.zeros((0, len(copies.KEPT), copies.GRID, copies.GRID, 3), np.uint8)
-        return tuple(np.stack(part) for part in zip(*known, strict=True)) if known else blank
+        return tuple(np.stack(part) for part in zip(*known, strict=True)) if known else copies.no_prints()
 
     def sentences(self):
-        """What a person should know of the place: a few sentences."""
+        """What a person should know of the part: a few sentences."""
         kinds = Counter(row["kind"] for row in self.rows)
-        said = [f"{len(self.rows)} images: {', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}" if kinds else "no images"]
+        said = [f"{len(self)} images: {', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}" if kinds else "no images"]
         if kinds:
             sides = [min(row["wide"], row["high"]) for row in self.rows]
             said[0] += f"; short sides {min(sides)} to {max(sides)} pixels"
@@ -50,40 +59,74 @@ class Inventory:
         said += [f"{count} files: {remark}" for remark, count in remarks.most_common()]
         blank = sum(row["blank"] for row in self.rows)
         said += [f"{blank} images are of one colour"] * bool(blank)
-        return said + self.notes + [f"{len(self.broken)} files are no readable images, such as {self.broken[0]}"
-                                    for _ in self.broken[:1]]
+        broken = [f"{len(self.broken)} files are no readable images, such as {self.broken[0]}"] if self.broken else []
+        return [f"{self.title}: {sentence}" for sentence in said + self.notes + broken]
 
 
-def take(text, place, size, record=None):
-    """The ``Inventory`` of a place; ``record``: a file that keeps what is known of each file until it changes."""
-    found = places.files_of(place)
-    known = read_record(record, size) if record else {}
-    rows, began = {}, time.monotonic()
-    with tqdm(total=len(found.files), desc=f"reading {text}", unit=" files", mininterval=2, disable=None, leave=False) as bar, \
+def take(part, given, size, record=None):
+    """The ``Inventory`` of the places of a part.
+
+    given: the text that names each place -> its path. record: a file that keeps what is known of each file until that file changes, so
+    that a stopped inventory goes on.
+    """
+    files, paths, classes, notes = [], {}, {}, []
+    for text, place in given.items():
+        found = places.files_of(place)
+        front = f"{text}/" if len(given) > 1 else ""
+        files += [(front + name, read) for name, read in found.files]
+        paths |= {front + name: as_written(text, place, name, read) for name, read in found.files}
+        folders = sources.class_names([name for name, _ in found.files])
+        known = found.labels or ({name: name.split("/")[0] for name, _ in found.files} if folders else {})
+        classes |= {front + name: known[name] for name, _ in found.files if known.get(name) is not None}
+        notes += [f"{text}, {note}" if front else note for note in found.notes]
+    title = f"{part}, {' + '.join(given)}"
+    rows = dict(zip(files, all_opened(title, files, size, record), strict=True))
+    good = [file for file, row in rows.items() if "problem" not in row]
+    broken = [f"{paths[file[0]]} ({row['problem']})" for file, row in rows.items() if "problem" in row]
+    return Inventory(title, good, paths, classes, [rows[file] for file in good], broken, notes)
+
+
+def as_written(text, place, name, read):
+    """The path of a file as its request would write it, from the text that names its place there."""
+    if read.own or not place.is_relative_to(read.file):
+        return str((Path(text).parent if places.is_list(text) else Path(text)) / name)
+    inside = len(place.relative_to(read.file).parts)
+    return "/".join([*Path(text).parts[:len(Path(text).parts) - inside], read.member or name]).replace("//", "/")
+
+
+def all_opened(title, files, size, record):
+    """What is known of each file, in order: from the record, or found now by all cores and added to it."""
+    known, rows, began = known_files(record, size) if record else {}, [], time.monotonic()
+    with tqdm(total=len(files), desc=f"reading {title}", unit=" files", mininterval=2, disable=None, leave=False) as bar, \
             ThreadPoolExecutor(torch.get_num_threads()) as openers:
-        for start in range(0, len(found.files), CHUNK):
-            some = found.files[start:start + CHUNK]
+        for start in range(0, len(files), OPENED_AT_ONCE):
+            some = files[start:start + OPENED_AT_ONCE]
             fresh = list(openers.map(lambda file: known.get(key(file)) or examined(file, size), some))
             if record:
-                save(record, size, [(key(file), row) for file, row in zip(some, fresh, strict=True) if key(file) not in known])
-            rows |= {file: row for file, row in zip(some, fresh, strict=True)}
+                add_to_record(record, size, [(key(file), row) for file, row in zip(some, fresh, strict=True) if key(file) not in known])
+            rows += fresh
             bar.update(len(some))
-    seconds = time.monotonic() - began
-    if len(found.files) > 1000:
-        print(f"read {len(found.files)} files of {text} in {seconds:.0f} s, {len(found.files) / seconds:.0f} a second", flush=True)
-    files = [file for file, row in rows.items() if "problem" not in row]
-    broken = [f"{name} ({row['problem']})" for (name, _), row in rows.items() if "problem" in row]
-    return Inventory(text, files, [rows[file] for file in files], broken, found.notes)
+    if len(files) > 1000:
+        seconds = time.monotonic() - began
+        print(f"{title}: read {len(files)} files in {seconds:.0f} s, {len(files) / seconds:.0f} a second", flush=True)
+    return rows
 
 
 def examined(file, size):
-    """What is known of a file once it has been opened; the problem where it is no image."""
+    """What is known of a file once it has been opened; the problem where it is no image.
+
+    Copies are told by 8 bits, which say nothing of what a deeper grey holds beside them: it is a copy only of one as deep.
+    """
     try:
         picture, square, remarks, kind, (wide, high) = pixels.opened(file[1](), size)
-    except pixels.BROKEN as error:
+    except OSError as error:
         return {"problem": pixels.reason(error)}
-    return {"kind": kind, "wide": wide, "high": high, "remarks": sorted(remarks), "content": runs.sha256(square.tobytes())[:16],
-            "blank": pixels.blank(picture), "prints": copies.packed(*copies.prints(picture))}
+    depth = next((remark for remark in sorted(remarks) if remark.startswith("grey of")), "")
+    hashes, colours = copies.prints(picture)
+    if depth:       # hashes of two depths then differ in about half of their bits
+        hashes = hashes ^ np.uint64(int(runs.sha256(depth.encode())[:16], 16))
+    return {"kind": kind, "wide": wide, "high": high, "remarks": sorted(remarks), "blank": pixels.blank(picture),
+            "content": runs.sha256(square.tobytes() + depth.encode())[:16], "prints": copies.packed(hashes, colours)}
 
 
 # ---- the record
@@ -96,7 +139,7 @@ def key(file):
         return ""
 
 
-def read_record(record, size):
+def known_files(record, size):
     """What a record knows at this size: key -> what is known. A line cut by a kill is none."""
     lines = record.read_text(encoding="utf-8").split("\n") if record.exists() else []
     known = {}
@@ -107,7 +150,7 @@ def read_record(record, size):
     return known
 
 
-def save(record, size, entries):
+def add_to_record(record, size, entries):
     """Add what was found of some files; a record of another size begins anew."""
     record.parent.mkdir(parents=True, exist_ok=True)
     with open(record, "a+", encoding="utf-8") as file:
@@ -120,4 +163,4 @@ def save(record, size, entries):
 
 def head(size):
     """The first line of a record."""
-    return json.dumps({"size": size, "bits": copies.BITS, "kept": copies.KEPT, "grid": copies.GRID})
+    return json.dumps({"size": size, **copies.PRINT_SETTINGS})

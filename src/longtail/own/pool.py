@@ -1,105 +1,119 @@
-"""Picks from images of one's own, without labels: an encoder, picks from a pool, a table and a page of them."""
+"""Picks from images of one's own, without labels: an encoder, the whole pool measured, picks as tables, lists, files and a page."""
 
 import os
+import re
+import shutil
+from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from longtail.images import places, sources
+from longtail.images import copies, sources
+from longtail.images.memory import BUDGET, size_of
 from longtail.learn import train
-from longtail.own import copies, encoders, gallery, inventory
+from longtail.own import embeddings, encoders, gallery, inventory
 from longtail.own.request import DECIDED, TRAINING
-from longtail.pick import samplers
-from longtail.store import runs
+from longtail.pick import samplers, scoring
+from longtail.store import processes, runs
+from longtail.store.settings import text_of
 
-NEAREST = 5         # seed images kept for every image
-TILE = 4096         # images compared with the seed at once
+PARTS = {"seed": "seed_images", "test": "test_images", "pool": "pool_images"}
+SURE = 0.97         # similarity from which a near copy needs no confirmation
+CLOSER = 0.25       # share of the seed that may lie closer to a near copy than what it is a copy of
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class SeedAndPool:
     """The two image sets that training and sampling ask for; what lies there is taken to be long-tailed."""
 
     seed: sources.ImageSet
     pool: sources.FileSet
 
 
-# ---- what is made of a request
-
 def make(request):
-    """Do what is asked: ``picks.csv``, ``duplicates.csv``, ``gallery.html`` and, for broken files, ``broken.txt`` in results/<name>/.
-
-    The picks of each sampler are also a list of paths, ``picks/<sampler>.txt``, a place for the next request; not of a zip or tar.
-    """
+    """Do what is asked and write it to results/<name>/, as OWN_IMAGES.md describes."""
+    BUDGET.total = size_of(request.memory)
     results = runs.Results(request.name)
     runs.write(results.root / ".gitignore", "*\n")      # other people's pictures
-    seed, pool, test = found = take(request, results.root / "files")
+    if request.features:
+        return embeddings.pick_by_features(request)
+    found = survey(request, results.root / "files")
     report_broken(request, results, found)
     alike = duplicates(request, found)
-    runs.write(results.root / "duplicates.csv", alike.to_csv(index=False))
-    study = Study(in_memory(request, seed), without(request, pool, alike))
-    said = left_out(pool, alike)
-    for line in said:
-        print(line, flush=True)
-    check(request, seed, study)
+    study = SeedAndPool(in_memory(found["seed"], request.size), pickable(found["pool"], alike).in_files(request.size))
+    check_counts(request, found, study)
     run = extractor(request, results, study)
     results.ask("arms", [run], {"run": run.name})
     runs.write(results.folder(run) / ".gitignore", "*\n")      # names of other people's pictures
-    scoring = {"prototypes": request.prototypes, "views": request.views, "batch": request.ecle_batch, "repeats": request.ecle_repeats}
-    picks = pd.concat(samplers.pick(run, results, study, sampler, request.budget, request.alpha, request.ratio, **scoring)
+    alike = confirmed(request, run, results, study.seed, found, alike)
+    study = replace(study, pool=pickable(found["pool"], alike).in_files(request.size))
+    runs.write(results.root / "duplicates.csv", alike.to_csv(index=False))
+    said = left_out(found, alike)
+    for line in said:
+        print(line, flush=True)
+    settings = {"prototypes": request.prototypes, "views": request.views, "batch": request.ecle_batch, "repeats": request.ecle_repeats}
+    scored = samplers.score_pool(run, results, study, **settings)
+    seed, near = neighbours(run, results, study, request.prototypes)
+    whole = pool_table(request, study, found, scored, near)
+    picks = pd.concat(picked(request, run, results, study, sampler, groups_of(request, found, near), settings)
                       for sampler in request.samplers)
-    near = neighbours(run, results, study, request.prototypes)
-    picks = picks.join(near.iloc[len(study.seed):].reset_index(drop=True).drop(columns="name"), on="index")
-    runs.write(results.root / "picks.csv", (listed := table(request, study, picks, alike)).to_csv(index=False))
-    for sampler, some in listed.groupby("sampler") if on_disk(request) else ():
-        runs.write(results.root / "picks" / f"{sampler}.txt", "".join(f"{request.place(path)}\n" for path in some.path))
-    measured = pd.DataFrame(dict(zip(("ecle", "distance"), samplers.score_pool(run, results, study, **scoring), strict=True)))
-    page = gallery.render(request, run, study, found, picks, near.iloc[:len(study.seed)], measured.mean(), said)
-    runs.write(results.root / "gallery.html", page)
+    if request.export != "none":
+        for part, rows in zip(("pool", "seed"), samplers.pool_and_seed(run, results, study), strict=True):
+            names = [found[part].paths[name] for name in getattr(study, part).names]
+            embeddings.write_features(results.root / "features" / f"{part}.{request.export}", names, rows)
+    listed = picks_table(picks, whole, alike)
+    runs.write(results.root / "pool.csv", whole.to_csv(index=False))
+    runs.write(results.root / "picks.csv", listed.drop(columns="index").to_csv(index=False))
+    processes.first(lambda: export(request, results, study, listed))
+    runs.write(results.root / "gallery.html", gallery.render(request, run, results, study, found, seed, whole, near, listed, alike, said))
     print(os.path.relpath(results.root / "gallery.html"), flush=True)
 
 
-def look(request):
+def preview(request):
     """Print what lies in the places of a request, and which pictures are copies; nothing is written."""
-    found = take(request)
-    alike = duplicates(request, found)
-    for line in left_out(found[1], alike):
+    BUDGET.total = size_of(request.memory)
+    found = survey(request)
+    for line in left_out(found, duplicates(request, found)):
         print(line)
 
 
 # ---- images
 
-def take(request, folder=None):
-    """The inventories of seed, pool and test set, their records in ``folder``; what lies there is printed."""
-    found = []
-    for part, text in (("seed", request.seed_images), ("pool", request.pool_images), ("test", request.test_images)):
-        record = folder and folder / f"{part}.jsonl"
-        found.append(inventory.take(text, request.place(text), request.size, record) if text else inventory.Inventory("", [], [], [], []))
-        for line in found[-1].sentences() if text else ():
-            print(f"{part}, {text}: {line}", flush=True)
-    return found
+def survey(request, folder=None):
+    """The inventories of seed, test set, rejected pictures and pool, in this order; what lies there is printed.
+
+    ``folder`` keeps their records.
+    """
+    if inside := [text for key in PARTS.values() for text in request.texts(key)
+                  if request.place(text).resolve().is_relative_to(runs.Results(request.name).root.resolve())]:
+        raise ValueError(f"{inside[0]} lies in results/{request.name}, which this request writes anew; give its file another name")
+    found = {}
+    for part, key in PARTS.items():
+        given = {text: request.place(text) for text in request.texts(key)}
+        found[part] = inventory.take(part, given, request.size, folder and folder / f"{part}.jsonl")
+        for line in found[part].sentences() if given else ():
+            print(line, flush=True)
+    pool, no = found.pop("pool"), rejects(request)
+    chosen = np.array([os.path.normpath(request.place(pool.paths[name])) in no for name, _ in pool.files], bool)
+    if no:
+        print(f"{request.rejects}: {chosen.sum()} pool images are rejected", f"{len(no) - chosen.sum()} lines name none of them", sep=", ")
+    return found | {"rejected": replace(pool.part(chosen), broken=[]), "pool": pool.part(~chosen)}
 
 
-def path_of(text, name):
-    """Path of an image, relative to the file of the request, from the text that names its place there."""
-    return str((Path(text).parent if places.is_list(text) else Path(text)) / name)
-
-
-def on_disk(request):
-    """Whether the pool's images are files of their own, so that a list can name them."""
-    place = places.container(request.place(request.pool_images))
-    return place.is_dir() or places.is_list(place)
+def rejects(request):
+    """The paths that the list of rejected pictures names."""
+    lines = text_of(request.place(request.rejects), "the list of rejected images").splitlines() if request.rejects else []
+    return {os.path.normpath(request.place(line.strip())) for line in lines if line.strip() and not line.startswith("#")}
 
 
 def report_broken(request, results, found):
     """Name every file that is no readable image in ``broken.txt``; they stop the request unless it skips them."""
     report = results.root / "broken.txt"
     report.unlink(missing_ok=True)
-    lines = [path_of(part.text, line) for part in found for line in part.broken]
+    lines = [line for part in ("seed", "pool", "test") for line in found[part].broken]
     if not lines:
         return
     runs.write(report, "\n".join(lines) + "\n")
@@ -109,62 +123,102 @@ def report_broken(request, results, found):
     print(f"left out {len(lines)} files that are no readable images, named in {os.path.relpath(report)}", flush=True)
 
 
+def in_memory(seed, size):
+    """The seed's squares without labels."""
+    left = seed.in_files(size)
+    return sources.ImageSet(left.images[:], left.labels, left.names)
+
+
+def check_counts(request, found, study):
+    """Refuse before training what the images cannot give."""
+    for key, count, part in (("budget", len(study.pool), "pool"), ("prototypes", len(study.seed), "seed")):
+        if getattr(request, key) > count:
+            place = " + ".join(request.texts(PARTS[part]))
+            raise ValueError(f"{key} is {getattr(request, key)}, but {place} has {count} images for it; lower {key}, or give more")
+    if all(row["blank"] for row in found["seed"].rows):
+        raise ValueError(f"every image of {' + '.join(request.texts('seed_images'))} is of one colour: nothing can be learned from them; "
+                         f"look at the files")
+    if request.quotas == "classes" and not all(name in found["pool"].classes for name, _ in found["pool"].files):
+        raise ValueError("quotas: classes shares the budget among classes, but the pool has none; give a folder of class folders or a list "
+                         "or table with labels, or ask for quotas: prototypes")
+
+
+# ---- copies
+
 def duplicates(request, found):
-    """The pictures of seed, test set and pool that have copies, by group: rows of ``copies.groups``, paths as in ``picks.csv``."""
-    parts = [("seed", found[0]), ("test", found[2]), ("pool", found[1])]
-    contents = [content for _, part in parts for content in part.contents]
-    hashes, colours = (np.concatenate(both) for both in zip(*(part.prints() for _, part in parts), strict=True))
+    """The pictures that have copies, by group: rows of ``copies.groups``, paths as in ``picks.csv``.
+
+    Of copies within the pool the largest picture comes first and can be picked; among equally large ones that with the shortest name.
+    """
+    pool = found["pool"]
+    order = sorted(range(len(pool)), key=lambda place: (-pool.rows[place]["wide"] * pool.rows[place]["high"], len(pool.files[place][0])))
+    found = found | {"pool": replace(pool, files=[pool.files[place] for place in order], rows=[pool.rows[place] for place in order])}
+    parts = found.values()
+    contents = [row["content"] for part in parts for row in part.rows]
+    hashes, colours = (np.concatenate(both) for both in zip(*(part.prints() for part in parts), strict=True))
     leaders, similarity = copies.leaders(contents, hashes, colours)
-    names = [path_of(part.text, name) for _, part in parts for name, _ in part.files]
-    rows = copies.groups([place for place, part in parts for _ in part.files], names, contents, leaders, similarity)
+    names = [part.paths[name] for part in parts for name, _ in part.files]
+    rows = copies.groups([place for place, part in found.items() for _ in part.files], names, contents, leaders, similarity)
     return rows.assign(pickable=rows.pickable | ((rows.place == "pool") & (rows.kind == "near") & request.keep_near_copies))
 
 
-def without(request, pool, alike):
-    """The pool images that may be picked, left in their files: one of each group of copies, none of those that seed or test set hold."""
+def confirmed(request, run, results, seed, found, alike):
+    """The same rows with the ``cosine`` of near copies and the first of their group, by the encoder's features.
+
+    One that is less similar than ``SURE`` is doubtful, and may be picked, where more than a quarter of the seed lies closer to it.
+    """
+    first = alike.group.map(alike.drop_duplicates("group").set_index("group").path)
+    near = alike.index[alike.kind == "near"]
+    by_path = {part.paths[file[0]]: file for part in found.values() for file in part.files}
+    names = list(dict.fromkeys([*alike.path[near], *first[near]]))
+    alike = alike.assign(cosine=np.nan)
+    if not names:
+        return alike
+    images = replace(found["pool"], files=[(name, by_path[name][1]) for name in names]).in_files(request.size)
+    vectors = dict(zip(names, normalize(scoring.measured_features(run, results, images, "copies").float()), strict=True))
+    known = normalize(scoring.measured_features(run, results, seed, "seed").float())
+    for row in near:
+        copy = vectors[alike.path[row]]
+        alike.loc[row, "cosine"] = cosine = float(copy @ vectors[first[row]])
+        if alike.similarity[row] < SURE and (known @ copy > cosine).float().mean() > CLOSER:
+            alike.loc[row, ["kind", "pickable"]] = "doubtful", alike.place[row] == "pool"
+    return alike.round({"cosine": 3})
+
+
+def pickable(pool, alike):
+    """The pool images that may be picked: one of each group of copies, none of those that seed, test set or rejected pictures hold."""
     barred = set(alike.path[(alike.place == "pool") & ~alike.pickable])
-    files = [file for file in pool.files if path_of(pool.text, file[0]) not in barred]
-    images = sources.Files(files, request.size)
-    return sources.FileSet(images, torch.full((len(files),), sources.UNKNOWN), tuple(name for name, _ in files))
+    return pool.part([pool.paths[name] not in barred for name, _ in pool.files])
 
 
-def in_memory(request, seed):
-    """The seed's squares without labels."""
-    images = sources.Files(seed.files, request.size)[:]
-    return sources.ImageSet(images, torch.full((len(images),), sources.UNKNOWN), tuple(name for name, _ in seed.files))
-
-
-def left_out(pool, alike):
+def left_out(found, alike):
     """What a person should know of copies: a few sentences, none without copies."""
-    barred = alike[(alike.place == "pool") & ~alike.pickable]
+    copied = alike[alike.kind.isin(["exact", "near"])]
+    barred = copied[(copied.place == "pool") & ~copied.pickable]
     first = alike[~alike.duplicated("group")].set_index("group").place
     of = barred.group.map(first).value_counts()
     said = []
     if len(barred):
         whose = ", ".join(f"{of[place]} copies of {what}" for place, what in (
-            ("seed", "the seed's images"), ("test", "the test set's"), ("pool", "others in the pool")) if place in of)
+            ("seed", "the seed's images"), ("test", "the test set's"), ("rejected", "rejected ones"), ("pool", "others in the pool"))
+            if place in of)
         exact = (barred.kind == "exact").sum()
-        said.append(f"{len(barred)} of {len(pool.files)} pool images are left out: {whose} ({exact} exact, {len(barred) - exact} near); "
-                    f"duplicates.csv lists them")
-    if kept := ((alike.place == "pool") & alike.pickable & (alike.kind == "near")).sum():
+        said.append(f"{len(barred)} of {len(found['pool'])} pool images are left out: {whose} ({exact} exact, {len(barred) - exact} near)")
+    if len(found["rejected"]):
+        said.append(f"{len(found['rejected'])} pool images are left out because they are rejected")
+    if kept := ((copied.place == "pool") & copied.pickable).sum():
         said.append(f"{kept} near copies in the pool may be picked, as keep_near_copies asks; picks.csv marks them")
-    if tested := ((alike.place == "test") & (alike.group.map(first) == "seed")).sum():
+    if doubtful := (alike.kind == "doubtful").sum():
+        said.append(f"{doubtful} images look like copies, but the encoder tells them apart: they are kept, and duplicates.csv calls them "
+                    f"doubtful")
+    if tested := ((copied.place == "test") & (copied.group.map(first) == "seed")).sum():
         said.append(f"{tested} images of the test set are copies of the seed's: what is measured on them is too good")
-    if twice := ((alike.place == "seed") & (alike.kind != "first")).sum():
+    if twice := (copied.place == "seed").sum():
         said.append(f"{twice} images of the seed are copies of others in it")
     return said
 
 
-def check(request, seed, study):
-    """Refuse before training what the images cannot give."""
-    for key, count, place in (("budget", len(study.pool), request.pool_images), ("prototypes", len(study.seed), request.seed_images)):
-        if getattr(request, key) > count:
-            raise ValueError(f"{key} is {getattr(request, key)}, but {place} has {count} images for it; lower {key}, or give more")
-    if all(row["blank"] for row in seed.rows):
-        raise ValueError(f"every image of {request.seed_images} is of one colour: nothing can be learned from them; look at the files")
-
-
-# ---- encoder and picks
+# ---- encoder and measurements
 
 def extractor(request, results, study):
     """The run whose encoder scores the pool: trained on the seed now or before, or given."""
@@ -175,46 +229,111 @@ def extractor(request, results, study):
     run, images = train.plan(study, f"{request.method} long_tail", 0, request.seed, {"dataset": request.name, **settings})
     if request.encoder:
         unknown = dict.fromkeys(TRAINING, 0) | {"method": "given", "head_layers": 0}
-        return encoders.torchvision_weights(place, replace(run, **unknown), results)
+        return encoders.foreign_run(place, replace(run, **unknown), results)
     train.pretrain(run, images, results)
     return run
 
 
 def neighbours(run, results, study, prototypes):
-    """The nearest prototype and the nearest seed images of every image, by cosine: read from disk when measured before.
+    """What lies nearest to each image by cosine, of the seed and of the pool: two frames, read from disk when measured before.
 
-    Rows, the seed's before the pool's: name, prototype (1 has the most seed images), closeness to it, then the positions
-    ``seed_1`` … in the seed and their ``similarity_1`` …
+    Rows: name, prototype (1 has the most seed images), closeness to it, nearest (position in the seed), cosine with that one.
     """
+    def nearest_of(tile, seed, means):
+        (closeness, prototype), (cosine, nearest) = (tile @ means.T).max(1), (tile @ seed.T).max(1)
+        columns = {"prototype": prototype + 1, "closeness": closeness, "nearest": nearest, "cosine": cosine}
+        return pd.DataFrame({name: values.numpy(force=True) for name, values in columns.items()})
+
     def rows():
         pool, seed = samplers.pool_and_seed(run, results, study)
         means, seed = normalize(samplers.centroids(seed, prototypes).to(seed)), normalize(seed)
         means = means[torch.bincount((seed @ means.T).argmax(1), minlength=prototypes).argsort(descending=True, stable=True)]
-        parts = [compare(normalize(tile.to(seed)), seed, means) for some in (seed, pool) for tile in some.split(TILE)]
+        parts = [nearest_of(normalize(tile.to(seed)), seed, means) for some in (seed, pool) for tile in some.split(samplers.COMPARED)]
         return pd.concat(parts).assign(name=study.seed.names + study.pool.names)
 
     settings = {"pool": study.pool.digest, "seed": study.seed.digest, "precision": run.precision}
-    return results.remember(run, f"neighbours-k{prototypes}", settings, rows)
+    both = results.remember(run, f"nearest-k{prototypes}", settings, rows)
+    return both.iloc[:len(study.seed)], both.iloc[len(study.seed):].reset_index(drop=True)
 
 
-def compare(tile, seed, means):
-    """Rows of ``neighbours`` for unit features (n, d) against those of the seed (s, d) and the prototypes (k, d)."""
-    closeness, prototype = (tile @ means.T).max(1)
-    similarity, nearest = (tile @ seed.T).topk(min(NEAREST, len(seed)))
-    columns = {"prototype": prototype + 1, "closeness": closeness}
-    for place in range(nearest.shape[1]):
-        columns |= {f"seed_{place + 1}": nearest[:, place], f"similarity_{place + 1}": similarity[:, place]}
-    return pd.DataFrame({name: values.numpy(force=True) for name, values in columns.items()})
-
-
-def table(request, study, picks, alike):
-    """The picks as people use them: where the file is, what was measured, nearest prototype and seed image, what it is a near copy of."""
-    paths = [path_of(request.pool_images, name) for name in picks.name]
-    first = alike[~alike.duplicated("group")].set_index("group").path
-    near = alike[alike.kind == "near"].set_index("path")
+def pool_table(request, study, found, scored, near):
+    """What was measured of every image that could be picked, in the pool's order: the columns of ``pool.csv``."""
+    ecle, distance = (pd.Series(values.numpy()) for values in scored)
     return pd.DataFrame({
-        "sampler": picks.sampler, "rank": picks["rank"], "path": paths, "ecle": picks.ecle, "distance": picks.distance,
-        "score": picks.score, "nearest_prototype": picks.prototype,
-        "nearest_seed": [path_of(request.seed_images, study.seed.names[place]) for place in picks.seed_1],
-        "copy_of": [first[near.group[path]] if path in near.index else "" for path in paths],
-        "similarity": [near.similarity[path] if path in near.index else "" for path in paths]})
+        "path": [found["pool"].paths[name] for name in study.pool.names], "ecle": ecle,
+        "ecle_percentile": (100 * ecle.rank(pct=True)).round(1), "distance": distance,
+        "score": samplers.score(*scored, request.alpha).numpy(), "nearest_prototype": near.prototype,
+        "nearest_seed": [found["seed"].paths[study.seed.names[place]] for place in near.nearest], "cosine": near.cosine.round(4)})
+
+
+# ---- picks
+
+def groups_of(request, found, near):
+    """What the budget is shared among: the class or nearest prototype of each pool image, None without quotas."""
+    return {"none": None, "prototypes": near.prototype, "classes": near.name.map(found["pool"].classes)}[request.quotas]
+
+
+def picked(request, run, results, study, sampler, groups, settings):
+    """The picks of one sampler, rows of ``samplers.pick``; with groups (n,), so many of each as ``even_shares`` says.
+
+    A sampler picks in each group as if that were the pool, and the ranks go round the groups.
+    """
+    if groups is None:
+        return samplers.pick(run, results, study, sampler, request.budget, request.alpha, request.ratio, **settings)
+    alpha = samplers.SAMPLERS[sampler].fixed.get("alpha", request.alpha)
+
+    def rows():
+        scored, (pool, seed), parts = samplers.score_pool(run, results, study, **settings), samplers.pool_and_seed(run, results, study), []
+        for group, count in even_shares(Counter(groups), request.budget).items():
+            members = torch.from_numpy(np.flatnonzero(groups == group))
+            index = members[samplers.sample(sampler, *(values[members] for values in (*scored, pool)), seed, count, request.alpha,
+                                            request.ratio, run.seed).cpu()]
+            parts.append(pd.DataFrame({"round": range(count), "index": index}))
+        found = pd.concat(parts).sort_values("round", kind="stable")["index"].tolist()
+        ecle, distance, score = (values[found].numpy() for values in (*scored, samplers.score(*scored, alpha)))
+        return pd.DataFrame({"sampler": sampler, "rank": range(1, request.budget + 1), "index": found,
+                             "name": [study.pool.names[place] for place in found], "ecle": ecle, "distance": distance, "score": score})
+
+    asked = {**settings, "groups": runs.sha256("\n".join(map(str, groups)).encode()), "pool": study.pool.digest, "seed": study.seed.digest}
+    record = samplers.record_of(sampler, request.budget, request.alpha, request.ratio, request.prototypes)
+    return results.remember(run, f"{record}-by-{request.quotas}", asked, rows)
+
+
+def even_shares(sizes, budget):
+    """A budget shared among groups as evenly as their sizes allow, the largest first where it does not come out even: group -> count."""
+    shares, order = Counter(), sorted(sizes, key=lambda group: (-sizes[group], str(group)))
+    while (left := budget - shares.total()) and (open_ := [group for group in order if shares[group] < sizes[group]]):
+        for group in open_[:left]:
+            shares[group] += min(sizes[group] - shares[group], max(1, left // len(open_)))
+    return {group: shares[group] for group in order if shares[group]}
+
+
+def picks_table(picks, whole, alike):
+    """The columns of ``picks.csv``, and ``index``, the row in ``pool.csv``."""
+    rows = picks[["sampler", "rank", "index", "score"]].reset_index(drop=True)
+    rows = rows.join(whole.drop(columns="score"), on="index")
+    near = alike[(alike.kind == "near") & (alike.place == "pool")].set_index("path")
+    first = alike.drop_duplicates("group").set_index("group").path
+    rows = rows.assign(copy_of=rows.path.map(near.group).map(first), similarity=rows.path.map(near.similarity))
+    return rows[["sampler", "rank", "path", "ecle", "ecle_percentile", "distance", "score", "nearest_prototype", "nearest_seed", "cosine",
+                 "copy_of", "similarity", "index"]]
+
+
+def export(request, results, study, listed):
+    """The picks of each sampler as a list of paths and, unless ``picked_files`` is none, as a folder: ``picks/<sampler>``.
+
+    Files in the folder begin with their rank. Links lead to files of their own; members of archives are copied.
+    """
+    folder = results.root / "picks"
+    shutil.rmtree(folder, ignore_errors=True)
+    for sampler, some in listed.groupby("sampler"):
+        (folder / sampler).mkdir(parents=True)
+        (folder / f"{sampler}.txt").write_text("".join(f"{request.place(path)}\n" for path in some.path), encoding="utf-8")
+        for rank, place in zip(some["rank"], some["index"], strict=True) if request.picked_files != "none" else ():
+            name, read = study.pool.images.files[place]
+            stem, ending = os.path.splitext(re.sub(r"[^\w.,() +-]", "_", name.rsplit("/")[-1]))
+            file = folder / sampler / f"{rank:0{len(str(len(some)))}}_{stem[:60]}{ending[:10]}"
+            if request.picked_files == "links" and read.own:
+                file.symlink_to(read.file.absolute())
+            else:
+                file.write_bytes(read())

@@ -1,126 +1,174 @@
 """What a file of settings for one's own images may ask, checked as a whole: every mistake is told at once, with its line and a remedy."""
 
-import inspect
-from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
-from longtail.images import places, views
+import pydantic
+from pydantic import Field
+
+from longtail.images import memory, places, views
 from longtail.learn import models
+from longtail.own import embeddings
 from longtail.pick import samplers
 from longtail.store import runs
-from longtail.store.settings import Refused, help_of, mistakes, refusal, schema
-from longtail.store.settings import field as setting
+from longtail.store.settings import Refused, as_number, limits_of, mistakes, refusal, rules_of
 
 PLACES = ("seed_images", "pool_images", "test_images")
-POLICIES = [name for name in views.POLICIES if not name.endswith("_classifier")]
+Places = str | list[str]
+PolicyName = Literal[tuple(name for name in views.POLICIES if not name.endswith("_classifier"))]
+SamplerName = Literal[tuple(samplers.SAMPLERS)]
+Number = Annotated[float, Field(allow_inf_nan=False), pydantic.BeforeValidator(as_number)]
+Memory = Annotated[str, pydantic.AfterValidator(lambda text: memory.size_of(text) and text)]
 
 
-def among(default, *choices):
-    """A setting that is one of ``choices``, or a list of some."""
-    rule = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
-    return field(**rule, metadata={"choices": choices, "least": 1})
-
-
-def between(default, least, most):
+def between(default, least, most, description):
     """A setting that is a number in these limits."""
-    return field(default=default, metadata={"limits": (least, most)})
+    return Field(default, ge=least, le=most, description=description)
 
 
-def default_of(entry):
-    """What a setting is when a file does not name it; ``...`` when every file has to."""
-    return entry.default_factory() if entry.default_factory is not MISSING else ... if entry.default is MISSING else entry.default
+def given(default, description):
+    """Any other setting."""
+    return Field(default, description=description)
 
 
-@dataclass(frozen=True)
-class Request:
-    """The settings of such a file; it may name every field but the first two."""
+class Settings(pydantic.BaseModel):
+    """The settings of a file that asks for picks from images of one's own; paths are relative to that file."""
 
-    name: str                       # of the file, and of the folder under results/
-    folder: Path                    # of the file: other paths are relative to it
-    seed_images: str                # what you have: a folder, zip (zip/folder goes into one), tar, list (.txt) or table (.csv) of paths
-    pool_images: str                # what to pick from, likewise; labels of neither are read
-    test_images: str = ""           # likewise what a model is tested on: none of it, nor a copy of it, is picked
-    budget: int = between(100, 1, 10**9)        # images that each sampler picks
-    samplers: list[str] = among(["mak", "tailness", "proximity", "k_center", "random"], *samplers.SAMPLERS)
-    skip_broken: bool = False       # go on without files that are no readable images
-    keep_near_copies: bool = False  # near copies of a picture may be picked, too; copies of its content never are
-    encoder: str = ""               # empty: train one on the seed; else a finished run's folder, or a file of torchvision weights
-    architecture: str = "resnet10_small"        # torchvision/<name> with a file of weights
-    size: int = between(48, 8, 1024)            # side of the squares the encoder sees, pixels; 224 with a file of weights
-    method: str = among("simclr", "simclr", "sdclr")
-    epochs: int = between(60, 1, 10**6)         # passes over the seed
-    batch_size: int = between(64, 2, 10**6)     # images an update; two views of each
-    learning_rate: float = between(0.15, 0, 100)
-    weight_decay: float = between(1e-4, 0, 1)
-    warmup_epochs: int = between(5, 0, 10**6)
-    prune_fraction: float = between(0.9, 0, 1)  # share of the convolution weights that SDCLR's twin lacks
-    seed: int = between(1, 0, 2**31)            # of weights, order of the images, views
-    policy: str = among("cifar", *POLICIES)       # random views, also for ECLE
-    temperature: float = between(0.2, 0.001, 100)           # of the contrastive loss
-    precision: str = among("float32", "float32", "bfloat16")        # bfloat16 is faster where the processor has it
-    views: int = between(5, 2, 1000)            # M, random views of each pool image
-    ecle_batch: int = between(512, 2, 10**6)    # images contrasted with each other
-    ecle_repeats: int = between(2, 1, 1000)     # re-drawn batches for each pair of views
-    alpha: float = between(0.3, 0, 1)           # weight of tailness against proximity
-    ratio: float = between(1.5, 1, 10**9)       # candidates of MAK, as a multiple of the budget
-    prototypes: int = between(10, 1, 10**6)     # of the seed
-    shown: int = between(100, 1, 10**6)         # picks of each sampler on the page
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, title="Picks from images of one's own")
+
+    seed_images: Places = given(..., "what you have: a folder, archive (zip, tar, arrays, Parquet), list or table, or several; or features")
+    pool_images: Places = given(..., "what to pick from, likewise")
+    test_images: Places = given("", "what a model is tested on, likewise: none of it, nor a copy of it, is picked")
+    rejects: str = given("", "a list of pool images that are not to be picked, nor copies of them; the gallery saves one")
+    memory: Memory = given("4 GB", "how much memory the work may take, 1 GB or more: pools are read and scored in chunks that fit it")
+    budget: int = between(100, 1, 10**9, "images that each sampler picks")
+    samplers: list[SamplerName] = Field(["mak", "tailness", "proximity", "k_center", "random"], min_length=1,
+                                        description="methods that pick")
+    quotas: Literal["none", "prototypes", "classes"] = given("none", "share the budget evenly among nearest prototypes, or classes")
+    picked_files: Literal["links", "copies", "none"] = given("links", "what picks/<sampler> holds")
+    export: Literal["none", "npy", "parquet"] = given("none", "write the features of seed and pool, too, for other tools")
+    skip_broken: bool = given(False, "go on without files that are no readable images")
+    keep_near_copies: bool = given(False, "near copies of a picture may be picked, too; copies of its content never are")
+    encoder: str = given("", "empty: train one on the seed; else a finished run's folder, or a file of weights")
+    architecture: str = given("resnet10_small", "torchvision/<name> or timm/<name> with a file of weights")
+    size: int = between(48, 8, 1024, "side of the squares the encoder sees, pixels; with a file of weights what they were trained with")
+    method: Literal["simclr", "sdclr"] = given("simclr", "how the encoder is trained")
+    epochs: int = between(60, 1, 10**6, "passes over the seed")
+    batch_size: int = between(64, 2, 10**6, "images an update, two views of each")
+    learning_rate: Number = between(0.15, 0, 100, "highest rate")
+    weight_decay: Number = between(1e-4, 0, 1, "pull of the weights to zero")
+    warmup_epochs: int = between(5, 0, 10**6, "epochs in which the rate rises")
+    prune_fraction: Number = between(0.9, 0, 1, "share of the convolution weights that SDCLR's twin lacks")
+    seed: int = between(1, 0, 2**31, "of weights, order of the images, views")
+    policy: PolicyName = given("cifar", "random views, also for ECLE")
+    temperature: Number = between(0.2, 0.001, 100, "of the contrastive loss")
+    precision: Literal["float32", "bfloat16"] = given("float32", "bfloat16 is faster where the processor has it")
+    views: int = between(5, 2, 1000, "M, random views of each pool image")
+    ecle_batch: int = between(512, 2, 10**6, "images contrasted with each other")
+    ecle_repeats: int = between(2, 1, 1000, "re-drawn batches for each pair of views")
+    alpha: Number = between(0.3, 0, 1, "weight of tailness against proximity")
+    ratio: Number = between(1.5, 1, 10**9, "candidates of MAK, as a multiple of the budget")
+    prototypes: int = between(10, 1, 10**6, "of the seed")
+    shown: int = between(2000, 1, 10**6, "picks of each sampler on the page")
+
+
+class Request(Settings):
+    """Settings that have been checked, of a file of this ``name`` in this ``folder``; the results go to results/<name>."""
+
+    name: str
+    folder: Path
 
     def place(self, text):
         """Where a path in the file leads."""
-        return (self.folder / Path(text).expanduser()).absolute()
+        return lies_at(self.folder, text)
+
+    def texts(self, key):
+        """The places that a setting names, one or several."""
+        return texts_of(getattr(self, key))
+
+    @property
+    def features(self):
+        """Whether features are given instead of images."""
+        return any(embeddings.holds(self.place(text)) for key in PLACES for text in self.texts(key))
 
 
-FIELDS = {entry.name: entry for entry in fields(Request) if entry.name not in ("name", "folder")}
-HELP = help_of(inspect.getsource(Request))
-MODEL = schema("Request", {name: setting(entry.type, default_of(entry), HELP.get(name, ""), **entry.metadata)
-                           for name, entry in FIELDS.items()})
+ASKED = Settings.model_fields
 TRAINING = {"method", "epochs", "batch_size", "learning_rate", "weight_decay", "warmup_epochs", "prune_fraction"}
 DECIDED = TRAINING | {"architecture", "size", "seed", "policy", "temperature", "precision"}      # what a finished run has decided
 
 
 def ask(name, settings, folder, lines=None):
     """The request of a file's settings; or a refusal that lists all that is wrong, each with its line in the file."""
-    values, wrong = mistakes(MODEL, settings)
-    request = Request(name, folder, **{"seed_images": "", "pool_images": "", **values})
-    for key in [*PLACES, "encoder"]:
-        if (text := values.get(key)) and not places.container(place := request.place(text)):
+    values, wrong = mistakes(Settings, settings)
+    for key, text in [(one, text) for one in (*PLACES, "rejects", "encoder") for text in texts_of(values.get(one, ""))]:
+        if not places.container(place := lies_at(folder, text)):
             wrong.append((key, f"{key}: {place} is missing; paths are relative to the file that names them"))
-        elif text and key in PLACES:
+        elif key in PLACES:
             try:
-                places.files_of(place)
+                if not embeddings.holds(place):
+                    places.files_of(place)
             except ValueError as error:
                 wrong.append((key, f"{key}: {error}"))
     if not wrong:
         try:
-            return with_encoder(request, settings.keys())
+            request = Request(name=name, folder=folder, **values)
+            return with_encoder(request, settings.keys()) if not request.features else of_features(request, settings.keys())
         except Refused as error:
-            wrong.append(("encoder" if "encoder" in settings else "architecture", str(error)))
+            wrong.append((next((one for one in ("encoder", "architecture") if one in settings), "seed_images"), str(error)))
     raise refusal(name, wrong, lines)
+
+
+def lies_at(folder, text):
+    """Where a path leads that a file in this folder names."""
+    return (folder / Path(text).expanduser()).absolute()
+
+
+def texts_of(named):
+    """One text or several, as a list without empty ones."""
+    return [text for text in ([named] if isinstance(named, str) else named) if text]
+
+
+def of_features(request, named):
+    """The request for picks by features alone; settings that would change nothing are refused."""
+    if request.test_images or not all(len(request.texts(key)) == 1 and embeddings.holds(request.place(request.texts(key)[0]))
+                                      for key in PLACES[:2]):
+        raise Refused("features take the place of images in seed_images and pool_images, one file each, and there is no test_images")
+    if unused := sorted(named & (DECIDED | {"encoder", "views", "ecle_batch", "ecle_repeats", "export", "rejects", "quotas", "picked_files",
+                                        "shown"} - {"seed"})):
+        raise Refused(f"features are given, so that {', '.join(unused)} would change nothing; leave it out")
+    if "samplers" not in named:
+        return request.model_copy(update={"samplers": [name for name in request.samplers if name in embeddings.WITHOUT_VIEWS]})
+    if lacking := [name for name in request.samplers if name not in embeddings.WITHOUT_VIEWS]:
+        raise Refused(f"samplers: {', '.join(lacking)} takes random views of pixels, which features lack; there are "
+                      f"{', '.join(embeddings.WITHOUT_VIEWS)}")
+    return request
 
 
 def with_encoder(request, named):
     """The request with the settings that its encoder decides; those that it would not use are refused."""
-    place, foreign = request.place(request.encoder), request.architecture.startswith("torchvision/")
+    place, foreign = request.place(request.encoder), request.architecture.startswith(("torchvision/", "timm/"))
     if not request.encoder:
         if request.architecture not in models.ARCHITECTURES:
             raise Refused(f"architecture {request.architecture}: {', '.join(models.ARCHITECTURES)} are trained here; "
-                          f"torchvision/<name> needs a file of its weights as encoder")
+                          f"torchvision/<name> or timm/<name> needs a file of its weights as encoder")
         return request
     if place.is_file() and not foreign:
-        raise Refused(f"architecture {request.architecture}: a file of weights as encoder needs an architecture of torchvision, such as "
-                      f"torchvision/resnet50; runs of ours are given by folder")
+        raise Refused(f"architecture {request.architecture}: a file of weights as encoder needs an architecture of torchvision or timm, "
+                      f"such as torchvision/resnet50; runs of ours are given by folder")
     if place.is_dir() and not (place / "run.json").exists():
         raise Refused(f"encoder: {place} is no run; give the folder of a finished one, results/runs/<run>")
     if unused := sorted(named & (TRAINING if foreign else DECIDED)):
         raise Refused(f"the encoder is given, so that {', '.join(unused)} would change nothing; leave out what its training decided")
     if foreign:
-        return replace(request, size=request.size if "size" in named else 224)
+        try:
+            return request if "size" in named else request.model_copy(update={"size": models.usual_size(request.architecture)})
+        except ValueError as error:
+            raise Refused(str(error)) from None
     try:
         trained = runs.read_run(place)
     except ValueError as error:
         raise Refused(f"encoder: {error}") from None
-    least, most = FIELDS["size"].metadata["limits"]
+    least, most = limits_of(rules_of(Settings)["size"])
     if not least <= trained.size <= most:
         raise Refused(f"encoder: size is {trained.size} in {place / 'run.json'}; it lies between {least} and {most}")
-    return replace(request, **{key: getattr(trained, key) for key in DECIDED})
+    return request.model_copy(update={key: getattr(trained, key) for key in DECIDED})

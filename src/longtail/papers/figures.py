@@ -125,3 +125,43 @@ def _caption(axis, texts, cell, columns):
         line, column = divmod(place, columns)
         axis.text(column * cell, (line + 1) * cell - GAP - 1, textwrap.shorten(str(text), 12, placeholder="…"), fontsize=4.5, color="white",
                   va="bottom", bbox={"facecolor": "black", "alpha": 0.6, "pad": 0.6, "linewidth": 0})
+
+
+def aligned(checked):
+    """The directions that have an interval, turned so that right is as claimed; with a short ``label``. Rows as ``claims.judged``."""
+    shown = checked[checked.test.isin(["above", "below"]) & checked.low.notna()].sort_values("unit", ascending=False, kind="stable")
+    turned = shown[["effect", "low", "high", "paper_effect"]].mul(shown.test.map({"above": 1, "below": -1}), axis=0)
+    turned = turned.assign(low=turned[["low", "high"]].min(axis=1), high=turned[["low", "high"]].max(axis=1))
+    label = shown.claim.where(shown.groupby("claim").data.transform("nunique") == 1, shown.claim + " (" + shown.data + ")")
+    return shown.assign(**turned, label=label.map(lambda text: textwrap.fill(text, 62, break_on_hyphens=False)))
+
+
+def claim_panels(lines):
+    """Rows of ``aligned`` as small multiples by paper and unit, at two columns' width; right is as claimed.
+
+    Each line has its sentence, its effect with the 95 % interval, n, and the paper's effect as an upright tick; the verdict is colour and
+    marker.
+    """
+    parts = [part for _, part in lines.groupby(["paper", "unit"], sort=False)]
+    tall = [0.35 + sum(0.09 + 0.1 * (1 + label.count("\n")) for label in part.label) for part in parts]
+    figure, axes = plt.subplots(len(parts), squeeze=False, figsize=(DOUBLE, 0.4 + sum(tall) + 0.22 * len(parts)), height_ratios=tall)
+    for axis, part in zip(axes.flat, parts, strict=True):
+        places = range(len(part))
+        axis.axvline(0, color="0.3", linewidth=0.8, linestyle=":")
+        axis.hlines(places, part.low, part.high, color="0.6", zorder=1)
+        axis.plot(part.paper_effect, places, "|", color="black", markersize=9, markeredgewidth=1.5, zorder=2)
+        for place, (_, line) in zip(places, part.iterrows(), strict=True):
+            axis.plot(line.effect, place, VERDICT["markers"][line.verdict], color=VERDICT["palette"][line.verdict], zorder=3)
+        axis.set(yticks=places, yticklabels=part.label, ylim=(len(part) - 0.4, -0.6))
+        axis.set_xlabel(f"effect, {part.unit.iloc[0]}; right is as claimed")
+        axis.set_title(part.paper.iloc[0], loc="left", fontweight="bold", pad=3)
+        axis.tick_params(axis="y", labelsize=6, length=0)
+        counts = axis.secondary_yaxis("right")
+        counts.set_yticks(places, [f"n = {n}" for n in part.n])
+        counts.tick_params(labelsize=6, length=0)
+        counts.spines["right"].set_visible(False)
+    marks = [plt.Line2D([], [], linestyle="", marker=VERDICT["markers"][name], color=VERDICT["palette"][name], label=name)
+             for name in VERDICT["palette"] if name in set(lines.verdict)]
+    marks.append(plt.Line2D([], [], linestyle="", marker="|", color="black", markersize=9, markeredgewidth=1.5, label="the paper's effect"))
+    figure.legend(handles=marks, loc="outside upper right", ncols=len(marks))
+    return figure

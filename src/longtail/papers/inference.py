@@ -44,7 +44,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Fit:
-    """One linear model of a measure, value = arm + replicate + noise, with the noise of all arms pooled; made by ``fit``."""
+    """One linear model of a measure, value = arm + replicate + noise, with the noise of all arms pooled; made by ``fit_arms``."""
 
     arms: list
     pairs: np.ndarray       # (arms, arms): replicates that two arms share
@@ -65,7 +65,7 @@ class Fit:
         return Estimate(effect, np.sqrt(width * self.variance), self.freedom, int(self.pairs[first, second]))
 
 
-def fit(values, arms, replicates):
+def fit_arms(values, arms, replicates):
     """Ordinary least squares of ``values`` (rows,) or (rows, draws) on arm and replicate, one label a row; rows may be missing.
 
     The variance is pooled over all arms: few pairs borrow degrees of freedom from arms beside them, at the price of taking the noise as

@@ -1,42 +1,29 @@
-"""The tables of the papers with our numbers beside theirs: mean ± spread over runs, as CSV, Markdown and LaTeX."""
-
-from pathlib import Path
+"""Tables: all outcomes of a profile, the papers' tables with our numbers beside theirs, gains; as CSV, Markdown and LaTeX."""
 
 import numpy as np
 import pandas as pd
 
 from longtail.learn import methods
+from longtail.papers.printed import GROUPS, MEASURES, PICKING, ROW_KEYS, row_label
 from longtail.store import runs
 
-GROUPS = ["many", "medium", "few"]
-MEASURES = [*GROUPS, "balance", "all"]
-PICKING = {"prototypes": 10.0, "alpha": 0.3, "ratio": 1.5}     # MAK's own defaults (section 3.1); table 3 varies them
-OVERHEAD = 700      # epochs that the extractor and ECLE cost; the control trains that much longer (MAK, section 3.4)
-
-PUBLISHED = methods.published_settings()
-TABLES = {      # name of the file: paper, its table, protocol
-    "sdclr_linear": ("SDCLR", "slides, linear separability", "linear"),
-    "sdclr_fewshot_linear": ("SDCLR", "slides, few-shot", "fewshot_linear"),
-    **{f"mak_{table.lower().replace(' ', '')}_{protocol}": ("MAK", table, protocol)
-       for table in ("Table 1", "Table 2", "Table 3") for protocol in ("linear", "fewshot_finetune")},
-    "mak_overhead_linear": ("MAK", "Section 3.4", "linear"),
-    "mak_overhead_fewshot_finetune": ("MAK", "Section 3.4", "fewshot_finetune"),
-    "mak_imbalanced_downstream": ("MAK", "Section 3.4", "linear_longtail"),
-    "rwsam_linear": ("rwSAM", "leaderboard", "linear_50000"),
-    **{f"bcl_{protocol}": ("BCL", "README", protocol) for protocol in ("adam_full", "adam_100shot", "adam_50shot")},
-    "colt_linear": ("COLT", "Tables 1 and 2, at second hand", "linear"),
-}
 NOTE = ("Percent. balance: population standard deviation over many, medium and few inside one run, then averaged over runs (the papers' "
-        "column Std). ±: population standard deviation over splits or seeds. A difference is shown only at the published settings.")
+        "column Std). ±: population standard deviation over splits or seeds. full: the paper's data at its published settings; quarter: "
+        "the same for a quarter of the epochs; JPEG copy: the same on images decoded from JPEG; cut: the paper's data at other settings; "
+        "own data: other images. A difference is shown for full rows only.")
+LOSSES_NOTE = ("Percent, last epoch, mean ± population standard deviation over splits and seeds. gain: balanced accuracy above "
+               "cross-entropy's on the same list and seed, points; se: its standard error.")
 SINGLE = ("converged", "nearest")        # selections of protocols without a training length: nothing to choose
-VARIED = ["policy", "batch_size", "learning_rate", "weight_decay", "warmup_epochs", "temperature", "prune_fraction", "options"]
+SETTINGS = ["largest", "architecture", "size", "epochs", "policy", "batch_size", "learning_rate", "weight_decay", "warmup_epochs",
+            "temperature", "prune_fraction", "options", "precision", "drops", "drop", "jpeg"]
+PAIRED = ["dataset", "imbalance", "architecture", "size", "policy", "epochs", "batch_size", "learning_rate", "weight_decay", "precision",
+          "head_layers", "largest", "drops", "drop", "jpeg", "protocol", "group", "split", "seed"]     # equal in a pair, if there
 CONTROLS = {"gh": "two_stage"}      # what a method is set against beside the one that it builds on
-SETTING = ["dataset", "sampling_set", "budget", "method", "head_layers", "added", "schedule", *PICKING]
 
 
 def told_apart(names, rows, keys):
     """The names, a series, each with those settings of ``rows`` that differ among rows so called: ``simclr, weight_decay 0.0005``."""
-    for key in keys:
+    for key in (key for key in keys if key in rows):
         several = rows[key].groupby(names).transform("nunique") > 1
         names = names.mask(several, names + f", {key} " + rows[key].astype(str))
     return names
@@ -45,34 +32,54 @@ def told_apart(names, rows, keys):
 def encoders(rows):
     """What each row's encoder is called: its method, its head where it is not the published one, and what else sets it apart.
 
-    ``rows`` have all fields of their runs, as those of ``finished`` and ``outcomes``; series with their index.
+    ``rows`` have all fields of their runs, as those of ``finished`` and ``outcomes``; series with their index. Networks trained on
+    labels have no head: their arm is their name.
     """
-    published_depth = rows.method.map(lambda name: methods.find(name).head_layers)
-    names = rows.method.where(rows.head_layers == published_depth, rows.method + ", " + rows.head_layers.astype(str) + "-layer head")
-    return told_apart(names, rows, ["epochs", *VARIED])
-
-
-def reported(name="reported"):
-    """The papers' rows as printed: the keys of ``outcomes``, then each measure and its ``_err`` as text; absent numbers are NaN.
-
-    The papers' column Std is called balance here. Prototypes, alpha and ratio are 0 where nothing was picked by them.
-    """
-    rows = pd.read_csv(Path(__file__).with_name(f"{name}.csv"), dtype=str).rename(columns={"std": "balance", "std_err": "balance_err"})
-    numbers = {"budget": int, "head_layers": int, **dict.fromkeys(PICKING, float)}
-    return rows.fillna(dict.fromkeys(PICKING, "0")).astype(numbers)
+    arms = rows.arm if "arm" in rows else pd.Series(np.nan, rows.index, dtype=object)
+    published = {name: methods.find(name).head_layers for name in rows.method[arms.isna()].unique()}
+    names = rows.method.where(rows.head_layers == rows.method.map(published),
+                              rows.method + ", " + rows.head_layers.astype(str) + "-layer head")
+    return told_apart(arms.where(arms.notna(), names), rows, [name for name in SETTINGS if name not in ("architecture", "size")])
 
 
 def outcomes(results, selection="last_epoch"):
     """One row per finished run and protocol: the run's fields, how its images were picked, and MEASURES in percent.
 
     ``selection`` chooses among the classifiers of a protocol: last_epoch, or best_validation, which papers use and which picks by luck
-    too. Protocols that have one classifier only (converged, nearest) are always there.
+    too. Protocols that have one classifier only (converged, nearest) are always there. Networks trained on labels have the protocol
+    ``labels``, one row for each way to decide, with their arm, their list (kind, ratio, largest), ``error`` and ``balanced``, the mean
+    over classes. ``data`` is the data set, of theirs with the list: "cifar10 exponential 100".
     """
     done, scores = results.finished(), results.scores()
     scores = scores[(scores.selection == selection) | scores.selection.isin(SINGLE)]
     wide = scores.pivot(index=["run", "protocol"], columns="group", values="accuracy").reindex(columns=[*GROUPS, "all"]).astype(float)
-    wide["balance"] = np.std(wide[GROUPS].to_numpy(), axis=1) if len(wide) else []
-    return wide.reset_index().merge(_picking(results, done), on="run")
+    wide = wide.reset_index().merge(_picking(results, done), on="run")
+    both = [frame for frame in (wide.assign(data=wide.dataset), _with_labels(results)) if len(frame)]
+    wide = pd.concat(both, ignore_index=True) if both else wide.assign(data=wide.dataset)
+    wide = wide.assign(arm=wide.get("arm", pd.Series(index=wide.index, dtype=object)))
+    return wide.assign(balance=np.std(wide[GROUPS].to_numpy(float), axis=1) if len(wide) else [], error=100 - wide["all"])
+
+
+def with_labels(results):
+    """Accuracies of networks trained on labels, one row a run, method of deciding and group, with all fields of the run.
+
+    Further columns: kind and ratio of the list, imbalance (both), arm (the loss, with its parameters).
+    """
+    done = results.finished("labels").rename(columns={"subset": "kind", "imbalance": "ratio"})
+    done = done.assign(arm=(done.method + " " + done.options).str.strip(), imbalance=done.kind + " ratio=" + done.ratio.map("{:g}".format))
+    scores = results.scores("labels").drop(columns="subset")
+    return scores.merge(done[["run", *done.columns.difference(scores.columns)]], on="run")
+
+
+def _with_labels(results):
+    """The rows of ``outcomes`` from networks trained on labels; fields that only other runs have are 0 or empty."""
+    scores = with_labels(results)
+    scores = scores[scores.group.isin([*GROUPS, "all", "balanced"])]
+    wide = scores.pivot(index=["run", "method"], columns="group", values="accuracy").reindex(columns=[*GROUPS, "all", "balanced"])
+    known = scores.drop(columns=["group", "accuracy", "images"]).drop_duplicates(["run", "method"])
+    usual = {"subset": "long_tail", "added": "none", "schedule": "epochs", "sampling_set": "none", **dict.fromkeys(PICKING, 0.0)}
+    wide = wide.reset_index().merge(known, on=["run", "method"])
+    return wide.assign(**usual, protocol="labels", data=wide.dataset + " " + wide.kind + " " + wide.ratio.map("{:g}".format))
 
 
 def _picking(results, done):
@@ -86,105 +93,105 @@ def _picking(results, done):
     return frame.assign(sampling_set=frame.sampling_set.astype(object).fillna(unnamed))
 
 
-def published(frame, paper, length=1.0):
-    """Which rows of ``outcomes`` come from the paper's own data at its published settings, as a boolean series.
+def status(rows, paper):
+    """What each row's settings allow to compare, series of text: full, JPEG copy, quarter, cut (the paper's data) or own data."""
+    full, quarter = (_as_published(rows, paper.settings, length) for length in (1, 1 / 4))
+    jpeg = rows.jpeg.eq(True) if "jpeg" in rows else np.zeros(len(rows), bool)
+    here = rows.dataset.isin([one["dataset"] for one in paper.settings])
+    return pd.Series(np.select([full & jpeg, full, quarter, here], ["JPEG copy", "full", "quarter", "cut"], "own data"), rows.index, object)
 
-    ``length`` is the share of the published epochs that they were trained for.
+
+def _as_published(rows, settings, length):
+    """Which rows have one of the settings, in each field that it names, for this share of its epochs."""
+    found = np.zeros(len(rows), bool)
+    for wanted in settings:
+        wanted = wanted | {"epochs": length * wanted["epochs"]}
+        listed = {name: value if isinstance(value, list) else [value] for name, value in wanted.items()} | {"subset": ["long_tail"]}
+        found |= np.logical_and.reduce([rows[name].isin(values) if name in rows else found & False for name, values in listed.items()])
+    return found
+
+
+def with_ours(ours, paper, name):
+    """A paper's table with our numbers (rows of ``outcomes``): for each of its rows that we ran a line for theirs and a line for ours.
+
+    Columns: data, pool (where images were added), row, source (paper, ours, ours with equal updates, difference), the measures that the
+    paper prints, status. Rows of ours that the paper has not come last. A row without a number of ours is left out: ``not_run`` counts.
     """
-    frame = frame.assign(epochs=frame.epochs - OVERHEAD * (frame.schedule == "overhead"))
-    full = pd.Series(False, index=frame.index)
-    for (who, dataset, method), settings in PUBLISHED.items():
-        if who == paper:
-            wanted = pd.Series({"dataset": dataset, "method": method, "subset": "long_tail", **settings,
-                                "epochs": length * settings["epochs"]})
-            full |= (frame[wanted.index] == wanted).all(axis=1)
-    return full
-
-
-def compare(results, name, selection="last_epoch"):
-    """The paper's table ``name`` (a key of TABLES) beside ours: one line per row and measure.
-
-    Columns: data, pool, row, measure, paper, ours (equal epochs), difference, equal updates (MAK only), status. Status is full (published
-    settings), quarter (the same for a quarter of the epochs), cut (the paper's data, other settings), own data, or not run. Only full rows
-    are set against the paper's numbers.
-    """
-    (paper, table, protocol), printed = _printed_table(name)
-    measures = [measure for measure in MEASURES if printed[measure].notna().any()]
-    ours = _candidates(outcomes(results, selection), printed, protocol, sensitivity=table == "Table 3")
-    full, quarter = published(ours, paper), published(ours, paper, 1 / 4)
-    lines, used, digits = [], [], 2 if paper in ("SDCLR", "COLT") else 1     # as many digits as the paper prints
+    printed, ours = paper.table(name), _candidates(ours, paper.table(name))
+    ours = ours.assign(status=status(ours, paper))
+    lines, used = [], set()
     for _, row in printed.iterrows():
-        settings = PUBLISHED[paper, row.dataset, row.method]
-        epochs = settings["epochs"] + OVERHEAD * (row.schedule == "overhead")
-        match = ours[full & (ours[SETTING] == row[SETTING]).all(axis=1)]
-        used += list(match.index)
-        status = "full" if len(match[~match.updates]) else "not run"
-        lines += _lines({**row, **settings, "epochs": epochs, "label": label(row)}, row, match, status, measures, digits)
-    for group in _own_rows(ours.drop(index=used), printed):
-        row = group.iloc[0]
-        kinds = {"full": full[group.index].all(), "quarter": quarter[group.index].all(), "cut": row.dataset in set(printed.dataset)}
-        status = next((kind for kind, fits in kinds.items() if fits), "own data")
-        lines += _lines(row, None, group, status, measures, digits)
-    return pd.DataFrame(lines).drop(columns=[] if paper == "MAK" else ["equal updates"])
+        match = ours[_same(ours, row)]
+        used |= set(match.index)
+        for group in _alike(match):
+            lines += _lines(group, row, paper.digits, printed)
+    own = ours.drop(index=list(used))
+    own = own.assign(label=told_apart(pd.Series([row_label(row) for _, row in own.iterrows()], own.index, dtype=object), own, SETTINGS))
+    places = {pair: place for place, pair in enumerate(zip(printed.method, printed.added, strict=True))}
+    own = own.assign(order=[places[pair] for pair in zip(own.method, own.added, strict=True)]).sort_values("order", kind="stable")
+    for group in _alike(own):
+        lines += _lines(group, None, paper.digits, printed)
+    table = pd.DataFrame(lines, columns=["data", "pool", "row", "source", *_measures(printed), "status"])
+    return table.drop(columns="pool") if table.pool.eq("none").all() else table
 
 
-def _printed_table(name):
-    """A table's paper, title and protocol, and its printed rows."""
-    if name not in TABLES:
-        raise KeyError(f"no table {name!r}; there are {', '.join(TABLES)}")
-    paper, table, protocol = TABLES[name]
-    return TABLES[name], reported().query("paper == @paper and table.str.startswith(@table) and protocol == @protocol")
+def not_run(ours, paper, name):
+    """How many rows of a paper's table have no number of ours at the published settings, and how many rows there are."""
+    printed, ours = paper.table(name), ours[status(ours, paper).eq("full") & ~ours.schedule.eq("updates")]
+    ours = _candidates(ours, printed)
+    return sum(not _same(ours, row).any() for _, row in printed.iterrows()), len(printed)
 
 
-def _candidates(ours, printed, protocol, sensitivity):
+def _measures(printed):
+    return [name for name in (*MEASURES, "error") if f"{name}_text" in printed and printed[f"{name}_text"].notna().any()]
+
+
+def _same(ours, row):
+    """Which of our rows are what a printed row is about; a key that was not printed fits all."""
+    keys = [key for key in ROW_KEYS if key in row and pd.notna(row[key])]
+    return (ours[keys] == row[keys]).all(axis=1)
+
+
+def _candidates(ours, printed):
     """Our rows that have a place in the table; equal updates become a column ``updates``, so that they stand beside equal epochs."""
-    ours = ours.assign(updates=(ours.schedule == "updates").astype(bool), schedule=ours.schedule.replace("updates", "epochs"))
-    return ours[(ours.subset == "long_tail") & (ours.protocol == protocol) & ours.method.isin(printed.method)
-                & ours.added.isin(printed.added) & ours.schedule.isin(printed.schedule) & (usual(ours) | sensitivity)]
+    ours = ours.assign(updates=ours.schedule.eq("updates"), schedule=ours.schedule.replace("updates", "epochs"))
+    kinds = pd.MultiIndex.from_frame(ours[["protocol", "subset", "method", "added", "schedule"]])
+    asked = pd.MultiIndex.from_frame(printed[kinds.names])
+    return ours[kinds.isin(asked) & (usual(ours) | ~usual(printed).all())]
 
 
-def _own_rows(ours, printed):
-    """Groups of runs that make one row of their own, with its ``label``, in the paper's order of (method, added)."""
-    places = {pair: place for place, pair in enumerate(dict.fromkeys(zip(printed.method, printed.added, strict=True)))}
-    ours = ours.assign(order=[places[pair] for pair in zip(ours.method, ours.added, strict=True)],
-                       label=told_apart(pd.Series([label(row) for _, row in ours.iterrows()], ours.index, dtype=str), ours, VARIED))
-    place = ["dataset", "architecture", "epochs", "precision", "seed_images", "budget", "sampling_set", "order"]
-    return [group for _, group in ours.groupby(list(dict.fromkeys([*place, *VARIED, *SETTING])), dropna=False)]
+def usual(rows):
+    """Which rows are no part of a sensitivity study: MAK with its own parameters, and everything else."""
+    return (rows.added != "mak") | (rows[list(PICKING)] == pd.Series(PICKING)).all(axis=1)
 
 
-def usual(ours):
-    """Which rows of ``outcomes`` are no part of a sensitivity study: MAK with its own parameters, and everything else."""
-    return (ours.added != "mak") | (ours[list(PICKING)] == pd.Series(PICKING)).all(axis=1)
+def _alike(rows):
+    """Groups of rows that differ in split, seed and the images that these bring alone, those at published settings first."""
+    place = [name for name in ("status", "seed_images", *SETTINGS, *ROW_KEYS) if name in rows]
+    return sorted((group for _, group in rows.groupby(place, dropna=False, sort=False)), key=lambda group: group.status.iloc[0] != "full")
 
 
-def _lines(setting, printed, ours, status, measures, digits):
-    """One row of a table as a line per measure; printed is the paper's row, or None."""
-    unlike = {"own data": "other data", "cut": "other settings", "quarter": "other length"}.get(status, "not printed")
-    head = {"data": f"{setting['dataset']}, {setting['architecture']}, {setting['epochs']} epochs",
-            "pool": "none" if setting["added"] == "none" else f"{setting['sampling_set']}, {setting['budget']}", "row": setting["label"]}
-    lines = []
-    for measure in measures:
-        epochs, updates = ours[~ours.updates][measure], ours[ours.updates][measure]
-        known = printed is not None and isinstance(printed[measure], str)
-        lines.append({**head, "measure": measure, "paper": _printed(printed, measure) if known else unlike, "ours": spread(epochs, digits),
-                      "difference": f"{epochs.mean() - float(printed[measure]):+.{digits}f}" if known and len(epochs) else "",
-                      "equal updates": spread(updates, digits) if setting["schedule"] == "epochs" and setting["added"] != "none" else "",
-                      "status": status})
-    return lines
-
-
-def label(setting):
-    """What sets a row apart from its neighbours, in few words."""
-    if setting["added"] == "none":
-        return f"{setting['method']}, {setting['head_layers']}-layer head"
-    unusual = [f"{key} {setting[key]:g}" for key, usual in PICKING.items() if setting["added"] == "mak" and setting[key] != usual]
-    return ", ".join([setting["added"], *unusual, *(["overhead"] if setting["schedule"] == "overhead" else [])])
+def _lines(ours, printed, digits, table):
+    """One row of a table: the paper's line, if it has one, ours, and the difference where both are at the published settings."""
+    first, measures = ours.iloc[0], _measures(table)
+    head = {"data": f"{first['data']}, {first['architecture']}, {first['epochs']} epochs",
+            "pool": "none" if first["added"] == "none" else f"{first['sampling_set']}, {first['budget']}",
+            "row": first["label"] if printed is None else row_label(printed)}
+    lines = {} if printed is None else {"paper": {name: _printed(printed, name) for name in measures}}
+    for source, rows in (("ours", ours[~ours.updates]), ("ours, equal updates", ours[ours.updates])):
+        if len(rows):
+            lines[source] = {name: spread(rows[name], digits) for name in measures}
+    if first["status"] == "full" and {"paper", "ours"} <= lines.keys():
+        means = ours[~ours.updates][measures].mean()
+        lines["difference"] = {name: f"{means[name] - printed[name]:+.{digits}f}" for name in measures if pd.notna(printed[name])}
+    return [{**head, "source": source, **line, "status": first["status"]} for source, line in lines.items()]
 
 
 def _printed(row, measure):
     """The paper's number with the digits it was printed with."""
-    error, count = row[f"{measure}_err"], row["runs"]
-    return row[measure] + (f" ± {error}" if isinstance(error, str) else "") + (f" (n={count})" if isinstance(count, str) else "")
+    error, count = row.get(f"{measure}_err"), row.get("runs")
+    text = row[f"{measure}_text"]
+    return "" if pd.isna(text) else text + (f" ± {error}" if pd.notna(error) else "") + (f" (n={count})" if pd.notna(count) else "")
 
 
 def spread(values, digits=1):
@@ -194,48 +201,86 @@ def spread(values, digits=1):
     return f"{values.mean():.{digits}f}{deviation} (n={len(values)})" if len(values) else "not run"
 
 
-def gains(results, selection="last_epoch"):
-    """What each method changes in the one that it builds on, with an equal head: points gained, mean ± sd over n pairs of split and seed.
+# ---- gains
 
-    "sdclr+bcl" builds on "sdclr", a single name on "simclr"; GH is also set against its control. Rows: data, protocol, method,
-    against, n, and each of MEASURES.
+def paired_gains(rows, bases):
+    """Rows of scores (method, group, accuracy) with ``gain``, in points, over each method that they are set against, in ``against``.
+
+    ``bases``: method -> names of those methods; rows of methods without any are left out. A pair is equal in PAIRED; a row without a
+    partner has no gain, NaN. Where rows have a column ``encoder``, partners are told apart by it.
     """
-    ours = outcomes(results, selection).query("subset == 'long_tail' and added == 'none'")
+    keys, named = [name for name in PAIRED if name in rows], "encoder" if "encoder" in rows else "method"
+    partners = rows[list(dict.fromkeys([*keys, "method", named, "accuracy"]))].assign(against=rows[named], base=rows.method)
+    asked = rows.assign(base=rows.method.map(bases)).explode("base").dropna(subset="base")
+    found = asked.merge(partners.rename(columns={"accuracy": "plain"})[[*keys, "base", "against", "plain"]], on=[*keys, "base"], how="left")
+    return found.assign(gain=found.accuracy - found.plain)
+
+
+def builds_on(method):
+    """What a self-supervised method is set against: the one it builds on ("sdclr" for "sdclr+bcl", SimCLR for one), and its control."""
+    return [name for name in (method.rpartition("+")[0] or "simclr", CONTROLS.get(method)) if name not in (None, method)]
+
+
+def family_gains(ours):
+    """What each method changes in the one that it builds on, with an equal head: points, mean ± sd over n pairs of split and seed.
+
+    ``ours``: rows of ``outcomes``. Columns: data, protocol, method, against, n, and each of MEASURES.
+    """
+    ours = ours[ours.subset.eq("long_tail") & ours.added.eq("none") & ours.protocol.ne("labels")]
     ours = ours.assign(encoder=encoders(ours))
-    paired = ["dataset", "architecture", "size", "policy", "epochs", "batch_size", "learning_rate", "weight_decay", "precision",
-              "head_layers", "protocol", "split", "seed"]
-    rows = []
-    kinds = ours.groupby(["dataset", "epochs", "protocol", "method", "encoder"], sort=False)
-    for (dataset, epochs, protocol, method, name), group in kinds:
-        base = method.rpartition("+")[0] or "simclr"
-        for other, bases in ours[ours.method.isin({base, CONTROLS.get(method)} - {method})].groupby("encoder", sort=False):
-            pairs = group.merge(bases, on=paired, suffixes=("", "_base"))
-            if len(pairs):
-                differences = {measure: pairs[measure] - pairs[f"{measure}_base"] for measure in MEASURES}
-                rows.append({"data": f"{dataset}, {epochs} epochs", "protocol": protocol, "method": name, "against": other,
-                             "n": len(pairs), **{measure: f"{gain.mean():+.1f}" + (f" ± {gain.std(ddof=0):.1f}" if len(pairs) > 1 else "")
-                                                 for measure, gain in differences.items() if gain.notna().any()}})
-    return pd.DataFrame(rows, columns=["data", "protocol", "method", "against", "n", *MEASURES])
+    pairs = paired_gains(ours.melt([name for name in ours if name not in MEASURES], MEASURES, "group", "accuracy"), builds_on)
+    pairs = pairs[pairs.against.notna()].assign(data=pairs.dataset + ", " + pairs.epochs.astype(str) + " epochs")
+    kinds = ["data", "protocol", "encoder", "against"]
+    counts = pairs[pairs.group == "all"].groupby(kinds, sort=False).size().rename("n")
+    wide = pairs.dropna(subset="gain").groupby([*kinds, "group"], sort=False).gain.agg(_gain).unstack("group")
+    return counts.to_frame().join(wide.reindex(columns=MEASURES)).reset_index().rename(columns={"encoder": "method"})
 
 
-def show(table):
-    """A table for the eye: rows that we have first, published settings in bold, quarter length in italics; not run below and in grey."""
-    looks = {"not run": "color: #999999", "full": "font-weight: bold", "quarter": "font-style: italic"}
-    table = table.sort_values("status", key=lambda status: status == "not run", kind="stable")
-    style = table.set_index(["data", "pool", "row", "measure"]).style.set_uuid(runs.sha256(table.to_csv().encode())[:8])
-    return style.apply(lambda line: [looks.get(line.status, "")] * len(line), axis=1)
+def _gain(values):
+    return f"{values.mean():+.1f}" + (f" ± {values.std(ddof=0):.1f}" if len(values) > 1 else "")
 
 
-def write(table, name, folder, note=NOTE):
-    """Write a table as ``<name>.csv`` (every cell), ``.md`` and ``.tex`` (repeated labels left blank, booktabs), with a note below."""
+def loss_table(scores):
+    """One line a list and method, best first, from ``with_labels``: errors and accuracies as mean ± sd (n), and the paired gain.
+
+    Columns: imbalance, method, settings, error, balanced error, many, medium, few, gain (balanced accuracy over cross-entropy's, points),
+    se (of the gain).
+    """
+    scores = scores.assign(arm=told_apart(scores.arm, scores, SETTINGS))
+    gained = paired_gains(scores[scores.group == "balanced"], lambda method: [] if method == "ce" else ["ce"])
+    gained = gained.groupby(["imbalance", "method", "arm"]).gain.agg(["mean", "sem"])
+    lines = []
+    for (tail, method, arm), rows in scores.groupby(["imbalance", "method", "arm"], sort=False):
+        of = {group: part.accuracy for group, part in rows.groupby("group")}
+        gain, error = gained.loc[tail, method, arm] if (tail, method, arm) in gained.index else (0.0, float("nan"))
+        lines.append({"imbalance": tail, "method": method, "settings": arm.partition(" ")[2], "error": spread(100 - of["all"]),
+                      "balanced error": spread(100 - of["balanced"]),
+                      **{group: spread(of[group]) if group in of else "" for group in GROUPS},
+                      "gain": round(gain, 2), "se": round(error, 2)})
+    order = {tail: place for place, tail in enumerate(scores.imbalance.unique())}
+    return pd.DataFrame(lines).sort_values(["imbalance", "gain"], key=lambda part: part.map(order) if part.name == "imbalance" else -part)
+
+
+# ---- files
+
+def write_table(table, name, folder, note=NOTE):
+    """Write a table as ``<name>.csv`` (every cell), ``.md`` and ``.tex`` (repeated labels left blank, booktabs), with a note below.
+
+    A table without rows is not written, and what an earlier run wrote under its name is removed.
+    """
+    files = [folder / f"{name}.{suffix}" for suffix in ("csv", "md", "tex")]
+    if not len(table):
+        for file in files:
+            file.unlink(missing_ok=True)
+        return
     shown = table.astype(object).where(table.notna(), "")
-    labels = ["data", "pool", "row"] if "row" in table else []
+    labels = [name for name in ("data", "pool", "row", "status") if name in table and "row" in table]
     for depth in range(len(labels), 0, -1):
         shown.loc[table[labels[:depth]].eq(table[labels[:depth]].shift()).all(axis=1), labels[depth - 1]] = ""
-    runs.write(folder / f"{name}.csv", table.to_csv(index=False))
-    runs.write(folder / f"{name}.md", shown.to_markdown(index=False, disable_numparse=True) + f"\n\n{note}\n")
     style = shown.style.hide(axis="index").format(precision=3, escape="latex").format_index(escape="latex", axis=1)
     text = style.to_latex(hrules=True, column_format="l" * table.shape[1]) + f"% {note}\n"
     for sign, command in {"±": r"$\pm$", "φ": r"$\phi$", "−": "-", "≥": r"$\geq$"}.items():
         text = text.replace(sign, command)
-    runs.write(folder / f"{name}.tex", text)
+    content = table.to_csv(index=False), shown.to_markdown(index=False, disable_numparse=True) + f"\n\n{note}\n", text
+    for file, part in zip(files, content, strict=True):
+        runs.write(file, part)

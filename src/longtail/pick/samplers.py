@@ -124,6 +124,9 @@ def mak(ecle, pool, seed, budget, alpha=0.3, ratio=1.5, prototypes=10):
 
 # ---- the samplers: each is one record, and everything that lists samplers reads these
 
+LEAST_EXCHANGED = 0.1         # share of picks that a sampler must exchange against the pool's own mix to be at work
+
+
 @dataclass(frozen=True)
 class Sampler:
     """One way to pick images, and all that tables, figures, claims and pages need to know of it."""
@@ -136,6 +139,7 @@ class Sampler:
     score: str = ""             # the column of the picks that holds its own score; empty: it has none
     highest_first: bool | None = None       # whether rank 1 has the highest score or the lowest; None: the score is not all that ranks
     fixed: dict = field(default_factory=dict)       # what it sets whatever the caller asks
+    suits: str = ""             # the job it is good for, on that page, too
     balances: bool = True       # whether it claims to shift the mix of classes: claims then check that it did
 
 
@@ -160,19 +164,24 @@ def _balanced(pool, budget, generator_seed, group, levels, **_):
 
 
 SAMPLERS = {        # what the first six fix is after MAK's table 2 and its shipped commands
-    "random": Sampler(_random, "random picks", "Drawn by lot: what a method has to be better than.", "#0173b2", "s", balances=False),
-    "k_center": Sampler(_diverse, "K-center", "As far as can be from the seed and from each other.", "#de8f05", "^", balances=False),
+    "random": Sampler(_random, "random picks", "Drawn by lot: what a method has to be better than.", "#0173b2", "s", balances=False,
+                      suits="Comparison."),
+    "k_center": Sampler(_diverse, "K-center", "As far as can be from the seed and from each other.", "#de8f05", "^", balances=False,
+                        suits="Seeing all that the pool holds, new subjects first."),
     "tailness": Sampler(_ranked, "tailness alone", "The hardest for the encoder, whatever they show.", "#ece133", "D",
-                        "ecle", True, {"alpha": 1.0, "ratio": 1.0}),
+                        "ecle", True, {"alpha": 1.0, "ratio": 1.0},
+                        "Finding what the encoder does not know: odd, crowded and foreign pictures, too."),
     "proximity": Sampler(_ranked, "proximity alone", "The closest to a prototype of the seed.", "#cc78bc", "v",
-                         "distance", False, {"alpha": 0.0, "ratio": 1.0}),
+                         "distance", False, {"alpha": 0.0, "ratio": 1.0}, "More of what the seed has most of."),
     "tailness_proximity": Sampler(_ranked, "tailness with proximity", "The best scores, however alike.", "#029e73", "P",
-                                  "score", True, {"ratio": 1.0}),
-    "mak": Sampler(_ranked, "MAK", "Hard for the encoder yet close to the seed, and spread out.", "#d55e00", "X", "score"),
+                                  "score", True, {"ratio": 1.0}, "What MAK is for, where pictures that are alike do no harm."),
+    "mak": Sampler(_ranked, "MAK", "Hard for the encoder yet close to the seed, and spread out.", "#d55e00", "X", "score",
+                   suits="More of the seed's own subjects, the hard ones among them, without many alike."),
     "hierarchical_k_means": Sampler(_balanced, "hierarchical k-means", "Equal shares for all kinds of images, however rare in the pool.",
-                                    "#ca9161", "<", fixed={"levels": slice(None)}),
+                                    "#ca9161", "<", fixed={"levels": slice(None)},
+                                    suits="A training set from the pool alone, without regard to the seed."),
     "k_means_balanced": Sampler(_balanced, "one level of k-means", "Equal shares for the pool's clusters, found at once.",
-                                "#fbafe4", ">", fixed={"levels": slice(-1, None)}),
+                                "#fbafe4", ">", fixed={"levels": slice(-1, None)}, suits="The same, where the pool's clusters are few."),
 }
 SETTINGS_OF_A_ROW = ("budget", "alpha", "ratio", "prototypes")      # what rows of the tables may differ in (MAK's tables 1 and 3)
 

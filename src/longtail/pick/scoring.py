@@ -20,6 +20,7 @@ from longtail.pick import ecle, shards
 from longtail.store import gpu, processes, runs
 
 SAVE_SECONDS = 20       # between two savings of the running sum of losses
+ANNOUNCED = 1000        # images from which the time that they took is printed
 CHUNK_LINE = re.compile(r"\d+ \d+ [0-9a-f]{64}")      # start and stop of a chunk, SHA-256 of its rows
 
 
@@ -179,38 +180,38 @@ def _measured(run, results, images, name, views):
 
 def _place(run, results, images, name):
     """Where features and projections of an image set lie, and the settings that decide them."""
-    settings = {"images": images.digest, "precision": run.precision, "chunk": chunk_of(run)}
+    settings = {"images": images.digest, "precision": run.precision, "chunk": encode.chunk_of(run.size)}
     return results.folder(run) / "scoring" / runs.stem(name, settings), settings
-
-
-def chunk_of(run):
-    """Images that are decoded, augmented and encoded at once: fewer where they are larger than 64 pixels, so that memory is bounded."""
-    return max(1, min(encode.CHUNK, 2**22 // run.size**2))
 
 
 def _measure(encoder, run, images, arrays):
     """Fill what is missing of the arrays, each process its share of the chunks."""
+    chunk = encode.chunk_of(run.size)
+
     def missing():
         starts, blank = {}, torch.zeros(1, 3, run.size, run.size, dtype=torch.uint8)
         for place, array in enumerate(arrays):
             array.prepare(_rows(encoder, run, blank, 0, place).shape[1:], np.float32)
-            for start in array.missing(chunk_of(run)):
+            for start in array.missing(chunk):
                 starts.setdefault(start, []).append(place)
         return sorted(starts.items())
 
     todo = processes.first(missing)
     mine = [todo[place] for place in processes.share(torch.arange(len(todo))).tolist()]
-    chunk = chunk_of(run)
-    with tqdm(total=len(mine) * chunk, desc="scoring", unit=" images", mininterval=2, disable=processes.world()[0] > 0 or not mine,
+    began, count = time.monotonic(), sum(min(chunk, len(images) - start) for start, _ in mine)
+    with tqdm(total=count, desc="scoring", unit=" images", mininterval=2, disable=processes.world()[0] > 0 or not mine,
               leave=False) as bar, ThreadPoolExecutor(1) as writer:
         written = []
         for start, places, pixels in _decoded(images, mine, chunk):
             rows = [(place, _rows(encoder, run, pixels, start, place)) for place in places]     # orders for the GPU: nothing waits here
             _done(written)
             written = [writer.submit(arrays[place].put, start, values) for place, values in rows]
-            bar.update(chunk)
+            bar.update(len(pixels))
         _done(written)
-    processes.wait()        # nobody reads before all have written
+    if count > ANNOUNCED and not processes.world()[0]:
+        seconds = time.monotonic() - began
+        print(f"scored {count} of {len(images)} images in {seconds:.0f} s, {count / seconds:.0f} a second", flush=True)
+    processes.barrier()        # nobody reads before all have written
 
 
 def _done(jobs):

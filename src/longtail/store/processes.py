@@ -53,7 +53,7 @@ def begin_worker():
     threading.Thread(target=watch, daemon=True).start()
 
 
-def wait():
+def barrier():
     """Go on when all processes have come here."""
     if world()[1] > 1:
         distributed.barrier()

@@ -14,6 +14,7 @@ class BCL(SimCLR, name="bcl"):
     The defaults are BCL-I's; BCL-D is ``sdclr+bcl`` with draws=2 floor=5, its form for ImageNet draws=2 floor=0.
     """
 
+    mechanism = "strength", 0.05
     changes = "views"
     options = {"draws": 1, "floor": 10, "memory": 0.97}     # operations a view, their least magnitude, share of the past in the losses
     published = {("BCL", "cifar100", method): {"weight_decay": 5e-4} for method in ("simclr", "bcl")} | {

@@ -12,6 +12,7 @@ from longtail.store import processes
 class COLT(SimCLR, name="colt"):
     """Every ``repick`` epochs other images of the pool join, near the clusters with the least crowded images (Bai et al. 2023)."""
 
+    mechanism = "picks colt", 0.1
     changes = "images"
     options = {"begin": 100, "repick": 25, "clusters": 10, "nearest": 10, "domain": 0.2, "memory": 0.97}
     settings = {"budget": 10_000}

@@ -17,6 +17,7 @@ class RwSAM(SimCLR, name="rwsam"):
     The weights come from the features of the same run without rwsam, which is trained first.
     """
 
+    mechanism = "importance", 0.2
     changes = "steps"
     options = {"rho": 7.0, "adaptive": True, "freeze": False, "alpha": 1.0, "clip": 10.0}   # freeze: statistics stay in the second pass
     published = {("rwSAM", "cifar10", method): {"epochs": 1600, "seed_images": 12_406} for method in ("simsiam", "simsiam+rwsam")}

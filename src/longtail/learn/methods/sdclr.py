@@ -6,6 +6,7 @@ from longtail.learn.methods.simclr import SimCLR
 class SDCLR(SimCLR, name="sdclr"):
     """The second view goes through a magnitude-pruned twin, which forgets rare images first (Jiang et al. 2021, section 3)."""
 
+    mechanism = "pruning", 0.2
     changes = "network"
     branches = 2
     head_layers = 3

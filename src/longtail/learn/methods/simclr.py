@@ -28,7 +28,8 @@ class SimCLR:
     network = models.Encoder
     options = {}        # the class's own settings and their published values; an arm changes them by name
     settings = {}       # fields of ``Run`` that its paper sets otherwise than RECIPES
-    published = {("MAK", "imagenet100", "simclr"): {"epochs": 1000}}       # (paper, data set, method) -> what the paper sets for that row
+    published = {}      # (paper, data set, method) -> what the paper sets for that row
+    mechanism = ()      # what must be at work for it to matter, as its rows are named, and the least contrast (``measure.mechanisms``)
     remembers = {}      # what is kept of every image: name -> numbers of a row, 0 for a single one
     fixed = {}          # fields of ``Run`` that it decides itself
     alone = False       # whether it can be joined with no other method

@@ -1,0 +1,154 @@
+"""Two pages that are generated: results/README.md, what every profile found, and REPRODUCE.md, how each printed thing is reproduced."""
+
+import pandas as pd
+
+from longtail.papers import claims, printed
+from longtail.store import paths, runs
+from longtail.store.settings import read_yaml
+
+STATES = """- **available**: code, settings and the command are here; nothing of it has been run.
+- **functional**: it has run on other data or at other settings; such numbers are never held against the paper's.
+- **reproduced**: it has run on the paper's data at its published settings (m of n: so many of its rows or claims)."""
+
+
+def write_reports():
+    """Write both pages anew from the papers' files, the profiles, and the tables and claims that profiles have."""
+    runs.write(paths.RESULTS / "README.md", results_page())
+    runs.write(paths.OUTPUT / "REPRODUCE.md", reproduce_page())
+
+
+def profiles():
+    """Every profile, name -> its settings."""
+    return read_yaml(paths.NOTEBOOKS / "profiles.yaml")
+
+
+def shipped():
+    """Profiles whose results are kept with the code; one that git ignores, such as the demo, is yours alone."""
+    ignored = (paths.ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    return [name for name in profiles() if f"results/{name}/" not in ignored]
+
+
+def findings(judged):
+    """Sentences on the primary claims of lines of ``claims.judged`` or a claims.csv, then on the exploratory ones that were decided."""
+    primary = judged.primary.astype(str).str.lower().eq("true")
+    decided = judged.verdict.isin(["supported", "contradicted", "smaller"])
+    kinds = {"primary": judged[primary], "exploratory": judged[~primary & decided]}
+    return [f"{claims.finding(line)} ({line['paper']}, {kind})" for kind, lines in kinds.items() for _, line in lines.iterrows()]
+
+
+def results_page():
+    """results/README.md: for every profile its findings in sentences and its tables."""
+    parts = ["# Results\n\nWritten by `10_claims` from the rows of every profile; do not edit. How things are reproduced, and what was "
+             "not run: [REPRODUCE.md](../REPRODUCE.md)."]
+    for name in shipped():
+        tables = sorted((paths.RESULTS / name / "tables").glob("*.md"))
+        judged = _judged(name)
+        if not len(judged) and not tables:
+            continue
+        sentences = findings(judged)
+        undecided = len(judged) - len(sentences)
+        parts.append(f"## {name}\n\n{' '.join(profiles()[name].get('about', '').split())}")
+        parts.append("\n".join([*(f"- {sentence}" for sentence in sentences),
+                                *([f"- {undecided} further exploratory claims are undecided or not tested: "
+                                   f"[claims.csv]({name}/claims.csv)."] if undecided else [])]) or "No claim has been judged.")
+        notes = {}
+        for file in tables:
+            table, _, note = file.read_text(encoding="utf-8").strip().partition("\n\n")
+            notes.setdefault(note, []).append(file.stem)
+            parts.append(f"### {name}: {file.stem}\n\n{table}")
+        parts += [f"{', '.join(names)}: {note}" for note, names in notes.items() if note]
+    return "\n\n".join(parts) + "\n"
+
+
+def reproduce_page():
+    """REPRODUCE.md: each table, figure and claim of the papers with its command, hardware, cost and state."""
+    known = profiles()
+    lines = ["# How each table, figure and claim is reproduced\n\nWritten by `10_claims` from the papers' files, the profiles and the "
+             "results; do not edit. A command makes everything that its profile has; finished runs are reused.\n\n" + STATES,
+             "## Finder: tables and figures", _table(
+                 ["paper", "table or figure", "data", "file", "command", "hardware", "cost", "state"],
+                 [line for paper in printed.papers().values() for line in _printed_things(paper, known)]),
+             "## Claims", "Each line is one statement of a paper, asked of several protocols, measures and data sets. Whether a printed "
+             "number is met is a claim as well; those go with the tables above."]
+    for paper in printed.papers().values():
+        names = ["claim", "where", "command", "hardware", "cost", "state"]
+        lines += [f"### {paper.name}: {paper.title}", _table(names, _claim_lines(paper, known))]
+    return "\n\n".join(lines) + "\n"
+
+
+def _table(names, lines):
+    rows = [names, ["---"] * len(names), *lines]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def _costs(names, known):
+    """Commands, hardware and cost of some profiles; of none: that there is none."""
+    if not names:
+        return ["no profile makes it", "", ""]
+    kind = "gpus" if "gpus" in known[names[0]] else "cores"
+    counts, words = [known[name][kind] for name in names], {"gpus": ("GPU", "GPU-hours"), "cores": ("CPU core", "core-hours")}[kind]
+    hours = sum(count * known[name]["hours"] for count, name in zip(counts, names, strict=True))
+    return [", ".join(f"`./run_all.sh {name}`" for name in names), f"{max(counts)} {words[0]}{'s' if max(counts) > 1 else ''}",
+            f"{hours:g} {words[1]}"]
+
+
+def _printed_things(paper, known):
+    """The lines of a paper's tables, by data set, and of its figures."""
+    for name, table in paper.tables.items():
+        rows = paper.table(name)
+        for dataset, here in rows.groupby("dataset", sort=False):
+            made = table.get("profiles", paper.profiles.get(dataset, [])) if "missing" not in table else []
+            full, others = 0, 0
+            for where in shipped():
+                ours = _ours(where, name)
+                here_full = ours.status.eq("full") & ours.data.str.startswith(dataset + " ")
+                full, others = full + here_full.sum(), others + len(ours)
+            files = ", ".join(_link(f"results/{profile}/tables/{name}.md") for profile in made)
+            yield [paper.name, f"{table['table']}: {printed.IN_WORDS[table['protocol']]}", dataset, files, *_costs(made, known),
+                   _state(full, len(here), others, made) + (f": {table['missing']}" if "missing" in table else "")]
+    for title, figure in paper.figures.items():
+        drawn = [file for file in (f"figures/{name}/{figure['file']}.pdf" for name in shipped()) if (paths.OUTPUT / file).exists()]
+        wanted = f"figures/{figure['profile']}/{figure['file']}.pdf"
+        state = _state(int(wanted in drawn), 1, drawn, [figure["profile"]])
+        yield [paper.name, title, "", _link(wanted), *_costs([figure["profile"]], known), ", ".join([state, *map(_link, drawn)])]
+
+
+def _ours(profile, name):
+    """The lines of a written table of a paper that have our numbers."""
+    file = paths.RESULTS / profile / "tables" / f"{name}.csv"
+    table = (pd.read_csv(file, dtype=str) if file.exists() else pd.DataFrame(dtype=str)).reindex(columns=["data", "source", "status"])
+    return table[table.source == "ours"].astype(str)
+
+
+def _claim_lines(paper, known):
+    """One line for each statement of a paper, over the protocols, measures and data that it is asked of."""
+    asked = {}
+    for claim in claims.claims_of(paper):
+        if not claim.data:
+            asked.setdefault((claim.entry["claim"], claim.entry["where"]), []).append(claim)
+    judged = {name: lines for name in shipped() if len(lines := _judged(name))}
+    for (statement, where), group in asked.items():
+        ids = {claim.id for claim in group}
+        found = {name: lines[lines.id.str.split("@").str[0].isin(ids)] for name, lines in judged.items()}
+        done = len({one for lines in found.values() for one in lines.id[lines.scope == "paper's data"]})
+        own = [name for name, lines in found.items() if lines.scope.eq("own data").any()]
+        every = sum(claim.even == data.endswith(" 1") for claim in group for data in paper.data)
+        usual = list(dict.fromkeys(name for names in paper.profiles.values() for name in names))
+        made = group[0].entry.get("profiles", usual)
+        yield [statement, where, *_costs(made, known), _state(done, every, own, made) + (f" on {', '.join(own)}" if own else "")]
+
+
+def _judged(profile):
+    """The claims.csv of a profile; empty where it has none."""
+    file = paths.RESULTS / profile / "claims.csv"
+    return pd.read_csv(file).query("n > 0") if file.exists() else pd.DataFrame(columns=[*claims.COLUMNS, "scope", "data", "unit"])
+
+
+def _link(file):
+    return f"[{file.rpartition('/')[2]}]({file})" if (paths.OUTPUT / file).exists() else f"`{file}`"
+
+
+def _state(done, all_of_them, other, available):
+    if done:
+        return "reproduced" if done >= all_of_them else f"reproduced ({done} of {all_of_them})"
+    return "functional" if other else "available, not run" if available else "not available"
