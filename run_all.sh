@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the environment if there is none (.venv, or the active conda one), then hands its arguments to longtail.command.reproduce.
 #   ./run_all.sh [profile or file.yaml] [NN ...] [-p name value]... [--dry-run] [--plain]     see --help
-#   ./run_all.sh --test [pytest arguments]      lint and tests
+#   ./run_all.sh --test [pytest arguments]      the tests, lint among them
 #   ./run_all.sh --no-setup ...                 with the python3 that is there, for bare GPU nodes
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -40,6 +40,28 @@ setup() {
     stamp > "$venv/.stamp"
 }
 
+only_looks() {  # --help, --schema and --dry-run need two small packages; images of one's own are looked at with all
+    local word looks=1
+    for word; do
+        case $word in
+            -h | --help | --schema | --dry-run) looks=0 ;;
+            *.yaml | *.yml) return 1 ;;
+        esac
+    done
+    return $looks
+}
+
+look() {
+    for python in "$venv/bin/python" python3 python3.11 python3.12; do
+        if suits "$python" && "$python" -c 'import yaml, pydantic' 2>/dev/null; then return; fi
+    done
+    for python in python3 python3.11 python3.12; do
+        if suits "$python"; then break; fi
+    done
+    "$python" -m venv "$venv" && python=$venv/bin/python || fail "cannot make .venv; on Debian install python3-venv"
+    "$python" -m pip install -q -c "$root/constraints.txt" pyyaml pydantic || fail "pyyaml and pydantic could not be installed; see above"
+}
+
 if [ "${1:-}" = --no-setup ]; then
     shift
     python=python3
@@ -50,7 +72,9 @@ else
     python=$venv/bin/python
     exec 9<"$root"                              # two terminals: the second waits for the first one's installation
     ! command -v flock >/dev/null || flock 9
-    [ "$(cat "$venv/.stamp" 2>/dev/null)" = "$(stamp)" ] || setup
+    if [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$(stamp)" ]; then
+        if only_looks "$@"; then look; else setup; fi
+    fi
     exec 9<&-
 fi
 export PYTHONPATH=$root/src${PYTHONPATH:+:$PYTHONPATH}
@@ -58,7 +82,6 @@ export PYTHONPATH=$root/src${PYTHONPATH:+:$PYTHONPATH}
 if [ "${1:-}" = --test ]; then
     shift
     cd "$root"
-    "$python" -m ruff check .
     exec "$python" -m pytest "$@"
 fi
 exec "$python" -m longtail.command.reproduce "$@"

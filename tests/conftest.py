@@ -33,7 +33,7 @@ def reproduce(*arguments, output, **environment):
 
 def pytest_collection_modifyitems(items):
     """The tests of the whole demo come late, so that others run while it does; those of speed last, when nothing else runs."""
-    items.sort(key=lambda item: 2 if item.path.name.startswith("test_speed") else int("demo" in item.fixturenames))
+    items.sort(key=lambda item: 2 if item.path.parent.name == "bench" else int("demo" in item.fixturenames))
 
 
 def pytest_collection_finish(session):

@@ -12,17 +12,18 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
+import shelf
 import torch
 from tape import stand_in
 from torch.nn import functional
 from toy import FAMILY, image_set, planned
 
-from longtail.bench import speed_budget, speed_floor
+from longtail.bench import budget, floor
 from longtail.images import views
-from longtail.label import adjusted, supervised
+from longtail.label import supervised
 from longtail.learn import norms, train
 from longtail.pick import samplers, selection
-from longtail.store import gpu, paths, processes, runs
+from longtail.store import gpu, paths, processes
 
 RATE = 0.05     # of the updates that are compared: few and small, so that rounding does not grow
 IMAGES = image_set(20)
@@ -98,24 +99,24 @@ def replays(method):
     """Losses and weights of recorded updates, over two phases, a short last batch and a resume, and of those made one by one."""
     run, ends = planned(IMAGES, method=method, learning_rate=RATE), []
     for recorded in (False, True):
-        results = runs.Results(f"{method} {recorded}")
+        results = shelf.apart(f"{method} {recorded}")
         with without_waiting() if recorded else one_by_one():
             if recorded:
                 stopped(run, results, 8)        # in the middle of the third epoch
             train.pretrain(run, IMAGES, results, progress=False)
         encoder = train.encoder_of(run, results)
-        ends.append([torch.tensor(results.logs(method=method).loss.to_numpy()), *encoder.state_dict().values()])
+        ends.append([torch.tensor(results.rows_of(run, "log.csv").loss.to_numpy()), *encoder.state_dict().values()])
     return checked(difference(*ends), 2e-3 if gpu.here() else 0)     # weights are kept in half precision: a last place of it is 1e-3
 
 
 def labelled():
     """The same for training on labels, with two stages."""
     schedule, ends = supervised.Schedule(4, 8, RATE, drops=(2,), drop=0.1, warmup_epochs=1), []
-    method, parameters = adjusted.parse("ldam_drw")
-    run = supervised.Run("toy", "step", 2, 8, 0, 1, method, parameters, "resnet32", 16, "cifar_classifier", schedule, "float32", False, "")
+    run = supervised.run_of(IMAGES, "ldam_drw", "step ratio=2", 0, 1, schedule, dataset="toy", largest=8, architecture="resnet32", size=16,
+                            policy="cifar_classifier", precision="float32")
     for recorded in (False, True):
         with without_waiting() if recorded else one_by_one():
-            network = supervised.train_network(run, IMAGES, 3, paths.RESULTS / f"labels {recorded}")
+            network, _ = supervised.train_network(run, IMAGES, 3, paths.RESULTS / f"labels {recorded}")
         ends.append(list(network.state_dict().values()))
     return checked(difference(*ends), 1e-3 if gpu.here() else 0)
 
@@ -135,7 +136,7 @@ def two_phases():
         step.epoch.fill_(epoch)
         for index in order.split(run.batch_size):
             step(index, RATE)
-        gpu.wait()
+        gpu.synchronize()
         held.append(torch.cuda.memory_reserved() / 2**20 if gpu.here() else len(step.recorded.graphs))
     assert len(step.recorded.graphs) == 2, f"{len(step.recorded.graphs)} graphs are kept for two sizes of a batch"
     assert held[1] <= 1.25 * held[0], f"{held[1]:.0f} where the first phase held {held[0]:.0f}"
@@ -201,12 +202,12 @@ def case():
 def throughput():
     """SDCLR's update against its floor, and the hours that follow for every published profile."""
     run = case()
-    row = speed_floor.training_rate(run, 11_165 if gpu.here() else 20, 50 if gpu.here() else 1, 3 if gpu.here() else 1)
+    row = floor.training_rate(run, 11_165 if gpu.here() else 20, 50 if gpu.here() else 1, 3 if gpu.here() else 1)
     machine = "H200" if "H200" in gpu.name() else "H100"
-    floor = speed_budget.seconds(speed_budget.update(run.architecture, run.size, row["batch"]), machine)
-    times = 2 * row["batch"] / row["views_per_second"] / floor if gpu.here() else speed_budget.EXPECTED
-    for name, settings in speed_budget.published().items():
-        hours = times * speed_budget.hours(machine, settings)
+    least = budget.least_seconds(budget.update_cost(run.architecture, run.size, row["batch"]), machine)
+    times = 2 * row["batch"] / row["views_per_second"] / least if gpu.here() else budget.EXPECTED
+    for name, settings in budget.gpu_profiles().items():
+        hours = times * budget.hours(machine, settings)
         print(f"     {name}: {hours:.1f} hours of pre-training expected on one {machine}", flush=True)
     of_floor = f", {times:.1f} times the floor of one {machine}" if gpu.here() else ", hours computed from twice the floor"
     return f"{row['views_per_second']:.0f} views a second, {row['share']:.0%} of a product's rate{of_floor}"
@@ -219,7 +220,7 @@ def compiled_encoder():
     rates = []
     for asked in ("", "1"):
         os.environ["LONGTAIL_COMPILE"] = asked
-        rates.append(speed_floor.training_rate(case(), 11_165, 50, 3)["views_per_second"])
+        rates.append(floor.training_rate(case(), 11_165, 50, 3)["views_per_second"])
     del os.environ["LONGTAIL_COMPILE"]
     return f"{rates[1] / rates[0]:.2f} times as fast"
 

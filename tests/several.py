@@ -138,10 +138,11 @@ def extractor(root, images):
     from longtail.learn import train
     from longtail.store import runs
     run, results = toy.planned(images), runs.Results("here")
-    results.root = Path(root)
+    results.root, results.store = Path(root), Path(root) / "runs"
     if not results.is_done(run):
         runs.write(results.folder(run) / "run.json", json.dumps(asdict(run)))
         train.finish(run, results.folder(run), train.initialise(run)[0], [{"seconds": 0.0}], len(images))
+    results.ask("arms", [run], {})
     return run, results
 
 
@@ -156,19 +157,18 @@ class Study:
 def score(root):
     """Losses, features and picks of the pool, as lists, and the chunks that had to be measured for them."""
     from longtail.pick import samplers, scoring
-    from longtail.store import runs
     encode.CHUNK, put, measured, study = CHUNK, scoring.Stored.put, [], Study()
     run, results = extractor(root, study.seed)
     scoring.Stored.put = lambda stored, start, rows: [put(stored, start, rows), measured.append(chunk(stored.path, start))]
     picks = samplers.pick(run, results, study, "mak", 12, 0.3, 1.5, 4, **HOW)
-    scoring.Stored.put, losses = put, runs.read_rows(results.folder(run) / "pool-ecle.csv").ecle
+    scoring.Stored.put, losses = put, results.remember(run, "pool-ecle", results.record(run, "pool-ecle")["settings"], None).ecle
     features = samplers.pool_and_seed(run, results, study)[0]
     return {"losses": losses.tolist(), "features": features.tolist(), "picks": picks["index"].tolist(), "measured": measured}
 
 
 def chunk(path, start):
     """What stands for a chunk of an array: its folder, its name and its first row."""
-    return f"{path.parent.name}/{path.name.split('.')[0]} {start}"
+    return f"{path.parent.name.rsplit('-', 1)[0]}/{path.name.split('.')[0]} {start}"
 
 
 def recorded(root):

@@ -12,11 +12,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from longtail.store import gpu
+from longtail.store import gpu, processes
 
-WAITS = {"_local_scalar_dense": "item() or a comparison in Python", "nonzero": "nonzero", "masked_select": "masked_select",
-         "bincount": "bincount", "_unique2": "unique", "unique_dim": "unique", "unique_consecutive": "unique", "histc": "histc",
-         "lift_fresh": "a tensor made of Python numbers", "equal": "torch.equal", "is_nonzero": "a tensor as a condition"}
+# besides whatever gives Python a number: item(), equal, allclose, a tensor as a condition
+WAITS = {"nonzero": "nonzero", "masked_select": "masked_select", "bincount": "bincount", "_unique2": "unique", "unique_dim": "unique",
+         "unique_consecutive": "unique", "histc": "histc", "repeat_interleave": "repeat_interleave",
+         "_linalg_check_errors": "a factorisation", "lift_fresh": "a tensor made of Python numbers"}
 EMPTY = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
 
 
@@ -65,6 +66,8 @@ class Watch(TorchDispatchMode):
                 leaf.dtype in (torch.bool, torch.uint8) for leaf in tensors_of(arguments[1])):
             raise Refused(f"{WAITS.get(operator, 'indexing by a mask')} waits for the device")
         result = function(*arguments, **named)
+        if any(isinstance(leaf, bool | int | float) for leaf in tree_leaves(result)):
+            raise Refused(f"{operator} gives Python a number, so it waits for the device")
         for tensor in given:
             if address(tensor) not in self.made:
                 if self.known is not None and address(tensor) not in self.known:
@@ -88,12 +91,11 @@ class Tape(Watch):
         self.calls, self.kernels = [], []
 
     def seen(self, function, operator, arguments, named, result):
-        given = {address(tensor) for tensor in tensors_of((arguments, named))}
-        fresh = [tensor for tensor in tensors_of(result) if address(tensor) not in given]
+        fresh = is_fresh(arguments, named, result)
         if fresh or function._schema.is_mutable:        # all else are views, which hold no work
             plain = [tree_map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, part)
                      for part in (arguments, named, result)]
-            self.calls.append((function, operator in EMPTY, *plain, bool(fresh)))
+            self.calls.append((function, operator in EMPTY, *plain, fresh))
             if operator not in EMPTY and function.namespace == "aten":
                 self.kernels.append(operator)
 
@@ -111,10 +113,29 @@ class Tape(Watch):
                         old.copy_(new)
 
 
+def is_fresh(arguments, named, result):
+    """Whether an operator gave memory that it was not given."""
+    given = {address(tensor) for tensor in tensors_of((arguments, named))}
+    return any(address(tensor) not in given for tensor in tensors_of(result))
+
+
+class Launches(TorchDispatchMode):
+    """Counts what the host launches inside: kernels one by one, and each replay of a graph as one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, kinds, arguments=(), named=None):
+        result, operator = function(*arguments, **named or {}), function.name().split("::")[1].split(".")[0]
+        works = is_fresh(arguments, named, result) or function._schema.is_mutable
+        self.count += works and operator not in EMPTY and function.namespace == "aten" and not Graph.replaying
+        return result
+
+
 class Graph:
     """What ``gpu.Graph`` is, made of a tape."""
 
     made = []       # (memory, kernels) of every one, in order
+    replaying = False
 
     def __init__(self, work, memory):
         work()      # makes the optimiser's buffers and the tables that stay
@@ -125,7 +146,26 @@ class Graph:
         Graph.made.append((memory, self.tape.kernels))
 
     def replay(self):
+        torch.zeros(())         # one launch
+        Graph.replaying = True
         self.tape.replay()
+        Graph.replaying = False
+
+
+@contextlib.contextmanager
+def several(count=2):
+    """Inside, this is the first of so many processes; messages are listed, and the others' batch norm counts as equal to this one's."""
+    sent, before = [], (processes.world, torch.distributed.all_reduce)
+
+    def reduce(rows):
+        sent.append(rows)
+        if rows.ndim == 2 and len(rows) == count:
+            rows[1:] = rows[:1].clone()
+    processes.world, torch.distributed.all_reduce = lambda: (0, count), reduce
+    try:
+        yield sent
+    finally:
+        processes.world, torch.distributed.all_reduce = before
 
 
 @contextlib.contextmanager

@@ -1,47 +1,73 @@
 """What an update costs, by counting, beside what is written down in golden/budgets.json: a number that changes is meant to.
 
-Kernels are those of the toy network without a compiler: one for each operator that does work.
+Kernels are those of small networks without a compiler: one for each operator that does work.
 ``python tests/bench/test_budgets.py`` writes anew.
 """
 
-import contextlib
 import json
+from unittest import mock
 
 import pytest
 import torch
-from tape import stand_in
+from tape import Launches, several, stand_in
 from toy import FAMILY, IMAGES, planned
 
-from longtail.bench import speed_budget
+from longtail.bench import budget
+from longtail.images import sources
+from longtail.label import adjusted, supervised
 from longtail.learn import norms, train
-from longtail.store import paths, processes
+from longtail.learn.methods import gh
+from longtail.store import gpu, paths
 
 GOLDEN = paths.ROOT / "tests" / "golden" / "budgets.json"
-STATED = 40     # GiB, of the GPU that the largest profile asks for
 
 
-def kernels(name):
-    """Operators that do work in one recorded update of a method, in its last phase."""
+def of_update(records, name, processes=1):
+    """What the host launches for an update of a method, in its last phase: kernels one by one, or graphs and what goes into them."""
     run = planned(method=name)
-    encoder, method, optimizer = train.initialise(run)
-    method.start(IMAGES, encoder if "rwsam" in name else None)
-    with stand_in() as made:
+    with stand_in(records), several(processes):
+        encoder, method, optimizer = train.initialise(run)
+        method.start(IMAGES, encoder if "rwsam" in name else None)
         step = train.Step(run, encoder, method, optimizer, IMAGES.images)
         for epoch in range(3):
             method.before_epoch(encoder, epoch)
         step(torch.arange(8), 0.1)
-        return len(made[-1][1])
+        with Launches() as launches:
+            step(torch.arange(8), 0.1)
+        return launches.count
 
 
-@contextlib.contextmanager
-def of_two():
-    """Inside, this is the first of two processes, and exchanges are only counted."""
-    sent, before = [], (processes.world, torch.distributed.all_reduce)
-    processes.world, torch.distributed.all_reduce = lambda: (0, 2), sent.append
-    try:
-        yield sent
-    finally:
-        processes.world, torch.distributed.all_reduce = before
+def of_labelled_update(records):
+    """The same for an update on labels: ResNet-32, LDAM-DRW."""
+    arm, parameters = adjusted.parse("ldam_drw")
+    schedule = supervised.Schedule(2, 8, 0.1, drops=(1,), drop=0.1, warmup_epochs=0)
+    run = supervised.Run("toy", "step", 2, 8, 0, 1, arm, parameters, "resnet32", 16, "digits", schedule, "float32", False, IMAGES.digest)
+    method = adjusted.plan_of(arm, parameters, [8, 8, 4], schedule)
+    network, optimizer, _ = supervised.restored(run, 3, method, paths.RESULTS / "none")
+    batch = IMAGES.images[:8].float() / 255, IMAGES.labels[:8]
+    with stand_in(records):
+        update = supervised.Update(network, optimizer, IMAGES.labels)
+        for _ in range(2):
+            with Launches() as launches:
+                update(method.loss(0), 0.1, *batch)
+        return launches.count
+
+
+def of_sinkhorn(records):
+    """The same for Sinkhorn's 300 rounds where they are no part of a recorded update."""
+    logits, prior = torch.zeros(2, 8, 6), torch.ones(6)
+    with stand_in(records):
+        assigned = gpu.Recorded(gh.sinkhorn)
+        for _ in range(2):
+            with Launches() as launches:
+                assigned(((), 8), logits, prior)
+        return launches.count
+
+
+def decoders(cores):
+    """Threads that decode at once where this process may use so many cores and torch one thread."""
+    with mock.patch.object(sources.os, "sched_getaffinity", lambda process: set(range(cores))):
+        return sources.decoders()
 
 
 def exchanges(name, architecture):
@@ -49,7 +75,7 @@ def exchanges(name, architecture):
     run = planned(method=name, architecture=architecture, head_layers=2)
     encoder, method, optimizer = train.initialise(run)
     method.start(IMAGES, None)
-    with of_two() as sent:
+    with several() as sent:
         train.Step(run, encoder, method, optimizer, IMAGES.images)(torch.arange(16), 0.1)
     return len(sent)
 
@@ -66,7 +92,7 @@ def synchronised_norm():
     for name, kernel in before.items():
         setattr(norms, f"batch_norm_{name}", lambda *given, name=name, kernel=kernel: called.append(name) or kernel(*given))
     try:
-        with of_two() as sent, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with several() as sent, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             norms.batch_norm(torch.nn.BatchNorm2d(16), x).sum().backward()
     finally:
         for name, kernel in before.items():
@@ -78,11 +104,16 @@ def synchronised_norm():
 
 def counted():
     """All of it."""
-    return {"kernels of an update": {name: kernels(name) for name in FAMILY},
+    more = {"gh, two processes": lambda records: of_update(records, "gh", 2), "Sinkhorn alone": of_sinkhorn,
+            "with labels, resnet32": of_labelled_update}
+    recorded = {"simclr": lambda records: of_update(records, "simclr"), "gh": lambda records: of_update(records, "gh"), **more}
+    return {"kernels of an update": {name: of_update(False, name) for name in FAMILY} | {name: ask(False) for name, ask in more.items()},
+            "launches of a recorded update": {name: ask(True) for name, ask in recorded.items()},
+            "threads that decode": {f"{cores} cores": decoders(cores) for cores in (1, 16)},
             "messages of an update": {f"{name}, {architecture}": exchanges(name, architecture) for name, architecture in
                                       (("simclr", "convnet"), ("simclr", "resnet18_cifar"), ("sdclr", "resnet18_cifar"))},
             "batch norm over processes": synchronised_norm(),
-            "KiB kept of a view": {f"{architecture}, {size} px": round(speed_budget.network(architecture, size)[2] / 1024)
+            "KiB kept of a view": {f"{architecture}, {size} px": round(budget.network(architecture, size)[2] / 1024)
                                    for architecture, size in (("resnet18_cifar", 32), ("resnet18_cifar", 64), ("resnet50", 224))}}
 
 
@@ -101,14 +132,20 @@ def test_processes_exchange_less_than_half_of_what_a_composed_norm_would(found):
     assert found["messages of an update"]["simclr, resnet18_cifar"] < 113 / 2
 
 
+def test_a_recorded_update_is_one_launch_and_its_inputs(found):
+    counts = dict(found["launches of a recorded update"])
+    assert counts.pop("gh, two processes") < found["kernels of an update"]["gh, two processes"] / 2     # there only Sinkhorn is recorded
+    assert max(counts.values()) <= 5 and min(found["kernels of an update"][name] for name in counts) > 300
+
+
 def test_every_profile_fits_the_memory_that_is_stated():
-    for name, row in speed_budget.profiles().set_index("profile").iterrows():
-        assert 0 < row["kept, GiB"] < 0.75 * STATED, name       # the rest is for weights, views and convolutions' work space
+    for name, row in budget.published_profiles().set_index("profile").iterrows():
+        assert 0 < row["kept, GiB"] < 0.75 * row["stated, GiB"], name       # the rest is for weights, views and convolutions' work space
 
 
 def test_floors_are_those_found_by_hand():
     """Computed from the shapes on paper, for one H200: milliseconds of an update, minutes of ECLE."""
-    cases = speed_budget.cases().set_index("case")["H200, s"]
+    cases = budget.cases().set_index("case")["H200, s"]
     assert cases["update, ResNet-18, 32 px, batch 512"] == pytest.approx(6.7e-3, rel=0.02)
     assert cases["update, ResNet-50, 224 px, batch 256"] == pytest.approx(37e-3, rel=0.02)
     assert cases["ECLE, 1.14 million images, 10 views, ResNet-50"] == pytest.approx(3.9 * 60, rel=0.02)
@@ -116,14 +153,14 @@ def test_floors_are_those_found_by_hand():
 
 def test_hours_follow_from_runs_and_updates():
     """By hand: four arms of 2,000 epochs on five splits."""
-    settings = speed_budget.published()["cifar10"]
-    runs = list(speed_budget.trainings(settings))
+    settings = budget.gpu_profiles()["cifar10"]
+    runs = list(budget.trainings(settings))
     assert len(runs) == 20 and {run[2:] for run in runs} == {(2000, 512)}
     updates = sum(images / 512 * epochs for _, images, epochs, _ in runs)
-    step = speed_budget.seconds(speed_budget.update("resnet18_cifar", 32, 512), "H100")
-    assert speed_budget.hours("H100", settings) == pytest.approx(updates * step / 3600)
+    step = budget.least_seconds(budget.update_cost("resnet18_cifar", 32, 512), "H100")
+    assert budget.hours("H100", settings) == pytest.approx(updates * step / 3600)
     doubled = {**settings, "arms": ["simsiam+rwsam long_tail"]}, {**settings, "arms": ["simsiam long_tail"]}
-    assert speed_budget.hours("H100", doubled[0]) == pytest.approx(2 * speed_budget.hours("H100", doubled[1]))
+    assert budget.hours("H100", doubled[0]) == pytest.approx(2 * budget.hours("H100", doubled[1]))
 
 
 if __name__ == "__main__":

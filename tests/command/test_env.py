@@ -1,6 +1,7 @@
 """The environment has one source, its pins carry no machine's build, and src needs little."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -66,6 +67,23 @@ def outside_functions(tree):
             yield node
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             yield from outside_functions(node)
+
+
+def test_lint():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", paths.ROOT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--schema"], ["--dry-run"], ["cifar10", "09", "--dry-run"]])
+def test_a_look_on_a_fresh_clone_needs_two_small_packages(tmp_path, words):
+    """Everything but the standard library, PyYAML and pydantic is hidden."""
+    hidden = LIGHT - {"yaml", "pydantic", "longtail"} | {"papermill", "nbformat", "nbconvert", "jinja2", "IPython"}
+    code = (f"import sys\nfor name in {sorted(hidden)}: sys.modules[name] = None\n"
+            f"from longtail.command.reproduce import main\nsys.exit(main({words}))")
+    environment = {**os.environ, "LONGTAIL_OUTPUT": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stdout and not done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_readme_gives_the_two_commands():

@@ -11,15 +11,17 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
 import pytest
 from conftest import PARAMETERS, reproduce
 
-from longtail.command.reproduce import alone, images, main, wanted
+from longtail.command import estimate, profiles
+from longtail.command.execution import alone, images
+from longtail.command.reproduce import main, make_plan
 from longtail.store import paths, runs
+from longtail.store.settings import Refused
 
 STOP = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
 
@@ -28,7 +30,7 @@ STOP = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
 
 def test_demo_succeeds(demo):
     assert demo.first.status == 0, demo.first.err
-    lines = [line for line in demo.first.out.splitlines() if "runs reused" in line]
+    lines = [line for line in demo.first.out.splitlines() if line.endswith("runs made")]
     assert len(lines) == len(list(paths.NOTEBOOKS.glob("*.ipynb")))
 
 
@@ -95,7 +97,7 @@ def test_failed_or_killed_notebook_is_kept_as_failed(book, capfd, cell, error):
     folder = book("03_never")
     assert main([], folder) == 1
     assert ran(folder) == ["01_good.html", "01_good.ipynb", "02_bad.failed.ipynb"]
-    assert capfd.readouterr().err.splitlines()[0].startswith(f"02_bad failed: {error}")
+    assert f"\n02_bad failed: {error}" in "\n" + capfd.readouterr().err
 
 
 def test_figures_are_in_the_executed_copy_whatever_back_end_is_set(book, monkeypatch):
@@ -115,12 +117,37 @@ def test_mended_notebook_replaces_its_failure_and_the_rest_is_fresh(book, capsys
     assert "fresh" in capsys.readouterr().out and not any("failed" in name for name in ran(folder))
 
 
-def test_broken_notebook_loses_its_old_success(book):
-    folder = book("01_once")
+def test_broken_notebook_keeps_its_old_copy_beside_the_failure(book, capsys):
+    folder = book("01_once", "print(seeds)")
     assert main([], folder) == 0
+    executed = paths.RESULTS / "demo/notebooks/01_once.ipynb"
+    before = executed.read_bytes()
     book("01_once", "nothing")
     assert main([], folder) == 1
-    assert ran(folder) == ["01_once.failed.ipynb"]
+    assert ran(folder) == ["01_once.failed.ipynb", "01_once.html", "01_once.ipynb"] and executed.read_bytes() == before
+    capsys.readouterr()
+    assert main([], folder) == 1 and "fresh" not in capsys.readouterr().out      # the old copy does not pass for the new notebook's
+
+
+def test_executed_again_a_notebook_is_the_same_bytes_and_bars_go_to_the_terminal(book, capfd):
+    cells = ["print(object())", "import pandas as pd\npd.DataFrame({'a': [1]}).style",
+             "import sys, time\nprint(50, '%', sep='', file=sys.stderr)",
+             "import matplotlib.pyplot as plt\nplt.plot([1, 2])", "for k in range(3):\n    print(k, flush=True)\n    time.sleep(0.3)"]
+    folder = book("01_shows", *cells)
+    executed = paths.RESULTS / "demo/notebooks/01_shows.ipynb"
+    copies = []
+    for _ in range(2):
+        assert main([], folder) == 0
+        copies.append(executed.read_bytes())
+        (paths.RESULTS / "demo/notebooks/record.json").unlink()
+    assert copies[0] == copies[1] and b"object object" in copies[0] and b"50%" not in copies[0]
+    assert "50%" in capfd.readouterr().err
+
+
+def test_a_silent_notebook_says_where_it_is(book, capfd, monkeypatch):
+    monkeypatch.setattr("longtail.command.execution.QUIET_SECONDS", 1)
+    assert main([], book("01_sleeps", "import time\ntime.sleep(4)")) == 0
+    assert re.search(r"01_sleeps +\d+ s, cell \d of \d: A title", capfd.readouterr().err)
 
 
 def test_changed_result_or_notebook_makes_it_stale(book, capsys):
@@ -136,8 +163,8 @@ def test_plain_gives_parameters_and_leaves_figures_apart(book, capfd):
     cells = "import matplotlib.pyplot as plt\nplt.plot(seeds)", "assert not plt.gca().lines\ndisplay(profile, seeds, rate, float)"
     folder = book("01_plain", *cells)
     assert main(["long", "--plain", "-p", "seeds", "[3]"], folder) == 0
-    assert capfd.readouterr().out.startswith("long [3] 1.0")
-    assert not (folder.parent / "results").exists()
+    assert capfd.readouterr().out.startswith("long-custom [3] 1.0")
+    assert [path.name for path in (folder.parent / "results").rglob("*.*")] == ["changes.json"]
 
 
 @pytest.mark.parametrize("cell", ["rate / 0", "raise SystemExit(0)"])
@@ -148,11 +175,30 @@ def test_plain_failure_is_one_line_with_its_place(book, capsys, cell):
 
 
 @pytest.mark.parametrize("arguments, profile", [
-    (["long", "-p", "seeds", "[2]"], "long"), (["long", "-p", "seeds", "[4]"], "long-custom"), (["long", "-p", "rate", "1"], "long"),
-    (["long", "-p", "rate", "2e-3"], "long-custom"), (["-p", "seeds", "[2]"], "demo"), (["-p", "seeds", "[]"], "demo-custom")])
-def test_only_narrowing_keeps_the_profile(book, capfd, arguments, profile):
+    (["long"], "long"), (["long", "-p", "seeds", "[2]"], "long-custom"), (["long", "-p", "rate", "2e-3"], "long-custom"),
+    (["-p", "seeds", "[2]"], "demo-custom")])
+def test_changed_parameters_write_beside_the_profile(book, capfd, arguments, profile):
     assert main([*arguments, "--plain"], book("01_says", "print(profile, type(rate).__name__)")) == 0
     assert capfd.readouterr().out.startswith(f"{profile} float")
+
+
+def test_a_changed_parameter_reads_what_is_upstream_and_writes_beside(book, capsys):
+    upstream = "from longtail.store import runs\nresults = runs.Results(profile)\nresults.keep('data', {'seeds': seeds})"
+    downstream = ("from longtail.store import runs\nresults = runs.Results(profile)\nprint(results.kept('data'), views)\n"
+                  "results.keep('picking', {'views': views})")
+    book("01_data", upstream)
+    folder = book("04_ecle", downstream, parameters=PARAMETERS + "\nviews: int = 5  # of each")
+
+    def run(*words):
+        assert main([*words, "--plain"], folder) == 0
+        return capsys.readouterr().out
+    run()
+    plan = (paths.RESULTS / "demo/plan.json").read_bytes()
+    assert "{'seeds': [1, 2]} 6" in run("04", "-p", "views", "6")
+    assert "{'seeds': [2]} 5" in run("-p", "seeds", "[2]")
+    assert "{'seeds': [1, 2]} 7" in run("04", "-p", "views", "7")       # not what the command before left
+    assert (paths.RESULTS / "demo/plan.json").read_bytes() == plan
+    assert runs.Results("demo-custom").kept("picking") == {"views": 7} and runs.Results("demo").kept("picking") == {"views": 5}
 
 
 def test_own_profile_starts_from_a_base(book, capfd, tmp_path):
@@ -186,16 +232,21 @@ def test_a_second_command_waits_for_the_notebooks_of_the_first(book, capsys):
 
 @pytest.mark.parametrize("arguments, words", [
     (["huge"], "no profile huge; there are demo, long"), (["07"], "no notebook 07; there are 01_only"),
-    (["-p", "epoch", "3"], "no notebook has a parameter epoch; there are rate, seeds"), (["-p", "profile", "x"], "parameter profile"),
-    (["-p", "seeds", "3"], "seeds takes list[int], not 3"), (["-p", "seeds", "[a]"], "seeds takes list[int]"),
-    (["-p", "rate", "fast"], "rate takes float, not 'fast'"), (["-p", "rate", "yes"], "rate takes float, not True"),
-    (["-p", "rate"], "expected 2 arguments"), (["--fast"], "--fast"), (["demo", "long"], "one profile at a time"),
+    (["-p", "epoch", "3"], "no setting epoch; there are rate, seeds"), (["-p", "profile", "x"], "no setting profile"),
+    (["-p", "seeds", "3"], "seeds takes a list of whole numbers, not 3"), (["-p", "seeds", "[a]"], "seeds takes a list of whole numbers"),
+    (["-p", "seeds", "[]"], "seeds is empty"), (["-p", "seeds", "[-1]"], "seeds is -1; it lies between 0 and"),
+    (["-p", "rate", "fast"], "rate takes a number, not 'fast'"), (["-p", "rate", "yes"], "rate takes a number, not True"),
+    (["-p", "rate", ".inf"], "rate"), (["-p", "rate"], "expected 2 arguments"), (["--fast"], "--fast"),
+    (["demo", "long"], "one profile at a time"), (["--schema", "all"], "invalid choice"),
     (["-p", "rate", "{"], "YAML"), (["lost.yaml"], "lost.yaml cannot be read"), (["long.yaml"], "another name"),
-    (["typo.yaml"], "no notebook has a parameter epoch"),
-    (["text.yaml"], "seeds takes list[int], not '1' (str)"), (["list.yaml"], "no mapping"), (["lift.yaml"], "base tall")])
+    (["typo.yaml"], "line 1: no setting epoch"), (["short.yaml"], "no setting notebook"),
+    (["text.yaml"], "seeds takes a list of whole numbers, not '1'"), (["list.yaml"], "no mapping"), (["lift.yaml"], "base tall"),
+    (["...yaml"], "give the file another name"), (["..yaml"], "give the file another name"), ([".yaml"], "give the file another name"),
+    (["demo-custom.yaml"], "another name"), (["runs.yaml"], "another name"), (["a{b}.yaml"], "another name")])
 def test_refused_in_one_line_and_nothing_written(book, capsys, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
-    for name, content in {"long": "", "typo": "epoch: 3", "text": "seeds: '1'", "list": "[1]", "lift": "base: tall"}.items():
+    for name, content in {"long": "", "typo": "epoch: 3", "text": "seeds: '1'", "list": "[1]", "lift": "base: tall",
+                          "short": "notebook: ['01']", "..": "", ".": "", "": "", "demo-custom": "", "runs": "", "a{b}": ""}.items():
         Path(f"{name}.yaml").write_text(content)
     folder = book("01_only")
     before = sorted(tmp_path.rglob("*"))
@@ -205,37 +256,101 @@ def test_refused_in_one_line_and_nothing_written(book, capsys, tmp_path, monkeyp
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_all_mistakes_are_told_at_once_with_their_lines(capsys, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("""base: cifar10-small
+budget: 0
+batch_size: 1
+precision: bf16
+selection: best
+arms: [simclr longtail, nothing balanced]
+methods: [simclrr]
+outsider_count: -5
+dataset: cifar11
+architecture: resnet19
+losses: ['vs beta=1']
+tails: [exponential]
+retrain: [mak beta=3]
+protocols: [linear, guess]
+policy: cifar_classifier
+epoch: 3
+""")
+    assert main([str(file), "--dry-run"]) == 2
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == "refused: mine has 15 mistakes:" and [int(line.split()[1].strip(":")) for line in lines] == list(range(2, 17))
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"seeds": [1, 2]}, "3 splits and 2 seeds"), ({"epochs": 5}, "5 warm-up epochs leave nothing of 5 epochs"),
+    ({"once": ["simclr long_tail epochs=4"]}, "leave nothing of 4"), ({"group_rule": "thresholds"}, "no class is many"),
+    ({"factor": 0.001}, "a class without images"), ({"kind": "pareto_imagenet100"}, "table of 100 classes"),
+    ({"supervised_seeds": [1]}, ""), ({"supervised_seeds": [1, 2]}, "6 splits and 2 seeds")])
+def test_values_that_do_not_go_together_are_refused_before_anything_runs(changes, words):
+    if not words:
+        make_plan([], changes, paths.NOTEBOOKS)
+        return
+    with pytest.raises(Refused, match=words):
+        make_plan([], changes, paths.NOTEBOOKS)
+
+
+def test_schema_is_a_file_to_start_from(capsys, tmp_path):
+    assert main(["--schema"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^# budget: 100 +# a whole number from 1 to 1000000000; 05: images to pick$", printed, re.M)
+    assert re.search(r"^# alpha: 0.3 +# a number from 0 to 1;", printed, re.M) and re.search(r"# float32 \| bfloat16;", printed)
+    (tmp_path / "mine.yaml").write_text(printed.replace("# budget: 100", "budget: 7"))
+    plan = make_plan([str(tmp_path / "mine.yaml")], {}, paths.NOTEBOOKS)
+    assert [values for _, values in plan.jobs if len(values) > 1] == [{"budget": 7, "profile": "mine"}]
+    every = re.sub("(?m)^# (?=[a-z_]+: )", "", printed).replace('base: ""', "base: demo")
+    (tmp_path / "mine.yaml").write_text(every)
+    assert len(make_plan([str(tmp_path / "mine.yaml")], {}, paths.NOTEBOOKS).jobs) == len(list(paths.NOTEBOOKS.glob("*.ipynb")))
+
+
 def test_dry_run_counts_runs_and_hours(book, capsys):
-    folder = book("01_trains", parameters=PARAMETERS + '\narms: list[str] = ["simclr long_tail"]  # which\nepochs: int = 5  # of each')
+    parameters = '\narms: list[str] = ["simclr long_tail"]  # which\nepochs: int = 5  # of each\ndataset: str = "digits"  # images'
+    folder = book("01_trains", parameters=PARAMETERS + parameters)
     (folder / "profiles.yaml").write_text("long: {hours: 3, seeds: [1, 2, 3]}")
     assert main(["long", "--dry-run"], folder) == 0
     printed = capsys.readouterr().out
-    assert "runs done 0, missing 3" in printed and "seeds=[1, 2, 3]" in printed and "3 hours in all, as stated" in printed
+    assert "new    runs done 0, missing 3" in printed and "seeds=[1, 2, 3]" in printed
+    assert "3 runs missing: about 3.0 hours, by the 3 hours that the profile states" in printed
     assert not (folder.parent / "results").exists()
-    some = dict.fromkeys(runs.FIELDS, 0) | {"method": "simclr", "subset": "long_tail", "added": "none", "split": 1, "recipe": runs.RECIPE}
-    finish(runs.Run(**some | {"seed": 2, "epochs": 5}), seconds=1800)
-    finish(runs.Run(**some | {"seed": 3, "epochs": 6}), seconds=1800)
+    assert main(["long", "--dry-run", "-p", "epochs", "50"], folder) == 0
+    assert "about 30 hours, by the 3 hours" in capsys.readouterr().out
+    some = {"method": "simclr", "subset": "long_tail", "added": "none", "split": 1, "dataset": "digits"}
+    finish(some | {"seed": 2, "epochs": 5}, seconds=1800)
+    finish(some | {"seed": 3, "epochs": 6}, seconds=2160)
     assert main(["long", "--dry-run"], folder) == 0
     printed = capsys.readouterr().out
-    assert "runs done 1, missing 2" in printed and "2 runs missing: 1 hours of one process, as 2 took" in printed
+    assert "runs done 1, missing 2" in printed and "2 runs missing: about 1.0 hours of one process, by finished runs like them" in printed
+
+
+def test_dry_run_counts_networks_with_labels_and_says_what_is_fresh(book, capsys):
+    names = ("losses", "tails", "further_losses", "further_tails", "supervised_splits", "supervised_seeds", "supervised_size", "network",
+             "supervised_epochs", "dataset")
+    kinds = {book.name: book for book in profiles.notebooks_of(paths.NOTEBOOKS)}["07_supervised"]
+    lines = [f"{name}: {kinds.kinds[name]} = {kinds.defaults[name]!r}  # some" for name in names]
+    folder = book("07_labels", parameters="\n".join([*PARAMETERS.splitlines(), *lines]))
+    assert main(["--dry-run"], folder) == 0
+    assert f"runs done 0, missing {6 * (11 + 2 * 2)}" in capsys.readouterr().out
+    assert main([], folder) == main(["--dry-run"], folder) == 0
+    assert "07_labels        fresh" in capsys.readouterr().out
+    book("07_labels", "seeds", parameters="\n".join([*PARAMETERS.splitlines(), *lines]))
+    assert main(["--dry-run"], folder) == 0
+    assert "07_labels        stale" in capsys.readouterr().out
 
 
 def test_rows_of_the_tables_are_counted_with_their_budgets():
-    retrain = ["random", "mak", "mak alpha 0.5", "mak budget 40 ratio 2"]
-    rows = wanted({"retrain": retrain, "equal_updates": ["mak"], "budget": 30}, [(1, 7)])
-    assert [(row["added"], row["schedule"], row["budget"]) for row in rows] == [
+    values = {"retrain": ["random", "mak", "mak alpha=0.5", "mak budget=40 ratio=2"], "equal_updates": ["mak"], "budget": 30, "alpha": 0.3,
+              "ratio": 1.5, "prototypes": 10, "epochs": 5, "splits": [1], "seeds": [7]}
+    assert [(row["added"], row["schedule"], row["budget"]) for row in estimate.wanted(values)] == [
         ("random", "epochs", 30), ("mak", "epochs", 30), ("mak", "epochs", 30), ("mak", "epochs", 40), ("mak", "updates", 30)]
 
 
-def test_runs_alike_in_all_that_a_plan_tells_are_counted_apart(book, capsys):
-    retrain = '\nretrain: list[str] = ["mak", "mak alpha 0.5"]  # rows\nbudget: int = 9  # picks'
-    folder = book("05_samples", parameters=PARAMETERS + retrain)
-    (folder / "profiles.yaml").write_text("long: {hours: 3, seeds: [1, 2]}")
-    some = dict.fromkeys(runs.FIELDS, 0) | {"added": "mak", "schedule": "epochs", "budget": 9, "split": 1, "recipe": runs.RECIPE}
-    for seed, digest in ((1, "a"), (1, "b"), (2, "a")):
-        finish(runs.Run(**some | {"seed": seed, "images": digest}), seconds=60)
-    assert main(["long", "--dry-run"], folder) == 0
-    assert "runs done 3, missing 1" in capsys.readouterr().out
+def test_runs_alike_in_all_that_a_plan_tells_are_counted_apart():
+    asked = [{"added": "mak", "epochs": 5, "seed": seed} for seed in (1, 2)] * 2
+    counted = estimate.Expected(asked, [run | {"images": digest, "seconds": 1.0} for run, digest in zip(asked[:3], "abc", strict=True)])
+    assert counted.done == 3 and counted.missing == [asked[1]]
 
 
 def test_images_decide_freshness_wherever_a_parameter_names_them(tmp_path, monkeypatch):
@@ -249,8 +364,8 @@ def test_images_decide_freshness_wherever_a_parameter_names_them(tmp_path, monke
 
 def finish(run, seconds):
     """Put a finished run on disk without running anything."""
-    folder = runs.Results("long").folder(run)
-    runs.write(folder / "run.json", json.dumps(asdict(run)))
+    folder = paths.RESULTS / "runs" / f"seed{run['seed']}"
+    runs.write(folder / "run.json", json.dumps(run))
     runs.write(folder / "done.json", json.dumps({"seconds": seconds}))
 
 

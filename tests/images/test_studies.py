@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from longtail.images import datasets, memory, sources, studies
+from longtail.images import datasets, memory, places, sources, studies
 from longtail.measure.groups import size_groups
 from longtail.store import paths
 
@@ -420,7 +420,7 @@ def test_folders_train_and_val_make_a_study(disk, capsys, packed):
     with pytest.raises(ValueError, match="has only folders named as classes of the study"):
         study(dataset=f"{place.name}/seed", largest=20, factor=0.5, pool_per_class=2, outsiders=[f"{place.name}/seed/train"],
               outsider_count=1)
-    assert studies.name_of(f"{place.name}/seed") == ("mine" if packed else "seed") and studies.name_of("digits") == "digits"
+    assert places.name_of(f"{place.name}/seed") == ("mine" if packed else "seed") and places.name_of("digits") == "digits"
 
 
 def test_train_val_and_test_have_each_their_use(disk):

@@ -163,7 +163,7 @@ def test_vs_cdt_and_logit_adjustment_are_the_reference(case, tolerance):
 def test_ddc_is_the_reference_in_both_stages(case, tolerance):
     inputs = case["inputs"]
     parameters = {key: inputs[key] for key in ("gamma", "tau", "nu")} | {"late_tau": inputs["tau"], "start": inputs["t0"]}
-    plan = adjusted.plan_of("ddc", parameters, inputs["counts"], SCHEDULE)
+    plan = adjusted.method_of("ddc", parameters, inputs["counts"], SCHEDULE)
     agrees(plan.loss(inputs["epoch"]), case, tolerance)
     if case["expected"]["phase"] == 2:
         weights = adjusted.inverse_weights(inputs["counts"], inputs["nu"])
@@ -241,7 +241,7 @@ def test_special_cases_are_the_general_loss(spec, special):
 @pytest.mark.parametrize("epoch", [0, 19])
 def test_equal_counts_make_every_weighting_and_shifting_method_cross_entropy(arm, epoch):
     logits, labels = problem()
-    plan = adjusted.plan_of(*adjusted.parse(arm), [60] * 5, SCHEDULE)
+    plan = adjusted.method_of(*adjusted.read_loss(arm), [60] * 5, SCHEDULE)
     torch.testing.assert_close(plan.loss(epoch)(logits, labels), functional.cross_entropy(logits, labels), rtol=1e-12, atol=0)
 
 
@@ -253,14 +253,14 @@ def test_equal_counts_make_ldam_a_uniform_margin_with_its_scale():
 def test_gradients_sum_to_zero_over_classes_without_scales(arm):
     logits, labels = problem()
     logits.requires_grad_()
-    adjusted.plan_of(*adjusted.parse(arm), COUNTS, SCHEDULE).loss(19)(logits, labels).backward()
+    adjusted.method_of(*adjusted.read_loss(arm), COUNTS, SCHEDULE).loss(19)(logits, labels).backward()
     torch.testing.assert_close(logits.grad.sum(1), torch.zeros(40, dtype=torch.float64), rtol=0, atol=1e-15)
 
 
 def test_one_image_of_the_rarest_class_leaves_every_loss_finite():
     logits, labels = problem(counts=[5000, 40, 1])
-    for arm in adjusted.METHODS:
-        plan = adjusted.plan_of(*adjusted.parse(arm), [5000, 40, 1], SCHEDULE)
+    for arm in adjusted.LOSSES:
+        plan = adjusted.method_of(*adjusted.read_loss(arm), [5000, 40, 1], SCHEDULE)
         for epoch in (0, 19):
             z = (20 * logits).float().requires_grad_()
             plan.loss(epoch)(z, labels).backward()
@@ -341,79 +341,79 @@ SOFTMAX, SIGMOID, HINGE = softmax_formula, sigmoid_formula, hinge_formula
 LATE = effective(0.9999)
 PLANS = [       # arm, formula, its settings before the switch, what the switch changes
     ("ce", SOFTMAX, {}, {}),
-    ("focal", SOFTMAX, {"gamma": 1}, {}), ("focal gamma:2", SOFTMAX, {"gamma": 2}, {}),
-    ("sigmoid", SIGMOID, {}, {}), ("sigmoid_focal", SIGMOID, {"gamma": 1}, {}), ("sigmoid_focal gamma:0.5", SIGMOID, {"gamma": 0.5}, {}),
-    ("cb_sigmoid", SIGMOID, {"alpha": LATE}, {}), ("cb_sigmoid b:0.9", SIGMOID, {"alpha": effective(0.9)}, {}),
+    ("focal", SOFTMAX, {"gamma": 1}, {}), ("focal gamma=2", SOFTMAX, {"gamma": 2}, {}),
+    ("sigmoid", SIGMOID, {}, {}), ("sigmoid_focal", SIGMOID, {"gamma": 1}, {}), ("sigmoid_focal gamma=0.5", SIGMOID, {"gamma": 0.5}, {}),
+    ("cb_sigmoid", SIGMOID, {"alpha": LATE}, {}), ("cb_sigmoid b=0.9", SIGMOID, {"alpha": effective(0.9)}, {}),
     ("cb_focal", SIGMOID, {"alpha": LATE, "gamma": 1}, {}),
-    ("cb_focal b:0.9 gamma:0.5", SIGMOID, {"alpha": effective(0.9), "gamma": 0.5}, {}),
-    ("cb", SOFTMAX, {"alpha": LATE}, {}), ("cb b:0.9", SOFTMAX, {"alpha": effective(0.9)}, {}),
+    ("cb_focal b=0.9 gamma=0.5", SIGMOID, {"alpha": effective(0.9), "gamma": 0.5}, {}),
+    ("cb", SOFTMAX, {"alpha": LATE}, {}), ("cb b=0.9", SOFTMAX, {"alpha": effective(0.9)}, {}),
     ("cb_weighted", SOFTMAX, {"alpha": LATE, "weighted": True}, {}),
-    ("cb_weighted b:0.9", SOFTMAX, {"alpha": effective(0.9), "weighted": True}, {}),
+    ("cb_weighted b=0.9", SOFTMAX, {"alpha": effective(0.9), "weighted": True}, {}),
     ("resampling", SOFTMAX, {}, {}),
-    ("ce_drw", SOFTMAX, {}, {"alpha": LATE, "weighted": True}), ("ce_drw b:0.9", SOFTMAX, {}, {"alpha": effective(0.9), "weighted": True}),
+    ("ce_drw", SOFTMAX, {}, {"alpha": LATE, "weighted": True}), ("ce_drw b=0.9", SOFTMAX, {}, {"alpha": effective(0.9), "weighted": True}),
     ("ldam", SOFTMAX, {"beta": 30 * ONES, "mu": 30 * margins(0.5)}, {}),
-    ("ldam max_m:0.3 s:7", SOFTMAX, {"beta": 7 * ONES, "mu": 7 * margins(0.3)}, {}),
+    ("ldam max_m=0.3 s=7", SOFTMAX, {"beta": 7 * ONES, "mu": 7 * margins(0.3)}, {}),
     ("ldam_drw", SOFTMAX, {"beta": 30 * ONES, "mu": 30 * margins(0.5)}, {"alpha": LATE, "weighted": True}),
-    ("ldam_drw max_m:0.3 s:7 b:0.9", SOFTMAX, {"beta": 7 * ONES, "mu": 7 * margins(0.3)},
+    ("ldam_drw max_m=0.3 s=7 b=0.9", SOFTMAX, {"beta": 7 * ONES, "mu": 7 * margins(0.3)},
      {"alpha": effective(0.9), "weighted": True}),
     ("uniform_drw", SOFTMAX, {"beta": 30 * ONES, "mu": 15 * ONES}, {"alpha": LATE, "weighted": True}),
-    ("uniform_drw margin:0.3 s:7 b:0.9", SOFTMAX, {"beta": 7 * ONES, "mu": 2.1 * ONES},
+    ("uniform_drw margin=0.3 s=7 b=0.9", SOFTMAX, {"beta": 7 * ONES, "mu": 2.1 * ONES},
      {"alpha": effective(0.9), "weighted": True}),
-    ("ldam_hinge_drs", HINGE, {"margin": margins(0.5)}, {}), ("ldam_hinge_drs max_m:0.3", HINGE, {"margin": margins(0.3)}, {}),
-    ("la", SOFTMAX, {"iota": LOG_PRIOR}, {}), ("la tau:1.5", SOFTMAX, {"iota": 1.5 * LOG_PRIOR}, {}),
-    ("cdt", SOFTMAX, {"beta": scales(0.3)}, {}), ("cdt gamma:0.1", SOFTMAX, {"beta": scales(0.1)}, {}),
+    ("ldam_hinge_drs", HINGE, {"margin": margins(0.5)}, {}), ("ldam_hinge_drs max_m=0.3", HINGE, {"margin": margins(0.3)}, {}),
+    ("la", SOFTMAX, {"iota": LOG_PRIOR}, {}), ("la tau=1.5", SOFTMAX, {"iota": 1.5 * LOG_PRIOR}, {}),
+    ("cdt", SOFTMAX, {"beta": scales(0.3)}, {}), ("cdt gamma=0.1", SOFTMAX, {"beta": scales(0.1)}, {}),
     ("vs", SOFTMAX, {"beta": scales(0.3), "iota": LOG_PRIOR}, {}),
-    ("vs gamma:0.1 tau:1.5", SOFTMAX, {"beta": scales(0.1), "iota": 1.5 * LOG_PRIOR}, {}),
+    ("vs gamma=0.1 tau=1.5", SOFTMAX, {"beta": scales(0.1), "iota": 1.5 * LOG_PRIOR}, {}),
     ("tla", SOFTMAX, {"beta": scales(0.05), "iota": LOG_PRIOR}, {"beta": ONES}),
-    ("tla gamma:0.2 tau:1.5", SOFTMAX, {"beta": scales(0.2), "iota": 1.5 * LOG_PRIOR}, {"beta": ONES}),
+    ("tla gamma=0.2 tau=1.5", SOFTMAX, {"beta": scales(0.2), "iota": 1.5 * LOG_PRIOR}, {"beta": ONES}),
     ("adrw", SOFTMAX, {}, {"alpha": shares(np.exp(-0.15 * LOG_PRIOR)), "weighted": True}),
-    ("adrw nu:0.4", SOFTMAX, {}, {"alpha": shares(np.exp(-0.4 * LOG_PRIOR)), "weighted": True}),
+    ("adrw nu=0.4", SOFTMAX, {}, {"alpha": shares(np.exp(-0.4 * LOG_PRIOR)), "weighted": True}),
     ("ddc", SOFTMAX, {"beta": scales(0.05), "iota": LOG_PRIOR},
      {"beta": ONES, "alpha": shares(np.exp(-0.15 * LOG_PRIOR)), "weighted": True}),
-    ("ddc gamma:0.2 tau:1.5 late_tau:0.7 nu:0.4", SOFTMAX, {"beta": scales(0.2), "iota": 1.5 * LOG_PRIOR},
+    ("ddc gamma=0.2 tau=1.5 late_tau=0.7 nu=0.4", SOFTMAX, {"beta": scales(0.2), "iota": 1.5 * LOG_PRIOR},
      {"beta": ONES, "iota": 0.7 * LOG_PRIOR, "alpha": shares(np.exp(-0.4 * LOG_PRIOR)), "weighted": True})]
 
 
 def test_every_method_has_its_formula():
-    assert {arm.split()[0] for arm, *_ in PLANS} == set(adjusted.METHODS)
+    assert {arm.split()[0] for arm, *_ in PLANS} == set(adjusted.LOSSES)
 
 
 @pytest.mark.parametrize("arm, formula, first, change", PLANS, ids=[arm for arm, *_ in PLANS])
 @pytest.mark.parametrize("start", [16, 3])
 def test_a_method_trains_on_its_formula_before_and_after_the_switch(arm, formula, first, change, start):
     logits, labels = (part[:8] for part in problem())
-    name, parameters = adjusted.parse(arm if start == SCHEDULE.drops[0] else f"{arm} start:{start}")
-    loss_of = adjusted.plan_of(name, parameters, COUNTS, SCHEDULE).loss
+    name, parameters = adjusted.read_loss(arm if start == SCHEDULE.drops[0] else f"{arm} start={start}")
+    loss_of = adjusted.method_of(name, parameters, COUNTS, SCHEDULE).loss
     for epoch, settings in ((0, first), (start - 1, first), (start, first | change), (19, first | change)):
         want = formula(logits.numpy(), labels.numpy(), **settings)
         assert loss_of(epoch)(logits, labels).item() == pytest.approx(want, rel=1e-9)
 
 
-@pytest.mark.parametrize("arm, b, start", [("resampling", 0.9999, 0), ("resampling b:0.9", 0.9, 0), ("ldam_hinge_drs", 0.9999, 16),
-                                           ("ldam_hinge_drs b:0.9", 0.9, 16), ("ldam_hinge_drs b:0.9 start:3", 0.9, 3)])
+@pytest.mark.parametrize("arm, b, start", [("resampling", 0.9999, 0), ("resampling b=0.9", 0.9, 0), ("ldam_hinge_drs", 0.9999, 16),
+                                           ("ldam_hinge_drs b=0.9", 0.9, 16), ("ldam_hinge_drs b=0.9 start=3", 0.9, 3)])
 def test_a_method_draws_by_the_effective_number_from_the_switch_on(arm, b, start):
-    draw = adjusted.plan_of(*adjusted.parse(arm), COUNTS, SCHEDULE).draw
+    draw = adjusted.method_of(*adjusted.read_loss(arm), COUNTS, SCHEDULE).draw
     assert all(draw(epoch) is None for epoch in range(start))
     for epoch in (start, 19):
         torch.testing.assert_close(draw(epoch), torch.from_numpy(effective(b)), rtol=1e-9, atol=0)
 
 
 def test_a_method_is_read_with_its_published_parameters():
-    assert adjusted.parse("vs") == ("vs", {"gamma": 0.3, "tau": 1.0})
-    assert adjusted.parse("ddc nu:0.25 start:3") == ("ddc", {"gamma": 0.05, "tau": 1.0, "late_tau": 1.0, "nu": 0.25, "start": 3})
+    assert adjusted.read_loss("vs") == ("vs", {"gamma": 0.3, "tau": 1.0})
+    assert adjusted.read_loss("ddc nu=0.25 start=3") == ("ddc", {"gamma": 0.05, "tau": 1.0, "late_tau": 1.0, "nu": 0.25, "start": 3})
 
 
 def test_second_stage_starts_at_the_first_drop_or_where_it_is_told():
     logits, labels = problem()
     plain = functional.cross_entropy(logits, labels)
     for parameters, start in (({"b": 0.99}, 16), ({"b": 0.99, "start": 3}, 3)):
-        loss = adjusted.plan_of("ce_drw", parameters, COUNTS, SCHEDULE).loss
+        loss = adjusted.method_of("ce_drw", parameters, COUNTS, SCHEDULE).loss
         torch.testing.assert_close(loss(start - 1)(logits, labels), plain)
         assert (loss(start)(logits, labels) - plain).abs() > 0.1
 
 
 def test_only_the_named_methods_use_cosines_or_draw_with_replacement():
-    plans = {arm: adjusted.plan_of(*adjusted.parse(arm), COUNTS, SCHEDULE) for arm in adjusted.METHODS}
+    plans = {arm: adjusted.method_of(*adjusted.read_loss(arm), COUNTS, SCHEDULE) for arm in adjusted.LOSSES}
     assert {arm for arm, plan in plans.items() if plan.cosine} == {"ldam", "ldam_drw", "uniform_drw", "ldam_hinge_drs"}
     assert {arm for arm, plan in plans.items() if plan.draw(0) is not None} == {"resampling"}
     assert {arm for arm, plan in plans.items() if plan.draw(16) is not None} == {"resampling", "ldam_hinge_drs"}
@@ -447,10 +447,11 @@ def test_labels_of_any_whole_numbers_are_the_same_labels(loss):
     (lambda: sigmoid_focal(torch.zeros(2, 3), torch.tensor([0, 3])), "labels reach from 0 to 3"),
     (lambda: adjusted_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), LossSpec(alpha=[1.0, 2.0])), r"alpha has shape \(2,\) for 3"),
     (lambda: adjusted_cross_entropy(torch.zeros(2, 3), torch.tensor([0]), LossSpec()), "one row of logits an image"),
-    (lambda: staged(1, 2, -1), "starts at epoch -1"), (lambda: adjusted.parse("svm"), "no method 'svm'; there are ce, focal"),
-    (lambda: adjusted.parse("vs gama:1"), "vs takes gamma:…, tau:…, start:…"), (lambda: adjusted.parse("vs 0.3"), "cannot be read"),
-    *((partial(adjusted.parse, f"vs {given}"), f"'vs {given}' cannot be read; vs takes gamma:…, tau:…, start:…, each a number")
-      for given in ("gamma:abc", "gamma:", "gamma:nan", "tau:inf", "start:1.5", "gamma:1 gamma:2", "sizes:3")),
+    (lambda: staged(1, 2, -1), "starts at epoch -1"), (lambda: adjusted.read_loss("svm"), "no method 'svm'; there are ce, focal"),
+    (lambda: adjusted.read_loss("vs gama=1"),
+     "what can be set is gamma=…, tau=…, start=…"), (lambda: adjusted.read_loss("vs 0.3"), "no method 'vs 0.3'"),
+    *((partial(adjusted.read_loss, f"vs {given}"), rf"'vs {given}' cannot be read")
+      for given in ("gamma=abc", "gamma=", "gamma=nan", "tau=inf", "start=1.5", "gamma=1 gamma=2", "sizes=3")),
     *((partial(loss, torch.zeros(2, 3), labels), message) for loss in EACH_LOSS for labels, message in (
         ([[0], [1]], r"labels are int64 of shape \(2, 1\); give one whole number an image"), ([0, 1, 2], "one row of logits an image"),
         (torch.tensor([0.0, 1.0]), r"labels are float32 of shape \(2,\)"))),

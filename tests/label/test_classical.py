@@ -73,7 +73,7 @@ def test_plugin_threshold_is_the_definition(case):
         shifted = adjusted.posthoc_logit_adjust(torch.stack([1 - eta, eta], 1).log(), torch.bincount(truth), 1.0)
         assert torch.where(shifted.argmax(1) > 0, 1, -1).tolist() == want["prediction"]            # the same rule in another form
         for cut, expected in ((threshold, {"balanced": "am", "class 0": "tnr", "class 1": "tpr"}), (0.5, {"balanced": "am_at_half"})):
-            rows = supervised.score_rows(torch.stack([cut - eta, eta - cut], 1), truth, ["many", "few"])
+            rows = supervised.network_rows(torch.stack([cut - eta, eta - cut], 1), truth, ["many", "few"])
             found = {group: accuracy / 100 for group, accuracy, _ in rows}
             assert {key: found[group] for group, key in expected.items()} == pytest.approx({key: want[key] for key in expected.values()})
 
@@ -210,6 +210,7 @@ def encoder(tmp_path, monkeypatch):
                    policy="digits", epochs=1, batch_size=64, learning_rate=0.01, weight_decay=0.0, warmup_epochs=0, temperature=0.2,
                    prune_fraction=0.9, precision="float32", images=study.seed.digest)
     train.pretrain(run, study.seed, results, progress=False)
+    results.ask("arms", [run], {})
     return run, results, study
 
 

@@ -122,18 +122,20 @@ def test_accuracy_is_the_mean_over_disjoint_sets_of_labels(asked):
 def test_labels_teach_half_a_and_the_runs_stay_apart(tmp_path, monkeypatch):
     """From images to rows: a few epochs on labels help where the label is; what was measured is read again; the profile sees no run."""
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
-    small, apart = halves.tasks(16, 1, 60, 0.05), runs.Results("tiny/halves")
-    found = {}
+    small, apart = halves.tasks(16, 1, 60, 0.05), runs.Results("tiny")
+    found, made = {}, []
     for method in ("untrained", "supervised"):
         run, images = train.plan(small["half B"], f"{method} long_tail", 1, 1, SETTINGS)
         train.pretrain(run, images, apart, progress=False)
-        found[method] = halves.measure(run, apart, small)
+        made.append(run)
+        found[method] = halves.measure_halves(run, apart, small)
     rows = found["supervised"]
     assert list(rows) == ["task", "labels", "accuracy", "images"]
     assert len(rows) == 6 and set(rows.task) == set(halves.TASKS) and (rows.images == 250).all()
     gain = (rows.accuracy - found["untrained"].accuracy)[(rows.task == "frequent classes") & (rows.labels == 10)].item()
     assert gain > 5
     monkeypatch.setattr(halves, "separability", None)
-    assert halves.measure(run, apart, small).equals(rows)
-    assert not runs.Results("tiny").done() and len(apart.done()) == 2
-    assert figures._commits(rows.assign(run=run.name), "tiny")[run.name] != "unknown"
+    assert halves.measure_halves(run, apart, small).equals(rows)
+    apart.ask("halves", made, {})
+    assert not apart.done() and len(apart.done("halves")) == 2
+    assert figures._commits(rows.assign(run=run.name))[run.name] != "unknown"

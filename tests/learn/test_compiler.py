@@ -1,4 +1,4 @@
-"""The compiler of random views: a program for each size and law, kept after a measurement, and done without where there is none."""
+"""The compiler, of random views and of Sinkhorn: programs by size and law, kept after a measurement, done without if need be."""
 
 import functools
 import os
@@ -10,8 +10,9 @@ import torch
 from tape import stand_in
 from toy import IMAGES, planned
 
-from longtail.bench import speed_floor
+from longtail.bench import floor
 from longtail.images import views
+from longtail.learn.methods import gh
 from longtail.store import gpu, paths
 
 
@@ -21,11 +22,11 @@ def programs(monkeypatch):
     from torch._dynamo.testing import CompileCounter
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
-    torch._dynamo.reset()
-    views._compiled.cache_clear()
+    for clear in (made := (torch._dynamo.reset, views._compiled.cache_clear, gh._fused_round.cache_clear)):
+        clear()
     yield counter
-    torch._dynamo.reset()
-    views._compiled.cache_clear()
+    for clear in made:
+        clear()
 
 
 def fused(count, policy):
@@ -56,14 +57,25 @@ def test_views_are_still_compiled_after_a_measurement(programs, monkeypatch):
     class Plain:
         def __init__(self, work, memory):
             self.result, self.replay = work(), work
-    monkeypatch.setattr(speed_floor, "matmul_rate", lambda precision: 1e9)
+    monkeypatch.setattr(floor, "matmul_rate", lambda precision: 1e9)
     with stand_in():
         monkeypatch.setattr(gpu, "compiler", lambda: True)
         monkeypatch.setattr(gpu, "Graph", Plain)
-        assert speed_floor.training_rate(planned(), 20, 1, 1)["gflop_per_update"] > 0
+        assert floor.training_rate(planned(), 20, 1, 1)["gflop_per_update"] > 0
     assert programs.frame_count == 1        # the size of a batch
     fused(5, "digits")
     assert programs.frame_count == 2
+
+
+def test_all_rounds_of_sinkhorn_are_one_program(programs, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits, prior = torch.randn(3, 2, 8, 6, generator=generator), torch.rand(6, generator=generator)
+    uncompiled = [gh.sinkhorn(each, prior) for each in logits]
+    with stand_in():
+        monkeypatch.setattr(gpu, "compiler", lambda: True)
+        compiled = [gh.sinkhorn(each, prior) for each in logits]
+    torch.testing.assert_close(compiled, uncompiled, rtol=1e-4, atol=1e-6)
+    assert programs.frame_count == 1 and programs.op_count < 10
 
 
 BARE = """
@@ -86,6 +98,6 @@ def test_without_a_c_compiler_one_line_says_so_and_training_goes_on(tmp_path):
     bare = {**os.environ, "PATH": "/nowhere", "CXX": "", "CC": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", BARE, paths.ROOT / "tests", tmp_path], env=bare, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("bare/runs/*/done.json"))) == 2
+    assert len(list(tmp_path.glob("runs/*/done.json"))) == 2
     [line] = done.stdout.splitlines()
     assert line.startswith("not compiled, so slower: ") and "ompiler" in line

@@ -1,18 +1,21 @@
 """Recorded updates without a GPU: a tape of every operator, replayed, equals the update made one by one, bit for bit."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from tape import Refused, Tape, Watch, stand_in
-from toy import IMAGES, planned
+from shelf import apart
+from tape import Launches, Refused, Tape, Watch, several, stand_in
+from toy import FAMILY, IMAGES, planned
 
 from longtail.images import randaugment, views
 from longtail.label import adjusted, supervised
-from longtail.learn import models, train
-from longtail.learn.methods import ts
-from longtail.store import gpu, paths, processes, runs
+from longtail.learn import methods, models, train
+from longtail.learn.methods import gh, ts
+from longtail.store import gpu, paths, processes
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +25,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def trained(run, name, records=True, seconds=1e9):
     """(weights, log) of a run trained with the stand-in, recorded or made one by one; and what was recorded."""
-    results = runs.Results(name)
+    results = apart(name)
     with stand_in(records) as graphs:
         train.pretrain(run, IMAGES, results, progress=False, checkpoint_seconds=seconds)
         made = list(graphs)
@@ -46,6 +49,11 @@ def stop_at(monkeypatch, method, number):
     monkeypatch.setattr(train.Step, "__call__", call)
 
 
+def test_every_method_that_trains_is_recorded_somewhere():
+    """The smoke test goes through FAMILY; a new method belongs there."""
+    assert {part for name in FAMILY for part in name.split("+")} == methods.METHODS.keys() - {"untrained", "given"}
+
+
 @pytest.mark.parametrize("method", ["sdclr+bcl+gh+colt", "rwsam", "sdclr+ts"])
 def test_replays_are_the_updates_made_one_by_one(monkeypatch, method):
     """The smoke test shows it for every method; here also what was recorded, and that nothing is where updates are made one by one."""
@@ -65,22 +73,89 @@ def test_replays_are_the_updates_made_one_by_one(monkeypatch, method):
 
 # ---- training on labels
 
-def trained_on_labels(method, folder, records):
+def trained_on_labels(method, folder, records, **how):
     """Losses and weights of a perceptron, over two stages, a drop of the rate and a short last batch; how often it was recorded."""
     schedule = supervised.Schedule(4, 8, 0.1, drops=(2,), drop=0.1, warmup_epochs=1)
-    arm, parameters = adjusted.parse(method)
-    run = supervised.Run("toy", "step", 2, 8, 0, 1, arm, parameters, "perceptron", 16, "digits", schedule, "float32", False, IMAGES.digest)
+    run = supervised.run_of(IMAGES, method, "step ratio=2", 0, 1, schedule, dataset="toy", largest=8, architecture="perceptron", size=16,
+                            policy="digits", precision="float32")
     with stand_in(records) as made:
-        network = supervised.train_network(run, IMAGES, 3, folder)
+        network, _ = supervised.train_network(run, IMAGES, 3, folder, **how)
         return pd.read_csv(folder / "log.csv").loss.tolist(), network.state_dict(), len(made)
 
 
-@pytest.mark.parametrize("method", adjusted.METHODS)
+def test_a_resume_with_labels_replays_what_an_undisturbed_run_does(tmp_path, monkeypatch):
+    one_by_one, whole, calls = trained_on_labels("ldam_drw", tmp_path / "one by one", False), supervised.Update.__call__, []
+
+    def stop(update, *given):
+        calls.append(given)
+        if len(calls) == 11:        # in the middle of the last epoch, in the second stage
+            raise KeyboardInterrupt
+        return whole(update, *given)
+    with monkeypatch.context() as patch:
+        patch.setattr(supervised.Update, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            trained_on_labels("ldam_drw", tmp_path / "stopped", True, checkpoint_seconds=0)
+    losses, weights, made = trained_on_labels("ldam_drw", tmp_path / "stopped", True)
+    assert one_by_one[0] == losses and all(torch.equal(values, weights[name]) for name, values in one_by_one[1].items())
+    assert made == 2        # both sizes of a batch, in the second stage alone
+
+
+@pytest.mark.parametrize("method", adjusted.LOSSES)
 def test_replays_with_labels_are_the_updates_made_one_by_one(tmp_path, method):
     one_by_one, recorded = (trained_on_labels(method, tmp_path / str(records), records) for records in (False, True))
     assert one_by_one[0] == recorded[0] and all(torch.equal(values, recorded[1][name]) for name, values in one_by_one[1].items())
     stages = 2 if method in ("ce_drw", "ldam_drw", "uniform_drw", "tla", "adrw", "ddc") else 1
     assert one_by_one[2] == 0 and recorded[2] == 2 * stages
+
+
+def test_a_loss_that_reads_labels_on_the_host_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(adjusted, "gpu", SimpleNamespace(computes=lambda x: False))     # then labels are checked by their values
+    with pytest.raises(Refused, match="waits for the device"):
+        trained_on_labels("ce", tmp_path, True)
+
+
+# ---- Sinkhorn
+
+def test_replays_of_sinkhorn_are_its_rounds_made_one_by_one():
+    """Other logits and another prior than those it was recorded with."""
+    normal = torch.Generator().manual_seed(0)
+    logits, priors = torch.randn(3, 2, 8, 6, generator=normal), torch.rand(3, 6, generator=normal)
+    with stand_in() as made:
+        recorded = gpu.Recorded(gh.sinkhorn)
+        found = [recorded(((), 8), each, prior) for each, prior in zip(logits, priors, strict=True)]
+        assert len(made) == 1 and len(made[0][1]) > 1200
+    assert all(torch.equal(one, gh.sinkhorn(each, prior)) for one, each, prior in zip(found, logits, priors, strict=True))
+    assert torch.equal(gh.sinkhorn(logits[0]), gh.sinkhorn(logits[0], torch.ones(6)))
+
+
+def test_sinkhorn_until_nothing_moves_is_refused():
+    def until_steady(logits, prior):
+        rounds = 1
+        while not torch.allclose(gh.sinkhorn(logits, prior, iterations=rounds).sum(-2), prior):
+            rounds += 1
+    with stand_in(), pytest.raises(Refused):
+        gpu.Recorded(until_steady)(((), 4), torch.zeros(4, 2), torch.tensor([2.0, 2.0]))
+
+
+@pytest.mark.parametrize("processes_of_a_run, graphs", [(1, 1), (2, 1)])
+def test_sinkhorn_is_recorded_with_the_update_or_by_itself(processes_of_a_run, graphs):
+    """Several processes make their updates one by one, since they exchange messages meanwhile; the rounds are a graph there too."""
+    ends = []
+    for records in (False, True):
+        with stand_in(records) as made, several(processes_of_a_run):
+            run = planned(method="gh")
+            encoder, method, optimizer = train.initialise(run)
+            method.start(IMAGES, None)
+            step = train.Step(run, encoder, method, optimizer, IMAGES.images)
+            for epoch in (0, 2, 3):
+                method.before_epoch(encoder, epoch)
+                step.epoch.fill_(epoch)
+                with Launches() as launches:
+                    step(torch.arange(8), 0.1)
+            ends.append([tensor.clone() for tensor in encoder.state_dict().values()])
+            assert len(made) == (graphs + (processes_of_a_run == 1)) * records       # an update has two phases
+            assert launches.count > 1200 if not records else launches.count < (10 if processes_of_a_run == 1 else 1200)
+    assert all(map(torch.equal, *ends))
 
 
 # ---- what the tape would find
@@ -144,6 +219,9 @@ def test_numbers_copied_from_the_host_at_every_call_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("work", [
     lambda x, places: x.sum().item(), lambda x, places: float(x.sum()), lambda x, places: bool(x.sum() > 0), lambda x, places: x.tolist(),
+    lambda x, places: torch.allclose(x, x), lambda x, places: x.equal(x), 
+    lambda x, places: x.repeat_interleave(places),
+    lambda x, places: torch.linalg.inv(x.view(2, 2)), lambda x, places: torch.randperm(4)[places[0]].item(),
     lambda x, places: x.nonzero(), lambda x, places: x[x > 0], lambda x, places: x.masked_select(x > 0),
     lambda x, places: x.index_put_((x > 0,), x.new_zeros(())), lambda x, places: x.clone().__setitem__(x > 0, 1.0),
     lambda x, places: places.bincount(), lambda x, places: places.unique(), lambda x, places: torch.where(x > 0),

@@ -1,16 +1,19 @@
 """The one loop: rates, gradients, resume, and everything that must not change a run."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from shelf import apart
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from toy import FAMILY, IMAGES, RUN, image_set, planned
 
@@ -182,7 +185,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(results, monkeypatch, method, 
     continued = outcome(run, IMAGES, results)
     assert epochs == [*range(resumed, 4)]
     assert results.is_done(run) and not (results.folder(run) / "last.pt").exists()
-    elsewhere = runs.Results("uninterrupted")
+    elsewhere = apart("uninterrupted")
     assert_same(continued, outcome(run, IMAGES, elsewhere))
     noted = [folder / "notes.csv" for folder in (results.folder(run), elsewhere.folder(run))]
     assert noted[0].exists() == bool({"bcl", "gh", "colt", "rwsam", "rwsam_oracle"} & set(method.split("+")))
@@ -192,7 +195,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(results, monkeypatch, method, 
 def test_a_seed_decides_everything(results):
     first = outcome(planned(), IMAGES, results)
     torch.manual_seed(12345)                                                # no hidden generator takes part
-    assert_same(first, outcome(planned(), IMAGES, runs.Results("again")))
+    assert_same(first, outcome(planned(), IMAGES, apart("again")))
     assert differ(first, outcome(planned(seed=2), IMAGES, results))
 
 
@@ -205,12 +208,12 @@ def test_labels_never_matter(results, method):
     first = outcome(run, IMAGES, results)
     for k, other in enumerate((shuffled, unknown)):
         assert planned(other, method=method).name == run.name
-        assert_same(first, outcome(run, other, runs.Results(f"other{k}")))
+        assert_same(first, outcome(run, other, apart(f"other{k}")))
 
 
 def test_two_processes_give_the_numbers_of_one(results):
     jobs = [(planned(seed=seed, epochs=2), IMAGES) for seed in (1, 2)]
-    elsewhere = runs.Results("two")
+    elsewhere = apart("two")
     train.pretrain_all(jobs, results, 1)
     train.pretrain_all(jobs, elsewhere, 2)
     for run, _ in jobs:
@@ -241,24 +244,33 @@ def test_a_done_run_is_left_alone(results, monkeypatch):
     train.pretrain(run, IMAGES, results)
     train.pretrain_all([(run, IMAGES)], results, 2)
     assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files} == before
+    results.ask("arms", [run], {})
     assert results.done() == [run]
+
+
+def other_seeds(content):
+    """The checkpoint of another run, whole."""
+    other = planned(seed=7)
+    train.save_checkpoint(other, Path(os.environ["OTHER"]), dict(zip(("encoder", "method", "optimizer"), train.initialise(other),
+                                                                    strict=True)) | {"method": {}, "notes": {}}, [{"step": 3}])
+    return Path(os.environ["OTHER"]).read_bytes()
 
 
 @pytest.mark.parametrize("damage", [
     lambda content: content[:len(content) // 2], lambda content: content[:100], lambda content: b"", lambda content: b"something else",
-], ids=["half", "start", "empty", "foreign"])
-def test_a_damaged_checkpoint_is_refused_by_name(results, monkeypatch, damage):
+    lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:], other_seeds,
+], ids=["half", "start", "empty", "foreign", "one bit", "another seed"])
+def test_a_checkpoint_that_is_damaged_or_anothers_is_not_used_and_a_line_says_so(results, monkeypatch, tmp_path, damage, capsys):
     run, file = planned(), results.folder(planned()) / "last.pt"
+    monkeypatch.setenv("OTHER", str(tmp_path / "other.pt"))
     with monkeypatch.context() as patch:
         stop_at(patch, methods.SimCLR, 8)
         with pytest.raises(KeyboardInterrupt):
             train.pretrain(run, IMAGES, results, progress=False, checkpoint_seconds=0)
-    cut = damage(file.read_bytes())
-    file.write_bytes(cut)
-    with pytest.raises(ValueError, match=r"last\.pt is damaged .*delete it to train from the start") as caught:
-        train.pretrain(run, IMAGES, results, progress=False)
-    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
-    assert file.read_bytes() == cut and not results.is_done(run)
+    file.write_bytes(damage(file.read_bytes()))
+    found = outcome(run, IMAGES, results)
+    assert capsys.readouterr().out == f"{file} is damaged, or another run's; {run.name} starts again from its first epoch\n"
+    assert_same(found, outcome(run, IMAGES, apart("undisturbed")))
 
 
 def test_a_damaged_encoder_is_refused_by_name(results):
@@ -293,15 +305,14 @@ def test_values_that_half_precision_cannot_hold_are_kept_whole(tmp_path):
     assert torch.equal(kept["weight"], layer.weight) and kept["bias"].dtype == torch.float16
 
 
-def test_a_tenth_of_a_run_is_kept_at_a_time_and_the_same_after_a_kill(results, monkeypatch, tmp_path):
+def test_a_tenth_of_a_run_is_kept_at_a_time_and_the_same_after_a_kill(results, monkeypatch):
     assert train.snapshot_epochs(200) == list(range(20, 200, 20)) and train.snapshot_epochs(4) == [1, 2, 3] and not train.snapshot_epochs(1)
     run = planned()
     outcome(run, IMAGES, results)
-    assert train.snapshots(run, results) == train.snapshot_epochs(run.epochs)
+    assert list(train.snapshots(run, results)) == train.snapshot_epochs(run.epochs)
     first = {epoch: train.encoder_of(run, results, epoch).state_dict() for epoch in train.snapshots(run, results)}
     assert not torch.equal(first[1]["trunk.conv.weight"], train.encoder_of(run, results).trunk.conv.weight)
-    monkeypatch.setattr(paths, "RESULTS", tmp_path / "again")
-    again = runs.Results("test")
+    again = apart("again")
     with monkeypatch.context() as patch:
         stop_at(patch, methods.SimCLR, 8)
         with pytest.raises(KeyboardInterrupt):
@@ -309,6 +320,11 @@ def test_a_tenth_of_a_run_is_kept_at_a_time_and_the_same_after_a_kill(results, m
     train.pretrain(run, IMAGES, again, progress=False)
     for epoch, state in first.items():
         assert all(torch.equal(value, train.encoder_of(run, again, epoch).state_dict()[name]) for name, value in state.items())
+    file = train.snapshots(run, again)[1]
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"epoch-0001-\w{8}\.safetensors is not the file that training wrote"):
+        train.encoder_of(run, again, 1)
 
 
 def test_the_untrained_floor_is_the_network_before_its_first_update(results):
@@ -320,6 +336,7 @@ def test_the_untrained_floor_is_the_network_before_its_first_update(results):
     fresh = train.initialise(run)[0].state_dict()
     kept = train.encoder_of(run, results).state_dict()
     assert all(torch.equal(value.half(), kept[name].half()) for name, value in fresh.items())
+    results.ask("arms", [run], {})
     assert results.is_done(run) and not len(results.logs()) and not train.snapshots(run, results)
     with pytest.raises(ValueError, match="makes no sense"):
         methods.find("untrained+bcl")
@@ -329,6 +346,7 @@ def test_the_untrained_floor_is_the_network_before_its_first_update(results):
 def test_a_damaged_log_is_refused_by_name(results, damage):
     run, file = planned(), results.folder(planned()) / "log.csv"
     outcome(run, IMAGES, results)
+    results.ask("arms", [run], {})
     assert results.logs().step.tolist() == [3, 6, 9, 12]
     file.write_text(damage(file.read_text()))
     with pytest.raises(ValueError, match=r"log\.csv is cut, edited or missing"):
@@ -342,11 +360,11 @@ def test_a_loss_that_is_no_number_stops_the_run(results, monkeypatch):
         calls.append(1)
         return whole(self, first, second, index) * (float("nan") if len(calls) == 5 else 1)
     monkeypatch.setattr(methods.SimCLR, "objective", objective)
-    with pytest.raises(FloatingPointError, match=rf"{run.name}: loss is nan at step 5; lower learning_rate"):
+    with pytest.raises(FloatingPointError, match=rf"{run.name}: loss is nan at step 5; lower the learning rate"):
         train.pretrain(run, IMAGES, results, progress=False, checkpoint_seconds=0)
     assert {file.name for file in results.folder(run).iterdir()} == {"claim", "run.json", "log.csv", "last.pt", "snapshots"}
     assert log(run, results).epoch.tolist() == [1]
-    saved = torch.load(results.folder(run) / "last.pt", weights_only=True)["encoder"]
+    saved = train.load_checkpoint(run, results.folder(run) / "last.pt")["encoder"]
     assert all(values.isfinite().all() for values in saved.values())
 
 
@@ -406,7 +424,7 @@ def test_a_method_from_outside_needs_no_change_of_the_loop(results, monkeypatch)
 
 def test_an_arm_names_method_list_head_and_temperature():
     study = type("Study", (), {"seed": IMAGES, "balanced": image_set(4)})
-    run, images = train.plan(study, "sdclr balanced 2 0.3", 4, 5, SETTINGS)
+    run, images = train.plan(study, "sdclr balanced head_layers=2 temperature=0.3", 4, 5, SETTINGS)
     assert (run.method, run.subset, run.head_layers, run.temperature, run.split, run.seed) == ("sdclr", "balanced", 2, 0.3, 4, 5)
     assert images is study.balanced and run.images == images.digest
     run, _ = train.plan(study, "sdclr long_tail", 4, 5, SETTINGS)

@@ -33,11 +33,12 @@ def trained(results, method, **changes):
     images = SEED + POOL if "reserve" in changes else SEED
     run = planned(images, method=method, **changes)
     train.pretrain(run, images, results, progress=False)
+    results.ask("arms", [run], {})
     return run
 
 
 def measured(results, method, **changes):
-    return mechanisms.measure(trained(results, method, **changes), results, STUDY)
+    return mechanisms.measure_mechanism(trained(results, method, **changes), results, STUDY)
 
 
 def value(rows, group):
@@ -165,7 +166,7 @@ def test_picks_of_samplers_are_checked_by_name(results):
 def test_sdclr(results, fraction):
     run = trained(results, "sdclr", prune_fraction=fraction, head_layers=3)
     found = mechanisms.disagreement(run, results, STUDY)
-    rows = mechanisms.measure(run, results, STUDY)
+    rows = mechanisms.measure_mechanism(run, results, STUDY)
     phi = dict(zip(found.group, found.phi, strict=True))
     assert value(rows, "contrast") == pytest.approx((phi["few"] - phi["many"]) * (fraction > 0))
     assert found.pruned.tolist() == pytest.approx([fraction] * 4, abs=1e-3)
@@ -228,6 +229,7 @@ def test_an_ordinary_encoder_is_pruned_after_training_with_statistics_of_its_own
 def test_the_balanced_list_is_asked_about_its_own_images(results):
     run = replace(trained(results, "simclr"), subset="balanced", images=STUDY.balanced.digest)
     train.pretrain(run, STUDY.balanced, results, progress=False)
+    results.ask("arms", [run], {})
     found = mechanisms.disagreement(run, results, STUDY).set_index("group")
     assert found.images.to_dict() == {"many": 20, "medium": 16, "few": 8, "all": 44}
     assert not len(results.read("disagreement")) and len(results.read("disagreement-control")) == 4     # no row of SDCLR's

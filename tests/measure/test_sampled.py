@@ -161,11 +161,12 @@ def test_overhead_is_the_recorded_seconds_in_epochs_of_the_retraining(extractor,
     run, results = extractor
     taken = samplers.pick(run, results, study, "mak", 6, **HOW)
     for name, seconds in (("pool-ecle", 7.0), ("pool-distance-k4", 0.5), ("picks-mak-6-a0.3-c1.5-k4", 0.25)):
-        record = results.folder(run) / f"{name}.json"
-        record.write_text(json.dumps(json.loads(record.read_text()) | {"seconds": seconds}))
+        [record] = results.folder(run).glob(f"{name}-*.json")
+        runs.write_record(record, runs.read_record(record) | {"seconds": seconds})
     enlarged, _ = samplers.with_picks(run, study, taken, "mak", "epochs")
     finish(enlarged, results, 8.0, study)
     row = samplers.row("mak", {"budget": 6, **HOW})
     [found] = sampled.overhead(run, enlarged, results, row).to_dict("records")
     assert found == {"extractor": 5, "scoring": 7.5, "picking": 0.25, "retraining": 8, "equivalent_epochs": round(12.75 / 2, 2)}
+    results.ask("picked", [enlarged], {})
     assert results.read("overhead").epochs.tolist() == [4] and results.read("overhead").added.tolist() == ["mak"]

@@ -207,7 +207,7 @@ def test_hostile_names_are_text_on_the_page_and_lead_to_their_files(picked):
 def seeds_of_prototypes():
     """Seed images of each prototype, the most frequent first."""
     [run] = (results := runs.Results("mine")).done()
-    return list(pd.read_csv(results.folder(run) / "nearest-k3.csv").prototype[:20].value_counts().sort_index())
+    return list(results.read("nearest-k3").prototype[:20].value_counts().sort_index())
 
 
 def test_prototypes_count_down(picked):
@@ -217,7 +217,7 @@ def test_prototypes_count_down(picked):
 
 def files_of_runs(picked):
     """All that runs have written, without their locks."""
-    return [path for path in sorted(picked.results.rglob("runs/*/**/*")) if path.is_file() and path.name != "claim"]
+    return [path for path in sorted((picked.root / "results").rglob("runs/*/**/*")) if path.is_file() and path.name != "claim"]
 
 
 def test_second_time_nothing_is_made(picked, capsys):
@@ -466,10 +466,13 @@ def test_run_of_ours_gives_the_picks_it_gave(picked):
 
 def test_damaged_run_is_refused_by_name(picked, tmp_path):
     [run] = (results := runs.Results("mine")).done()
-    shutil.copytree(results.folder(run), tmp_path / "run")
-    (tmp_path / "run/encoder.safetensors").write_bytes(b"else")
+    folder = tmp_path / run.name
+    shutil.copytree(results.folder(run), folder)
+    (folder / "encoder.safetensors").write_bytes(b"else")
     with pytest.raises(ValueError, match="encoder.safetensors is not the file that training wrote"):
-        encoders.own_run(tmp_path / "run", results)
+        encoders.own_run(folder, results)
+    with pytest.raises(ValueError, match=r"run\.json describes another run than the name of its folder"):
+        encoders.own_run(folder.rename(tmp_path / "renamed"), results)
 
 
 def network(name, classes=10):
@@ -635,13 +638,15 @@ def test_given_encoders_are_never_trained():
     ({"budget": "many"}, "budget takes a whole number, not 'many'"), ({"budget": 0}, "budget is 0"), ({"views": 1}, "views is 1"),
     ({"alpha": 1.5}, "alpha is 1.5; it lies between 0 and 1"), ({"size": 4}, "size is 4"), ({"samplers": []}, "samplers is empty"),
     ({"samplers": ["mak", "mask"]}, "samplers: there is no mask; there are hierarchical_k_means"),
-    ({"samplers": "mak"}, "samplers takes a list, not 'mak'"), ({"method": "given"}, "method: there is no given; there are sdclr, simclr"),
+    ({"samplers": "mak"}, "samplers takes a list of text, not 'mak'"),
+    ({"method": "given"}, "method: there is no given; there are sdclr, simclr"),
     ({"policy": "cifar_classifier"}, "policy: there is no"), ({"precision": "half"}, "precision: there is no half"),
     ({"architecture": "resnet9"}, "architecture resnet9: convnet"), ({"encoder": "some.pth"}, "needs an architecture"),
     ({"architecture": "torchvision/resnet50"}, "needs a file of its weights"), ({"encoder": "seed"}, "/seed is no run"),
     ({"encoder": "some.pth", "architecture": "torchvision/resnet50", "epochs": 3}, "so that epochs would change nothing"),
     ({"encoder": "run", "policy": "cifar", "size": 32}, "so that policy, size would change nothing"),
-    ({"encoder": "run"}, "run.json does not say architecture"), ({"pool_images": "some.pth"}, "some.pth is no place of images"),
+    ({"encoder": "run"}, "run.json describes another run than the name of its folder"),
+    ({"pool_images": "some.pth"}, "some.pth is no place of images"),
     ({"pool_images": "notes.txt"}, "notes.txt is no text")])
 def test_refused_in_one_line_and_nothing_written(tmp_path, capsys, monkeypatch, settings, words):
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
@@ -711,7 +716,7 @@ def test_every_sampler_says_what_it_takes_and_what_it_suits():
 def test_schema_says_what_an_editor_needs(capsys):
     assert reproduce.main(["--schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
-    assert schema["properties"].keys() == request.FIELDS.keys() and schema["required"] == ["seed_images", "pool_images"]
+    assert schema["properties"].keys() == request.ASKED.keys() and schema["required"] == ["seed_images", "pool_images"]
     assert all(entry["description"] for entry in schema["properties"].values()) and schema["additionalProperties"] is False
     assert (schema["properties"]["alpha"]["maximum"], schema["properties"]["memory"]["default"]) == (1, "4 GB")
 

@@ -1,11 +1,11 @@
 """Verdicts on fabricated rows: every outcome, every sign, and never a verdict where nothing was run."""
 
-import json
 from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
+import shelf
 
 from longtail.papers import claims, inference, printed
 from longtail.store import paths, runs
@@ -33,11 +33,9 @@ def results(tmp_path, monkeypatch):
 def finish(results, change, **rows):
     """Write a finished run of DIGITS with ``change`` and its measurements, name -> list of dicts."""
     run = runs.Run(**(asdict(DIGITS) | change))
-    folder = results.folder(run)
-    runs.write(folder / "run.json", json.dumps(asdict(run)))
+    shelf.finished(results, run, seed_images=SEEDS.get(run.dataset, 231))
     for name, values in rows.items():
-        runs.remember(folder, name.replace("_of_", "-"), {}, lambda values=values: pd.DataFrame(values))
-    runs.write(folder / "done.json", json.dumps({"commit": "1234abcd", "seed_images": SEEDS.get(run.dataset, 231)}))
+        results.remember(run, name.replace("_of_", "-"), {}, lambda values=values: pd.DataFrame(values))
 
 
 def accuracies(many, medium, few, protocol="linear"):

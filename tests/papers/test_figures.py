@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from longtail.papers import figures
-from longtail.store import paths
+from longtail.store import paths, runs
 
 matplotlib.use("agg")
 ROWS = pd.DataFrame({"run": ["a", "a", "b", "b"], "method": ["simclr", "simclr", "sdclr", "sdclr"], "M": [2, 10, 2, 10],
@@ -23,9 +23,7 @@ ROWS = pd.DataFrame({"run": ["a", "a", "b", "b"], "method": ["simclr", "simclr",
 def folder(tmp_path, monkeypatch):
     """A profile's figure folder, with one of the two runs finished at a known commit."""
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
-    done = tmp_path / "results" / "tiny" / "runs" / "a" / "done.json"
-    done.parent.mkdir(parents=True)
-    done.write_text(json.dumps({"commit": "1234abcd"}))
+    runs.write_record(tmp_path / "results" / "runs" / "a" / "done.json", {"commit": "1234abcd"})
     return tmp_path / "figures" / "tiny"
 
 

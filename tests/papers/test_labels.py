@@ -1,22 +1,22 @@
 """The printed tables beside fabricated runs: what is set against the papers, what never is, and every verdict."""
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import shelf
 
-from longtail.label import adjusted, supervised
+from longtail.label import adjusted
 from longtail.papers import claims, printed, tables
-from longtail.store import paths, runs
+from longtail.store import arms, paths, runs
 
 PAPERS = ("CB", "LDAM", "DDC")
-RUN = supervised.Run(dataset="cifar10", kind="exponential", ratio=100.0, largest=5000, split=0, seed=1, method="ce", parameters={},
-                     architecture="resnet32", size=32, policy="cifar_classifier", schedule=supervised.PUBLISHED, precision="bfloat16",
-                     jpeg=False, images="0" * 16)
-DIGITS = {"dataset": "digits", "largest": 100, "architecture": "perceptron", "size": 8, "policy": "", "ratio": 50.0,
-          "schedule": replace(supervised.PUBLISHED, epochs=60)}
+RUN = runs.Run(dataset="cifar10", subset="exponential", imbalance=100.0, largest=5000, split=0, seed=1, method="ce", head_layers=0,
+               architecture="resnet32", size=32, policy="cifar_classifier", epochs=200, batch_size=128, learning_rate=0.1,
+               weight_decay=2e-4, warmup_epochs=5, drops="160 180", drop=0.01, temperature=0.0, prune_fraction=0.0,
+               precision="bfloat16", images="0" * 16)
+DIGITS = {"dataset": "digits", "largest": 100, "architecture": "perceptron", "size": 8, "policy": "", "imbalance": 50.0, "epochs": 60}
 
 
 @pytest.fixture
@@ -28,12 +28,13 @@ def results(tmp_path, monkeypatch):
 
 def finish(results, arm, accuracy, few=50.0, posthoc=None, **changes):
     """Write a finished run with its accuracy over all test images and on rare classes."""
-    method, parameters = adjusted.parse(arm)
-    run = replace(RUN, **{"method": method, "parameters": parameters} | changes)
+    method, parameters = adjusted.read_loss(arm)
+    run = replace(RUN, **{"method": method, "options": arms.written([], parameters)} | changes)
     values = {method: accuracy} | ({"posthoc_la": posthoc} if posthoc else {})
     rows = [(name, group, value, 100) for name, value in values.items() for group, value in (("all", value), ("few", few), ("many", 90.0))]
-    frame = pd.DataFrame(rows, columns=["method", "group", "accuracy", "images"])
-    runs.remember(supervised.folder_of(run, results), "scores", json.loads(json.dumps(asdict(run))), lambda: frame)
+    frame = pd.DataFrame(rows, columns=["method", "group", "accuracy", "images"]).assign(protocol="network", selection="last_epoch")
+    shelf.finished(results, run, "labels")
+    results.remember(run, "scores-network", {}, lambda: frame)
 
 
 def cell(results, paper, method, ratio=100, kind="exponential", dataset="cifar10"):
@@ -55,7 +56,7 @@ def verdicts(results):
 def test_printed_cells_are_complete_and_name_methods_that_exist():
     rows = pd.concat([printed.papers()[name].rows.assign(paper=name) for name in PAPERS])
     assert rows.groupby("paper").size().to_dict() == {"CB": 72, "LDAM": 72, "DDC": 32}
-    assert set(rows.method.dropna()) <= set(adjusted.METHODS) and set(rows[rows.method.isna()].row) == {"HG-DRS"}
+    assert set(rows.method.dropna()) <= set(adjusted.LOSSES) and set(rows[rows.method.isna()].row) == {"HG-DRS"}
     known = rows.set_index(["paper", "row", "data"]).error_text
     assert known["CB", "Softmax", "cifar10 exponential 100"] == known["LDAM", "ERM", "cifar10 exponential 100"] == "29.64"
     assert known["LDAM", "LDAM-DRW", "cifar100 step 10"] == "40.54" and known["DDC", "DDC", "cifar10 exponential 100"] == "19.19"
@@ -80,10 +81,10 @@ def ours(lines):
 
 
 def test_a_row_is_found_by_all_its_parameters_unless_none_were_printed(results):
-    finish(results, "sigmoid_focal gamma:2", 70.0)
+    finish(results, "sigmoid_focal gamma=2", 70.0)
     assert ours(cell(results, "CB", "Focal (gamma=2.0)")) == ["30.00 (n=1)"]
     assert not len(cell(results, "CB", "Focal (gamma=1.0)"))
-    finish(results, "vs gamma:0.2 tau:1.2", 80.0)
+    finish(results, "vs gamma=0.2 tau=1.2", 80.0)
     assert ours(cell(results, "DDC", "VS")) == ["20.00 (n=1)"]
 
 
@@ -97,7 +98,7 @@ def test_other_data_stand_apart(results):
 
 def gained(results):
     """Gains over cross-entropy, over all test images."""
-    scores = supervised.scores(results)
+    scores = tables.with_labels(results)
     return tables.paired_gains(scores[scores.group == "all"], lambda method: [] if method in ("ce", "posthoc_la") else ["ce"])
 
 
@@ -111,9 +112,9 @@ def test_gains_are_paired_by_list_split_and_seed(results):
 
 
 @pytest.mark.parametrize("change", [
-    {"schedule": replace(supervised.PUBLISHED, drops=(150, 180))}, {"schedule": replace(supervised.PUBLISHED, batch_size=64)},
-    {"schedule": replace(supervised.PUBLISHED, weight_decay=5e-4)}, {"precision": "float32"}, {"jpeg": True}, {"largest": 1000},
-    {"policy": ""}, {"architecture": "resnet10_small"}, {"schedule": replace(supervised.PUBLISHED, learning_rate=0.05)}], ids=str)
+    {"drops": "150 180"}, {"batch_size": 64},
+    {"weight_decay": 5e-4}, {"precision": "float32"}, {"jpeg": True}, {"largest": 1000},
+    {"policy": ""}, {"architecture": "resnet10_small"}, {"learning_rate": 0.05}], ids=str)
 def test_runs_of_other_settings_are_neither_averaged_nor_paired(results, change):
     for how, plain, other in (({}, 70.0, 75.0), (change, 50.0, 51.0)):
         finish(results, "ce", plain, **how)
@@ -164,16 +165,16 @@ def test_a_claim_about_few_reads_few(results):
 @pytest.mark.parametrize("gain, verdict", [(-4.0, "contradicted"), (0.5, "supported"), (2.0, "contradicted"), (1.0, "undecided")])
 def test_without_imbalance_neither_a_gain_nor_a_loss_is_no_change(results, gain, verdict):
     for seed in (1, 2, 3):
-        finish(results, "ce", 80.0 + seed, seed=seed, ratio=1.0)
-        finish(results, "ldam_drw", 80.0 + seed + gain + seed / 100, seed=seed, ratio=1.0)
+        finish(results, "ce", 80.0 + seed, seed=seed, imbalance=1.0)
+        finish(results, "ldam_drw", 80.0 + seed + gain + seed / 100, seed=seed, imbalance=1.0)
     assert verdicts(results).verdict["ldam_drw-balanced@cifar10-exponential-1"] == verdict
 
 
 def test_other_runs_are_judged_apart_and_by_tail(results):
     for split in (1, 2, 3):
         for ratio, gain in ((50.0, 5.0), (10.0, -5.0)):
-            finish(results, "ce", 70.0 + split, split=split, **DIGITS | {"ratio": ratio})
-            finish(results, "la", 70.0 + split + gain + split / 100, split=split, **DIGITS | {"ratio": ratio})
+            finish(results, "ce", 70.0 + split, split=split, **DIGITS | {"imbalance": ratio})
+            finish(results, "la", 70.0 + split + gain + split / 100, split=split, **DIGITS | {"imbalance": ratio})
         finish(results, "ce", 70.0, seed=split, jpeg=True)
         finish(results, "la", 75.0 + split / 100, seed=split, jpeg=True)
     found = verdicts(results)

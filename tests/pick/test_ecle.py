@@ -12,11 +12,11 @@ import torch
 from scipy import stats
 from toy import planned
 
-import longtail.pick.ecle as module
 from longtail.images import studies
 from longtail.learn import train
-from longtail.measure.phi import overlap, phi, variance_parts
-from longtail.pick.ecle import ecle, hardest, pair_losses
+from longtail.measure.groups import size_groups
+from longtail.measure.phi import measure_phi, overlap, phi, variance_parts
+from longtail.pick.ecle import ecle, hardest, pair_losses, project
 from longtail.store import paths, runs
 
 GOLDEN = paths.ROOT / "tests" / "golden"
@@ -65,7 +65,7 @@ def test_is_the_mean_over_pairs_by_a_naive_loop():
 def test_memory_bound_does_not_change_the_result(monkeypatch):
     z = views(3, 50, 4)
     whole = ecle(z, 0.2, batch=8, repeats=3)
-    monkeypatch.setattr(module, "CELLS", {False: 1})
+    monkeypatch.setattr("longtail.pick.ecle.CELLS", {False: 1})
     torch.testing.assert_close(ecle(z, 0.2, batch=8, repeats=3), whole, rtol=1e-12, atol=0)
 
 
@@ -154,19 +154,20 @@ def finished(study, folder, monkeypatch):
     run, results = planned(study.seed, seed=3), runs.Results("test")
     runs.write(results.folder(run) / "run.json", json.dumps(asdict(run)))
     train.finish(run, results.folder(run), train.initialise(run)[0], [{"seconds": 0.0}], len(study.seed))
+    results.ask("arms", [run], {})
     return run, results
 
 
 @pytest.mark.parametrize("batch", [16, 512])
 def test_measure_is_phi_and_overlap_of_the_runs_own_views(study, tmp_path, monkeypatch, batch):
     run, results = finished(study, tmp_path, monkeypatch)
-    module.measure(run, results, study, 5, batch, 2, test_per_class=7)
+    measure_phi(run, results, study, 5, batch, 2, test_per_class=7)
     found, noise = results.read("phi"), results.read("view_noise")
     assert found.views.unique().tolist() == [2, 3, 4, 5] and set(found.protocol) == {"test", "train"}
     order = sorted(i for label in range(10) for i in (study.test.labels == label).nonzero()[:7, 0].tolist())
     test = study.test.subset(order)
-    losses = pair_losses(module.project(run, results, test, 5), run.temperature, batch, 2, torch.Generator().manual_seed(3))
-    names = [module.evaluate.size_groups(study.counts, "thirds")[label] for label in test.labels]
+    losses = pair_losses(project(run, results, test, 5), run.temperature, batch, 2, torch.Generator().manual_seed(3))
+    names = [size_groups(study.counts, "thirds")[label] for label in test.labels]
     for count in (2, 5):
         loss = sum(losses[pair] for pair in itertools.combinations(range(count), 2)) / math.comb(count, 2)
         mine = found[(found.protocol == "test") & (found.views == count)]
@@ -178,11 +179,11 @@ def test_measure_is_phi_and_overlap_of_the_runs_own_views(study, tmp_path, monke
 
 def test_no_number_of_test_images_means_all_of_them(study, tmp_path, monkeypatch):
     run, results = finished(study, tmp_path, monkeypatch)
-    module.measure(run, results, study, 2, 512, 1)
-    record = json.loads((results.folder(run) / "phi.json").read_text())["settings"]
+    measure_phi(run, results, study, 2, 512, 1)
+    record = results.record(run, "phi")["settings"]
     assert record["images"]["test"] == study.test.digest
     assert set(results.read("view_noise").quantity) == set()        # two views have no half
     first = results.read("phi")
-    monkeypatch.setattr(module, "project", None)        # measured once
-    module.measure(run, results, study, 2, 512, 1)
+    monkeypatch.setattr("longtail.measure.phi.project", None)        # measured once
+    measure_phi(run, results, study, 2, 512, 1)
     pd.testing.assert_frame_equal(first, results.read("phi"))

@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 from several import features
 
 from longtail.pick import hierarchical_k_means as module
-from longtail.pick.hierarchical_k_means import allocate, default_clusters, fill, hierarchical_k_means, tree
+from longtail.pick.hierarchical_k_means import allocate, cluster_tree, default_clusters, fill, hierarchical_k_means
 
 LEAVES = np.repeat(range(5), [6, 2, 3, 1, 4])       # A … E
 ANGLES = torch.deg2rad(torch.tensor([0.0, 5, 90, 95, 200]))[LEAVES]
@@ -45,7 +45,7 @@ def test_sixteen_rows_by_hand(clusters, budget, expected, steps):
 
 
 def test_images_that_may_be_taken_twice_by_hand():
-    (labels, *_), (parents, *_) = tree(SIXTEEN.double().mul(2**23).round(), (5, 3), 10)
+    (labels, *_), (parents, *_) = cluster_tree(SIXTEEN.double().mul(2**23).round(), (5, 3), 10)
     assert allocate(2 * np.bincount(labels), [parents], 18).tolist() == [3, 3, 4, 2, 6]
 
 
@@ -67,7 +67,7 @@ def test_closest_takes_those_next_to_the_centroid():
 def test_shares_are_as_equal_as_can_be(budget, within):
     rows, clusters = features(300, 6, 0), (30, 6)
     picks = hierarchical_k_means(rows, budget, clusters, within=within)
-    (labels, *_), (parents, *_) = tree(module._integers(rows, True, module.Alone()), clusters, 10)
+    (labels, *_), (parents, *_) = cluster_tree(module._integers(rows, True, module.Alone()), clusters, 10)
     found, sizes = np.bincount(labels[picks.numpy()], minlength=len(parents)), np.bincount(labels)
     assert len(picks.unique()) == budget and (found <= sizes).all()
     for top in range(max(parents) + 1):
@@ -80,7 +80,7 @@ def test_shares_are_as_equal_as_can_be(budget, within):
 def test_tiles_and_precision_do_not_matter(monkeypatch):
     rows = features(300, 6, 0)
     expected = hierarchical_k_means(rows, 60, (30, 6))
-    monkeypatch.setattr(module, "CELLS", 100)
+    monkeypatch.setattr(module, "CELLS_OF_A_TILE", 100)
     for same in (rows, rows.double(), rows.numpy(), 3 * rows):
         assert torch.equal(hierarchical_k_means(same, 60, (30, 6)), expected)
     assert not torch.equal(hierarchical_k_means(rows, 60, (30, 6), seed=1), expected)
@@ -122,6 +122,6 @@ def test_levels_and_resampling_flatten_the_density():
     points = np.concatenate([draw.normal((-1, -1), 0.5, (1400, 2)), draw.normal((1, -1), 0.5, (200, 2)), draw.normal((0, 1), 0.5, (100, 2)),
                              draw.uniform(-3, 3, (100, 2))])
     rows = torch.from_numpy(points / 8 * 2**23).round()
-    found = [uniformity(tree(rows, clusters, steps)[-1][-1].numpy() / 2**23 * 8)
+    found = [uniformity(cluster_tree(rows, clusters, steps)[-1][-1].numpy() / 2**23 * 8)
              for clusters, steps in (((60,), 0), ((300, 60), 0), ((600, 200, 60), 0), ((600, 200, 60), 10))]
     assert uniformity(points) > found[0] > found[1] > found[2] > found[3] and found[3] < 0.1

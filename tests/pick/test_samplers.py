@@ -115,7 +115,7 @@ def picks(tmp_path, study):
     """Picks of an untrained extractor with a results folder of its own for each study asked about."""
     def of(study, sampler="mak", budget=20, place="here", **changes):
         results = runs.Results(place)
-        results.root = tmp_path / place
+        results.root, results.store = tmp_path / place, tmp_path / place / "runs"
         run = replace(RUN, images=study.seed.digest)
         runs.write(results.folder(run) / "run.json", json.dumps(asdict(run)))
         train.finish(run, results.folder(run), train.initialise(run)[0], [{"seconds": 0.0}], len(study.seed))
@@ -185,11 +185,12 @@ def test_enlarged_runs_are_seed_and_picks(picks, study):
 def test_a_row_says_how_it_departs_from_the_settings():
     usual = {"budget": 100, "alpha": 0.3, "ratio": 1.5, "prototypes": 10, "views": 4}
     assert samplers.row("k_center", usual) == {"sampler": "k_center", **usual}
-    assert samplers.row("mak alpha 0.5 prototypes 20", usual) == {**usual, "sampler": "mak", "alpha": 0.5, "prototypes": 20}
-    assert usual["alpha"] == 0.3 and type(samplers.row("mak ratio 2", usual)["ratio"]) is float
+    assert samplers.row("mak alpha=0.5 prototypes=20", usual) == {**usual, "sampler": "mak", "alpha": 0.5, "prototypes": 20}
+    assert usual["alpha"] == 0.3 and type(samplers.row("mak ratio=2", usual)["ratio"]) is float
 
 
-@pytest.mark.parametrize("text", ["best", "mak alpha", "mak alpha high", "mak budget 1.5", "mak views 5", "mak depth 3"])
+@pytest.mark.parametrize("text", ["best", "mak alpha", "mak alpha 0.5", "mak alpha=high", "mak alpha=1 alpha=2", "mak budget=1.5",
+                                  "mak views=5", "mak depth=3"])
 def test_rows_that_say_nothing_are_refused(text):
-    with pytest.raises(ValueError, match=f"no row '{text}'; name one of random, .*, then perhaps one of budget, alpha, ratio, prototypes"):
+    with pytest.raises(ValueError, match=f"no row '{text}'; name one of random, .*, then perhaps|'{text}' cannot be read"):
         samplers.row(text, {"budget": 100, "alpha": 0.3, "ratio": 1.5, "prototypes": 10, "views": 4})

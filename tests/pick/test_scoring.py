@@ -104,6 +104,23 @@ def test_changed_rows_are_noticed_and_measured_again(tmp_path):
     assert torch.equal(array.read(), ROWS)
 
 
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"PK\3\4", "half"])
+def test_a_cut_array_and_a_cut_sum_are_as_good_as_none(tmp_path, content):
+    array = stored(tmp_path)
+    array.put(0, ROWS)
+    whole = array.path.read_bytes()
+    array.path.write_bytes(whole[:len(whole) // 2] if content == "half" else content)
+    assert array.missing(2) == [0, 2, 4] and not array.whole() and not array.intact()
+    array.prepare((ROWS.shape[1],), np.float32)
+    array.put(0, ROWS)
+    assert array.intact() and torch.equal(array.read(), ROWS)
+    scoring._keep_sum(tmp_path / "sum.npz", {"of": "a"}, 3, ROWS)
+    whole = (tmp_path / "sum.npz").read_bytes()
+    assert scoring._kept_sum(tmp_path / "sum.npz", {"of": "a"})[0] == 3
+    (tmp_path / "sum.npz").write_bytes(whole[:len(whole) // 2] if content == "half" else content)
+    assert scoring._kept_sum(tmp_path / "sum.npz", {"of": "a"}) == (0, 0)
+
+
 def test_lines_cut_by_a_kill_are_no_chunks(tmp_path):
     array = stored(tmp_path)
     array.put(0, ROWS[:2])
@@ -181,17 +198,18 @@ class Pool(SimpleNamespace):
         return len(self.names)
 
 
-SHIPPED = sorted((paths.ROOT / "results").glob("*/runs/*/picks-*.json"))
+SHIPPED = sorted((paths.ROOT / "results").glob("runs/*/picks-*.json"))
 
 
 @pytest.mark.parametrize("record", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_shipped_picks_are_remembered_without_their_encoder(record, monkeypatch):
+def test_shipped_picks_are_remembered_without_their_encoder(record, monkeypatch, tmp_path):
     monkeypatch.setattr(train, "encoder_of", None)
     monkeypatch.setattr(selection, "k_center", None)
-    results = runs.Results(record.parents[2].name)
-    results.root = record.parents[2]
-    settings, run = runs.recorded(record)["settings"], runs.Run(**runs.recorded(record.parent / "run.json"))
-    study = SimpleNamespace(pool=Pool(digest=settings["pool"], names=runs.read_rows(record.parent / "pool-ecle.csv").name),
+    results = runs.Results("shipped")
+    results.root, results.store = tmp_path, record.parents[1]
+    settings, run = runs.read_record(record)["settings"], runs.read_run(record.parent)
+    names = runs.read_rows(next(record.parent.glob("pool-ecle-*.csv"))).name
+    study = SimpleNamespace(pool=Pool(digest=settings["pool"], names=names),
                             seed=SimpleNamespace(digest=settings["seed"]))
     how = {name: settings[name] for name in ("sampler", "budget", "alpha", "ratio", "prototypes", "views", "batch", "repeats")}
     picks = samplers.pick(run, results, study, **how)

@@ -1,20 +1,24 @@
 """Every question of a GPU goes through one module, and what differs there is set and measured."""
 
+import math
 import os
 import re
-import resource
 import subprocess
 import sys
 import threading
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy import IMAGES, planned
+from tape import Watch, address
+from torch.overrides import TorchFunctionMode
+from toy import IMAGES, image_set, planned
 
-from longtail.images import sources
-from longtail.learn import train
+from longtail.images import sources, views
+from longtail.learn import encode, train
 from longtail.measure import evaluate, sampled
 from longtail.pick import samplers, scoring, selection
 from longtail.store import gpu, paths, runs
@@ -61,7 +65,9 @@ def test_the_value_at_a_place_is_the_same_by_both_ways(monkeypatch, place):
     values = torch.tensor([3.0, -1.0, 3.0, 0.5, torch.inf, 2.0, -1.0, 9.0])
     found = [gpu.smallest(values, place)]
     monkeypatch.setattr(gpu, "computes", lambda x: True)
-    assert found[0] == gpu.smallest(values, place) == values.sort().values[place]
+    with Watch():       # no copy to the host
+        found.append(gpu.smallest(values, place))
+    assert found == [values.sort().values[place]] * 2
 
 
 # ---- the compiled encoder
@@ -74,6 +80,55 @@ def test_the_encoder_is_compiled_where_asked_for(monkeypatch):
         monkeypatch.setattr(gpu, "fuses", lambda x, fuses=fuses: fuses)
         train.Step(planned(), *train.initialise(planned()), IMAGES.images)
     assert calls == [{"dynamic": False}]        # asked for, and where there is a compiler
+
+
+# ---- copies to the device
+
+class Copies(TorchFunctionMode):
+    """Counts the bytes of some images of the host that go to the device, of which a copy stands for the one there."""
+
+    def __init__(self, *images):
+        super().__init__()
+        self.host, self.bytes = {address(each) for each in images}, 0
+
+    def __torch_function__(self, function, kinds, arguments=(), named=None):
+        result = function(*arguments, **named or {})
+        if function is torch.Tensor.to and address(arguments[0]) in self.host:
+            self.bytes += arguments[0].nbytes
+            return result.clone()
+        return result
+
+
+def accuracies_and_copies(monkeypatch, room, protocol):
+    """Class accuracies of one probe, and how many times the labelled and the test images were copied, when a set may take so many bytes."""
+    monkeypatch.setattr(gpu, "room", lambda: room)
+    study = SimpleNamespace(validation=image_set(6, seed=2), test=image_set(9, seed=3), classes=("a", "b", "c"))
+    encoder = train.initialise(run := planned())[0].eval()
+    how = replace(evaluate.PROTOCOLS[protocol], epochs=4, drops=(), batch=8)
+    with Copies(IMAGES.images) as labelled, Copies(study.test.images) as test:
+        found = evaluate.train_and_choose(encoder, run, study, [IMAGES], how, views.POLICIES["digits_classifier"], [1], 1)
+    return found["last_epoch"], labelled.bytes / IMAGES.images.nbytes, test.bytes / study.test.images.nbytes
+
+
+@pytest.mark.parametrize("protocol", ["linear", "fewshot_finetune"])
+def test_images_are_copied_to_the_device_once_for_all_epochs(monkeypatch, protocol):
+    found, labelled, test = accuracies_and_copies(monkeypatch, 1e9, protocol)
+    assert (labelled, test) == (1, 1)
+    monkeypatch.setattr(encode, "CHUNK", 7)
+    assert torch.equal(found, accuracies_and_copies(monkeypatch, 1e9, protocol)[0])
+
+
+def test_images_without_room_on_the_device_are_sent_in_every_epoch(monkeypatch):
+    monkeypatch.setattr(encode, "CHUNK", 7)
+    found, labelled, test = accuracies_and_copies(monkeypatch, 10, "linear")
+    assert (labelled, test) == (4, 1) and torch.equal(found, accuracies_and_copies(monkeypatch, 1e9, "linear")[0])
+
+
+def test_room_is_half_of_a_gpu(monkeypatch):
+    assert gpu.room() == math.inf
+    monkeypatch.setattr(gpu, "here", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 80))
+    assert gpu.room() == 40
 
 
 # ---- decoding
@@ -102,19 +157,18 @@ def test_decoders_are_the_cores_this_process_may_use(monkeypatch):
 
 
 MEMORY = """
-import re, resource
+import resource
 import numpy as np, torch
 from pathlib import Path
 from longtail.images import places, sources
+from longtail.store import gpu
 sources.decoded = lambda content, size: np.full((size, size, 3), len(content), np.uint8)
 sources.files_of = lambda path, without: places.Place([(f"{k:05d}.png", lambda: b"123") for k in range(2000)], set())
 sources.folder(Path("x"), 8).digest
 before = int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
 images = sources.folder(Path("x"), 256)
 images.digest
-# not getrusage's peak, which includes that of the process which started this one
-peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
-print((int(peak) * 1024 - before) / images.images.nbytes)
+print((gpu.peak_memory() - before) / images.images.nbytes)
 """
 
 
@@ -126,7 +180,7 @@ def test_a_set_is_in_memory_once_while_it_is_read_and_named():
 
 def test_the_next_chunk_is_decoded_and_the_last_one_written_while_one_is_measured(monkeypatch):
     """A reader and a writer that each wait for the encoder: one after the other they would wait for ever."""
-    monkeypatch.setattr(evaluate, "CHUNK", 4)
+    monkeypatch.setattr(encode, "CHUNK", 4)
     order, lock = [], threading.Lock()
     measuring = [threading.Event() for _ in range(5)]
 
@@ -174,8 +228,12 @@ def test_spread_is_computed_where_the_cores_are(monkeypatch):
     assert asked == [torch.device("meta")]
 
 
-def test_memory_is_measured_in_bytes():
-    assert gpu.peak_memory() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def test_memory_is_that_of_this_process_in_bytes():
+    """This process takes 300 MiB and starts another, which is small."""
+    torch.ones(75 * 2**20)
+    asked = "from longtail.store import gpu; print(gpu.peak_memory())"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert 50 * 2**20 < int(done.stdout) < gpu.peak_memory() - 200 * 2**20
 
 
 # ---- one run a GPU

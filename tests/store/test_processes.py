@@ -37,7 +37,7 @@ def here(folder, monkeypatch, *arguments):
 
 def trained(folder):
     """(weights, log) of every run that toy.py left, by its method."""
-    finished = {run.name.split("-")[0]: run for run in Path(folder, "toy", "runs").iterdir()}
+    finished = {run.name.split("-")[0]: run for run in Path(folder, "runs").iterdir()}
     return {method: (load_file(run / "encoder.safetensors"), pd.read_csv(run / "log.csv").drop(columns="seconds"))
             for method, run in finished.items()}
 

@@ -19,7 +19,7 @@ PACKAGES = ("utils", "models", "prune", "data")     # their names, which others 
 NETWORKS = {                                        # ours -> their module, their constructor, its arguments
     "resnet18_cifar": ("models.resnet_prune_multibn", "prune_resnet18_dual", {"imagenet": False}),
     "resnet32": ("models.resnet_s_cifar_prune_multibn", "resnet32_prune_dual_s", {})}
-NAMES = [                                           # their tensors -> ours, one rule after the other
+RENAMED = [                                           # their tensors -> ours, one rule after the other
     (r"^conv1\.", "trunk.conv."), (r"^bn1\.bn_list", "trunk.norm.sets"), (r"^fc\.", "head."),
     (r"downsample\.conv", "shortcut"), (r"downsample\.bn\.bn_list", "shortcut_norm.sets"),
     (r"\bconv(\d)", "convs.{}"), (r"\bfc(\d)", "linears.{}"), (r"\bbn(\d)\.bn_list", "norms.{}.sets")]
@@ -105,7 +105,7 @@ def renamed(state, architecture):
     ours = {}
     for name, values in state.items():
         name = re.sub(r"^layer(\d)\.(\d+)", lambda found: f"trunk.blocks.{sum(blocks[:int(found[1]) - 1]) + int(found[2])}", name)
-        for theirs, own in NAMES:
+        for theirs, own in RENAMED:
             name = re.sub(theirs, lambda found, own=own: own.format(*(int(number) - 1 for number in found.groups())), name)
         if not name.startswith("normalize."):      # constants, which ours does not save
             ours[name] = values

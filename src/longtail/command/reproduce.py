@@ -1,44 +1,32 @@
 """Runs the notebooks of a profile, or picks from one's own images; refuses what it does not know, and redoes nothing that is fresh."""
 
 import argparse
-import ast
 import contextlib
-import fcntl
-import hashlib
-import io
+import importlib.util
 import json
 import os
-import re
 import sys
-import time
-import traceback
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import yaml
 
+from longtail.command import estimate, execution, profiles
 from longtail.store import paths
-from longtail.store.settings import Refused, checked, read_yaml, refuse_unknown
+from longtail.store.settings import Refused, read_yaml, template
 
-RESERVED = {"about": "str", "hours": "float", "cores": "int", "gpus": "int", "base": "str", "notebooks": "list[str]"}   # no parameters
-OWN = {"seed_images", "pool_images"}    # a file that names one of them asks for picks from images of one's own
-RECORDED = {".csv", ".json", ".md", ".tex", ".pdf", ".png"}         # files that decide whether a notebook is fresh
+STOPPED = "stopped; finished runs and checkpoints are kept, the same command goes on from them"
+EPILOG = """run_all.sh itself takes, before everything else:
+  --test [ARGS]         lint and tests, with pytest's arguments
+  --no-setup            use the python3 that is there instead of making .venv; for bare GPU nodes
 
-
-class Notebook:
-    """What is known of a notebook before it runs: title, question, its parameters' kinds and defaults."""
-
-    def __init__(self, path):
-        self.path, self.name, self.number = path, path.stem, path.stem[:2]
-        self.cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        title, _, below = source(self.cells[0]).strip().partition("\n")
-        question, mark, _ = below.partition("?")
-        self.title, self.question = title.lstrip("# 0123456789"), " ".join(question.split()).strip("*_ ") + mark if mark else ""
-        text = "\n".join(source(cell) for cell in self.cells if is_parameters(cell))
-        parameters = [node for node in ast.parse(text).body if isinstance(node, ast.AnnAssign)]
-        self.kinds = {node.target.id: ast.unparse(node.annotation) for node in parameters}
-        self.defaults = {node.target.id: ast.literal_eval(node.value) for node in parameters}
+examples:
+  ./run_all.sh                          the demo: all notebooks, no download
+  ./run_all.sh cifar10-small 09 10      tables and claims from the shipped results
+  ./run_all.sh 04 -p views 6            one notebook with another value; results go beside, to results/demo-custom
+  ./run_all.sh mine.yaml                a profile of your own, or picks from your own images
+"""
 
 
 @dataclass
@@ -47,252 +35,79 @@ class Plan:
 
     profile: str
     about: str
-    hours: float | None
+    hours: float
     usual: list             # (notebook, values) of all there are, as the profile has them
     jobs: list              # (notebook, values) of the selected ones
     folder: Path            # executed copies, HTML, the record of what is fresh
+    changes: dict           # what -p says
 
 
-def source(cell):
-    """A cell's text; the format allows one string or a list of lines."""
-    return "".join(cell["source"])
+def make_plan(words, changes, folder, names=True):
+    """Everything an invocation will do, checked before anything is written; ``names=False`` leaves names to a later look."""
+    notebooks, known = profiles.notebooks_of(folder), read_yaml(folder / "profiles.yaml")
+    profile, written = profiles.find_profile(words, folder)
+    numbers = [word for word in words if word.isdigit()]
+    selected = profiles.select(numbers or [str(number) for number in written.get("notebooks") or []], notebooks)
+    said, changed = profiles.settled(profile, written, changes, notebooks, selected, {"demo": None, **known}, names)
+    name = profile + (profiles.CUSTOM if changed else "")
+    jobs = [(book, {**book.own(said), **book.own(changed), "profile": name}) for book in selected]
+    return Plan(name, said.get("about", ""), said.get("hours", 0.0), [(book, book.own(said)) for book in notebooks], jobs,
+                paths.RESULTS / name / "notebooks", changed)
 
 
-def is_parameters(cell):
-    """Whether papermill would put a profile's values after this cell."""
-    return "parameters" in cell["metadata"].get("tags", [])
-
-
-def find_profile(words, folder):
-    """Name and flat settings of the profile among the command's words, or of a file of one's own that may start from a ``base``."""
-    [word, *more] = [word for word in words if not word.isdigit()] or ["demo"]
-    if more:
-        raise Refused(f"one profile at a time, not {' and '.join([word, *more])}; notebooks are given by number, such as 02")
-    known = {"demo": None, **read_yaml(folder / "profiles.yaml")}
-    if not word.endswith((".yaml", ".yml")):
-        if word not in known:
-            raise Refused(f"there is no profile {word}; there are {', '.join(known)}, or give a file that ends in .yaml")
-        return word, known[word] or {}
-    name, settings = Path(word).stem, read_yaml(Path(word))
-    if name in known or not re.fullmatch(r"[\w.-]+", name):
-        raise Refused(f"{word} would write to results/{name}; give the file another name, of letters and digits, that no profile has")
-    if OWN & settings.keys():
-        return name, settings
-    if (base := settings.get("base")) and base not in known:
-        raise Refused(f"{word} has the base {base}, which does not exist; there are {', '.join(known)}")
-    return name, {**(known[base] or {} if base else {}), **settings}
-
-
-def select(words, notebooks):
-    """The notebooks of the given numbers, all of them when there are none."""
-    if unknown := (numbers := {word.zfill(2) for word in words}) - {notebook.number for notebook in notebooks}:
-        raise Refused(f"there is no notebook {', '.join(sorted(unknown))}; there are {', '.join(book.name for book in notebooks)}")
-    return [notebook for notebook in notebooks if not numbers or notebook.number in numbers]
-
-
-def narrows(old, changes):
-    """Whether changed values only leave out some of a list, and splits and seeds still go together as they did."""
-    if not all(value == old[name] or (isinstance(value, list) and value and all(item in old[name] for item in value))
-               for name, value in changes.items()):
+def has_run(options, notebooks):
+    """Whether all that is asked for was run before with the same values: they named what there is, and need no look at the rooms."""
+    if options.dry_run or options.plain:
         return False
-    if not changes.keys() & {"splits", "seeds"} or not old.keys() >= {"splits", "seeds"}:
-        return True
-    from longtail.store.runs import pairs
     try:
-        return set(pairs({**old, **changes}["splits"], {**old, **changes}["seeds"])) <= set(pairs(old["splits"], old["seeds"]))
-    except ValueError as error:
-        raise Refused(str(error)) from None
+        plan = make_plan(options.words, options.p, notebooks, names=False)
+    except Refused:         # to be told together with the names that do not exist
+        return False
+    return len(execution.fresh(plan)) == len(plan.jobs)
 
 
-def make_plan(words, overrides, folder):
-    """Everything an invocation will do, checked before anything is written."""
-    notebooks = [Notebook(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]
-    profile, settings = find_profile(words, folder)
-    about = checked(RESERVED, settings)
-    refuse_unknown(settings.keys() - RESERVED.keys(), parameters_of(notebooks), f"profile {profile}: no notebook has a parameter")
-    usual = {notebook.name: checked(notebook.kinds, settings) for notebook in notebooks}
-    selected = select([word for word in words if word.isdigit()] or about.get("notebooks", []), notebooks)
-    refuse_unknown(overrides, parameters_of(selected), "-p: no notebook has a parameter")
-    changed = [(notebook, checked(notebook.kinds, overrides)) for notebook in selected]
-    if not all(narrows({**book.defaults, **usual[book.name]}, values) for book, values in changed):
-        profile += "-custom"
-    jobs = [(book, {**usual[book.name], **values, "profile": profile}) for book, values in changed]
-    everything = [(book, usual[book.name]) for book in notebooks]
-    return Plan(profile, about.get("about", ""), about.get("hours"), everything, jobs, paths.RESULTS / profile / "notebooks")
-
-
-def parameters_of(notebooks):
-    """Names of what can be asked of them; the profile is not."""
-    return {name for notebook in notebooks for name in notebook.kinds} - {"profile"}
-
-
-def finished(profile):
-    """How many runs of the profile are done, with labels and without, and those that are kept apart."""
-    marks = "runs/*/done.json", "*/runs/*/done.json", "supervised/*/scores.json"
-    return sum(len(list((paths.RESULTS / profile).glob(mark))) for mark in marks)
-
-
-def state(profile):
-    """Digest of all that the notebooks of a profile have written, without the notebooks' own copies."""
-    digest = hashlib.sha256()
-    for root in (paths.RESULTS / profile, paths.FIGURES / profile):
-        for path in sorted(path for path in root.rglob("*") if path.suffix in RECORDED):
-            name = path.relative_to(root).as_posix()
-            if not name.startswith("notebooks/"):
-                digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
-def images(values):
-    """Size and time of every file under the data folder that a parameter names, alone, in a folder, or as the zip it goes into."""
-    listed = [item for value in values.values() for item in (value if isinstance(value, list) else [value])]
-    named = [paths.DATA / item for item in listed if isinstance(item, str) and item]
-    files = {file for path in named for file in (path, *path.parents, *path.rglob("*")) if file.is_file()}
-    return sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-
-
-def stamp(notebook, values, now):
-    """Digest of all that decides a notebook's output: parameters, notebook, sources, images and the state of the results."""
-    known = [values, now, images({**notebook.defaults, **values})]
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode() + notebook.path.read_bytes())
-    for path in sorted(one for kind in ("py", "csv", "html", "yaml") for one in (paths.ROOT / "src" / "longtail").rglob(f"*.{kind}")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def execute(notebook, values, executed):
-    """Run one notebook; ``executed`` appears only if every cell succeeded, whatever the output file itself says."""
-    import nbformat
-    import papermill
-
-    from longtail.command import pages
-    for old in (executed, executed.with_suffix(".html")):
-        old.unlink(missing_ok=True)
-    attempt = executed.with_suffix(".failed.ipynb")
-    papermill.execute_notebook(str(notebook.path), str(attempt), values, kernel_name="python3", cwd=str(notebook.path.parent),
-                               coalesce_streams=True, start_timeout=180, progress_bar=False,
-                               extra_arguments=["--log-level=CRITICAL"])   # kernels warn that loopback is not encrypted
-    done = nbformat.read(attempt, as_version=4)
-    del done.metadata["papermill"]          # holds this machine's folders
-    nbformat.write(done, attempt)
-    pages.write_page(done, notebook.title, executed.with_suffix(".html"))
-    attempt.replace(executed)
-
-
-def execute_plain(notebook, values):
-    """Run the code cells of one notebook in this process, as a kernel would but without Jupyter."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    namespace = {"__name__": "__main__", "display": print}
-    with contextlib.chdir(notebook.path.parent):
-        for number, cell in enumerate(notebook.cells, 1):
-            if cell["cell_type"] == "code":
-                exec(compile(source(cell), f"{notebook.name} cell {number}", "exec"), namespace)
-                namespace.update(values if is_parameters(cell) else {})
-                pyplot.close("all")             # as the inline back end does: the next plot gets a figure of its own
-
-
-def explain(error):
-    """The last line of a traceback, with the cell it came from where that is known."""
-    kind, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
-    places = [frame for frame in traceback.extract_tb(error.__traceback__) if " cell " in frame.filename]
-    where = f" (cell {places[-1].filename.split()[-1]}, line {places[-1].lineno})" if places else ""
-    return f"{kind}: {' '.join(str(text).split())}{where}"
-
-
-def attempt(name, profile, work):
-    """Do the work and say how it went in one line; returns the same as data, or nothing when it failed."""
-    before, began = finished(profile), time.perf_counter()
-    try:
-        work()
-    except (Exception, SystemExit) as error:
-        print(f"{name} failed: {explain(error)}", file=sys.stderr)
-        return None
-    entry = {"seconds": round(time.perf_counter() - began, 1), "reused": before, "made": finished(profile) - before}
-    print(f"{name:<16} {entry['seconds']:7.1f} s   runs reused {before}, made {entry['made']}", flush=True)
-    return entry
-
-
-def run_plain(plan):
-    """Run the selected notebooks without Jupyter; the first failure ends it. Under torchrun only the first process speaks."""
-    with contextlib.redirect_stdout(sys.stdout if os.environ.get("RANK", "0") == "0" else io.StringIO()):
-        succeeded = all(attempt(book.name, plan.profile, partial(execute_plain, book, values)) for book, values in plan.jobs)
-        return 0 if succeeded else 1
-
-
-@contextlib.contextmanager
-def alone(folder):
-    """Hold the notebooks of a profile: a second command waits, so that neither undoes the other's copies and record."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "claim", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another command runs notebooks of {folder.parent.name}; waiting for it to end", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def run_notebooks(plan):
-    """Run the selected notebooks that are not fresh, each in a kernel of its own; the first failure ends it."""
-    with alone(plan.folder):
-        return run_held(plan)
-
-
-def run_held(plan):
-    """``run_notebooks`` for the command that holds them."""
-    os.environ.pop("MPLBACKEND", None)      # kernels inherit it; another back end than theirs would keep the figures out of the pages
-    record = plan.folder / "record.json"
-    known, succeeded = json.loads(record.read_text()) if record.exists() else {}, []
-    try:
-        for notebook, values in plan.jobs:
-            executed, entry = plan.folder / f"{notebook.name}.ipynb", known.pop(notebook.name, {})
-            if executed.exists() and entry.get("stamp") == stamp(notebook, values, state(plan.profile)):
-                print(f"{notebook.name:<16} fresh", flush=True)
-            else:
-                entry = attempt(notebook.name, plan.profile, partial(execute, notebook, values, executed))
-            if not entry:
-                print(f"see {os.path.relpath(executed.with_suffix('.failed.ipynb'))}", file=sys.stderr)
-                return 1
-            known[notebook.name] = entry
-            succeeded.append((notebook, values))
-        return 0
-    finally:
-        now = state(plan.profile)       # what they wrote together is what they are fresh against
-        for notebook, values in succeeded:
-            known[notebook.name]["stamp"] = stamp(notebook, values, now)
-        record.with_suffix(".part").write_text(json.dumps(known, indent=1, sort_keys=True))
-        record.with_suffix(".part").replace(record)
-        from longtail.command.pages import write_index
-        print(write_index(plan, known), flush=True)
-
-
-def wanted(values, replicates):
-    """The runs a notebook makes, each as fields that tell it from most others: the arms of 02, the retrained rows of 05."""
-    from longtail.store.runs import read_arm
-    arms = [({"added": "none", "epochs": values["epochs"], **read_arm(arm)[0]}, pairs)
-            for key, pairs in (("arms", replicates), ("once", replicates[:1])) for arm in values.get(key, [])]
-    picked = [({"added": row.split()[0], "schedule": schedule, "budget": int((re.findall(r"budget (\d+)", row) or [values["budget"]])[0])},
-               replicates) for key, schedule in (("retrain", "epochs"), ("equal_updates", "updates")) for row in values.get(key, [])]
-    return [{**run, "split": split, "seed": seed} for run, pairs in arms + picked for split, seed in pairs]
+def begin_custom(plan):
+    """Forget what other values of -p left in the plan of a custom profile, so that it starts from its profile's; no run is lost."""
+    note, changes = plan.folder.parent / "changes.json", json.dumps(plan.changes, indent=1, sort_keys=True)
+    if plan.changes and not (note.exists() and note.read_text(encoding="utf-8") == changes):
+        (note.parent / "plan.json").unlink(missing_ok=True)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(changes, encoding="utf-8")
 
 
 def dry_run(plan):
-    """Print what would run, what is done and how long the rest may take."""
-    from longtail.store import runs
-    results, missing = runs.Results(plan.profile), 0
-    known = {name: value for book, values in plan.usual + plan.jobs for name, value in {**book.defaults, **values}.items()}
+    """Print what would run, what is fresh, which runs are done and missing, and how long the rest may take."""
+    ran, done, asked = execution.past_runs(plan), estimate.finished_runs(), []
+    fresh = execution.fresh(plan) if installed() else set()
+    wanted = estimate.wanted if installed() else lambda values: []
     for notebook, values in plan.jobs:
-        runs_of = wanted({**notebook.defaults, **values}, runs.pairs(known.get("splits", [1]), known.get("seeds", [1])))
-        done = round(sum(min(1, len(results.done(**run)) / runs_of.count(run)) for run in runs_of))     # equal ones share what there is
-        missing += len(runs_of) - done
-        print(f"{notebook.name:<16} runs done {done}, missing {len(runs_of) - done}  ",
-              *(f"{name}={json.dumps(value)}" for name, value in values.items() if value != notebook.defaults[name]))
-    seconds = [json.loads(path.read_text())["seconds"] for path in results.root.glob("runs/*/done.json")]
-    hours = missing * sum(seconds) / len(seconds) / 3600 if seconds else plan.hours or 0
-    print(f"{missing} runs missing: {hours:.2g} hours", f"of one process, as {len(seconds)} took" if seconds else "in all, as stated")
+        word = "fresh" if notebook.name in fresh else "stale" if notebook.name in ran else "new"
+        runs = estimate.Expected(wanted(only(notebook, merged(plan.usual + plan.jobs))), done)
+        asked += runs.asked
+        print(f"{notebook.name:<16} {word:<6} runs done {runs.done}, missing {len(runs.missing)}  ",
+              *(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items() if value != notebook.defaults[name]))
+    if not installed():
+        print(f"runs are counted, and names checked, once the packages are there; the profile states {plan.hours:g} hours for all of it")
+        return 0
+    everything = [run for notebook, _ in plan.usual for run in wanted(only(notebook, merged(plan.usual)))]
+    print(estimate.Expected(asked, done).told(everything, plan.hours))
     return 0
+
+
+def installed():
+    """Whether the packages of the notebooks are there, as they are not before the first run on a fresh clone."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def merged(jobs):
+    """The parameters of several notebooks in one dict, later ones over earlier ones, what is given over what is default."""
+    defaults = {name: value for notebook, _ in reversed(jobs) for name, value in notebook.defaults.items()}
+    return defaults | {name: value for _, values in jobs for name, value in values.items()}
+
+
+def only(notebook, values):
+    """The ``values``, but lists of runs only where they are the notebook's own."""
+    return {name: value for name, value in values.items() if name in notebook.kinds or name not in estimate.LISTS}
 
 
 def pick_own(name, settings, options):
@@ -304,12 +119,12 @@ def pick_own(name, settings, options):
     [file] = options.words
     asked = request.ask(name, settings | options.p, Path(file).parent, settings.lines)
     if options.dry_run:
-        for key in request.FIELDS:
+        for key in request.ASKED:
             print(f"{key:<16} {getattr(asked, key)}")
         pool.preview(asked)
         return 0
     settle(name, file)
-    return 0 if attempt(name, name, partial(pool.make, asked)) else 1
+    return 0 if execution.attempt(name, partial(pool.make, asked)) else 1
 
 
 def taken(name, file):
@@ -326,6 +141,16 @@ def settle(name, file):
     note.write_text(f"{Path(file).absolute()}\n", encoding="utf-8")
 
 
+def print_schema(kind, notebooks):
+    """Print what a profile or a request may say: names, defaults, ranges, help, as a file to start from."""
+    if kind == "request":
+        from longtail.own import request
+        print(template(request.Settings))
+    else:
+        print(template(profiles.profile_schema(profiles.notebooks_of(notebooks))))
+    return 0
+
+
 class Parser(argparse.ArgumentParser):
     """Answers a mistake with one line instead of the usage."""
 
@@ -335,12 +160,13 @@ class Parser(argparse.ArgumentParser):
 
 def parse(arguments):
     """The command line as a namespace; values of -p are read as YAML."""
-    parser = Parser(prog="run_all.sh", description=__doc__)
+    parser = Parser(prog="run_all.sh", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="profile, file.yaml or NN", help="a profile (demo), then numbers of notebooks (all)")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change a parameter; VALUE is YAML")
     parser.add_argument("--dry-run", action="store_true", help="only list notebooks, parameters, runs done and missing, hours")
-    parser.add_argument("--schema", action="store_true", help="print the JSON schema of files for images of one's own, for editors")
     parser.add_argument("--plain", action="store_true", help="run the cells in this process, without Jupyter")
+    parser.add_argument("--schema", nargs="?", choices=("profile", "request"), const="profile",
+                        help="print what a profile, or a request for picks from your own images, may say")
     options = parser.parse_intermixed_args(arguments)
     try:
         options.p = {name: yaml.safe_load(value) for name, value in options.p}
@@ -349,32 +175,50 @@ def parse(arguments):
     return options
 
 
+def run(options, notebooks):
+    """What the parsed command line asks for; returns the exit status."""
+    if options.schema:
+        return print_schema(options.schema, notebooks)
+    profile, settings = profiles.find_profile(options.words, notebooks)
+    file = next((word for word in options.words if profiles.is_file_name(word)), None)
+    if file:
+        taken(profile, file)
+    if profiles.OWN & settings.keys():
+        return pick_own(profile, settings, options)
+    looks = options.dry_run and not installed()
+    plan = make_plan(options.words, options.p, notebooks, names=not looks and not has_run(options, notebooks))
+    if options.dry_run:
+        return dry_run(plan)
+    begin_custom(plan)
+    if file:
+        settle(profile, file)
+    return execution.run_plain(plan) if options.plain else execution.run_notebooks(plan)
+
+
 def main(arguments=None, notebooks=paths.NOTEBOOKS):
-    """The command; returns its exit status: 0, 1 for a failed notebook, 2 for a refused request."""
-    for name in {"LONGTAIL_OUTPUT", "LONGTAIL_DATA"} & os.environ.keys():
-        os.environ[name] = os.path.abspath(os.environ[name])        # kernels run in notebooks/
+    """The command; returns its exit status: 0, 1 for what failed, 2 for a refused request, 130 after Ctrl-C."""
+    for name in ("LONGTAIL_OUTPUT", "LONGTAIL_DATA"):
+        if os.environ.get(name):
+            os.environ[name] = os.path.abspath(os.environ[name])        # kernels run in notebooks/
     try:
-        options = parse(arguments)
-        if options.schema:
-            from longtail.own import request
-            print(request.schema())
-            return 0
-        profile, settings = find_profile(options.words, notebooks)
-        file = next((word for word in options.words if word.endswith((".yaml", ".yml"))), None)
-        if file:
-            taken(profile, file)
-        if OWN & settings.keys():
-            return pick_own(profile, settings, options)
-        plan = make_plan(options.words, options.p, notebooks)
-        if file and not options.dry_run:
-            settle(profile, file)
-        return (dry_run if options.dry_run else run_plain if options.plain else run_notebooks)(plan)
+        return run(parse(arguments), notebooks)
     except Refused as error:
-        print(f"refused: {error}", file=sys.stderr)
-        return 2
+        return say(f"refused: {error}", 2)
     except KeyboardInterrupt:
-        print("stopped; finished runs and checkpoints are kept, the same command goes on from them", file=sys.stderr)
-        return 130
+        return say(STOPPED, 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # else Python complains of it once more at its end
+        return say("stopped: nobody reads the output any more", 1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return say(f"stopped: {place}{error.strerror or error}; free it, or set LONGTAIL_OUTPUT to a folder that can be written", 1)
+
+
+def say(message, status):
+    """Print how the command ended, where anybody still listens; gives the status back."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
+    return status
 
 
 if __name__ == "__main__":

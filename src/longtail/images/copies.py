@@ -16,7 +16,7 @@ BITS = 12                   # of 64 in which the hashes of near copies may diffe
 ALIKE = 0.9                 # least correlation of their colours on a grid
 RASTER = 12                 # of that grid on a side
 PAIRS = 2**21               # compared at once
-SETTINGS = {"bits": BITS, "kept": KEPT, "grid": RASTER}       # what kept prints depend on
+PRINT_SETTINGS = {"bits": BITS, "kept": KEPT, "grid": RASTER}       # what kept prints depend on
 
 
 def prints(picture):

@@ -267,3 +267,8 @@ def by_name(root):
     stems = Counter(PurePosixPath(name).stem for name in names)
     return {PurePosixPath(name).stem: name for name in names if stems[PurePosixPath(name).stem] == 1} | {
         PurePosixPath(name).name: name for name in names}
+
+
+def name_of(dataset):
+    """What runs and tables call a data set: its own name, that of its folder, or of the zip that holds it."""
+    return (container(paths.DATA / dataset) or Path(dataset)).name.removesuffix(".zip")

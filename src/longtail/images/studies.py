@@ -3,7 +3,6 @@
 import functools
 import operator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from PIL import Image
 from longtail.images import copies
 from longtail.images.datasets import class_orders, letters, load
 from longtail.images.memory import BUDGET
-from longtail.images.places import container, files_of
+from longtail.images.places import files_of
 from longtail.images.sources import UNKNOWN, FileSet, ImageSet, files, folder
 from longtail.store import paths, runs
 
@@ -227,11 +226,6 @@ def leftovers(orders, used, count):
     if short < count:
         raise ValueError(f"a class has {short} images left for the pool, pool_per_class is {count}; lower it, or `largest`")
     return np.concatenate([left[:count] for left in rest])
-
-
-def name_of(dataset):
-    """What runs and tables call a data set: its own name, that of its folder, or of the zip that holds it."""
-    return (container(paths.DATA / dataset) or Path(dataset)).name.removesuffix(".zip")
 
 
 def outsider_set(places, size, count, classes, known, in_files, skip_broken):

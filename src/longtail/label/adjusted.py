@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from longtail.store import gpu, runs
+from longtail.store import arms, gpu, runs
 
 # ---- from the training images of each class
 
@@ -94,7 +94,7 @@ def reweighted(spec, weights):
 # ---- the methods
 
 @dataclass(frozen=True)
-class Plan:
+class Method:
     """A method ready to train: the loss of an epoch, the class weights of its draw, and its output layer."""
 
     loss: Callable                          # epoch -> (logits, labels) -> scalar
@@ -117,63 +117,51 @@ def averaged(loss, *arguments):
 
 def sigmoid(sizes, b, gamma):
     """The class-balanced reference's sigmoid losses; every class starts out improbable."""
-    return Plan(averaged(sigmoid_focal, class_balanced_weights(sizes, b), gamma), bias=-math.log(len(sizes) - 1))
+    return Method(averaged(sigmoid_focal, class_balanced_weights(sizes, b), gamma), bias=-math.log(len(sizes) - 1))
 
 
-METHODS = {     # name: (class sizes, first epoch of a second stage, the method's parameters as published) -> Plan
-    "ce": lambda sizes, start: Plan(softmax(ce())),
-    "focal": lambda sizes, start, gamma=1.0: Plan(averaged(softmax_focal, 1.0, gamma)),
+LOSSES = {     # name: (class sizes, first epoch of a second stage, the method's parameters as published) -> Method
+    "ce": lambda sizes, start: Method(softmax(ce())),
+    "focal": lambda sizes, start, gamma=1.0: Method(averaged(softmax_focal, 1.0, gamma)),
     "sigmoid": lambda sizes, start: sigmoid(sizes, 0.0, 0.0),
     "sigmoid_focal": lambda sizes, start, gamma=1.0: sigmoid(sizes, 0.0, gamma),
-    "cb": lambda sizes, start, b=0.9999: Plan(softmax(class_balanced(sizes, b))),
-    "cb_weighted": lambda sizes, start, b=0.9999: Plan(softmax(class_balanced(sizes, b, "weighted_mean"))),
+    "cb": lambda sizes, start, b=0.9999: Method(softmax(class_balanced(sizes, b))),
+    "cb_weighted": lambda sizes, start, b=0.9999: Method(softmax(class_balanced(sizes, b, "weighted_mean"))),
     "cb_sigmoid": lambda sizes, start, b=0.9999: sigmoid(sizes, b, 0.0),
     "cb_focal": lambda sizes, start, b=0.9999, gamma=1.0: sigmoid(sizes, b, gamma),
-    "resampling": lambda sizes, start, b=0.9999: Plan(softmax(ce()), lambda epoch: class_balanced_weights(sizes, b)),
-    "ce_drw": lambda sizes, start, b=0.9999: Plan(softmax(ce(), reweighted(ce(), class_balanced_weights(sizes, b)), start)),
-    "ldam": lambda sizes, start, max_m=0.5, s=30.0: Plan(softmax(ldam(sizes, max_m, s)), cosine=True),
-    "ldam_drw": lambda sizes, start, max_m=0.5, s=30.0, b=0.9999: Plan(softmax(
+    "resampling": lambda sizes, start, b=0.9999: Method(softmax(ce()), lambda epoch: class_balanced_weights(sizes, b)),
+    "ce_drw": lambda sizes, start, b=0.9999: Method(softmax(ce(), reweighted(ce(), class_balanced_weights(sizes, b)), start)),
+    "ldam": lambda sizes, start, max_m=0.5, s=30.0: Method(softmax(ldam(sizes, max_m, s)), cosine=True),
+    "ldam_drw": lambda sizes, start, max_m=0.5, s=30.0, b=0.9999: Method(softmax(
         first := ldam(sizes, max_m, s), reweighted(first, class_balanced_weights(sizes, b)), start), cosine=True),
-    "uniform_drw": lambda sizes, start, margin=0.5, s=30.0, b=0.9999: Plan(softmax(
+    "uniform_drw": lambda sizes, start, margin=0.5, s=30.0, b=0.9999: Method(softmax(
         first := LossSpec(beta=s, mu=s * margin), reweighted(first, class_balanced_weights(sizes, b)), start), cosine=True),
-    "ldam_hinge_drs": lambda sizes, start, max_m=0.5, b=0.9999: Plan(
+    "ldam_hinge_drs": lambda sizes, start, max_m=0.5, b=0.9999: Method(
         averaged(ldam_hinge, class_margins(sizes, max_m)), staged(None, class_balanced_weights(sizes, b), start), cosine=True),
-    "la": lambda sizes, start, tau=1.0: Plan(softmax(logit_adjusted(sizes, tau))),
-    "cdt": lambda sizes, start, gamma=0.3: Plan(softmax(vs(sizes, gamma, 0.0))),
-    "vs": lambda sizes, start, gamma=0.3, tau=1.0: Plan(softmax(vs(sizes, gamma, tau))),
-    "tla": lambda sizes, start, gamma=0.05, tau=1.0: Plan(softmax(vs(sizes, gamma, tau), logit_adjusted(sizes, tau), start)),
-    "adrw": lambda sizes, start, nu=0.15: Plan(softmax(ce(), reweighted(ce(), inverse_weights(sizes, nu)), start)),
-    "ddc": lambda sizes, start, gamma=0.05, tau=1.0, late_tau=1.0, nu=0.15: Plan(softmax(
+    "la": lambda sizes, start, tau=1.0: Method(softmax(logit_adjusted(sizes, tau))),
+    "cdt": lambda sizes, start, gamma=0.3: Method(softmax(vs(sizes, gamma, 0.0))),
+    "vs": lambda sizes, start, gamma=0.3, tau=1.0: Method(softmax(vs(sizes, gamma, tau))),
+    "tla": lambda sizes, start, gamma=0.05, tau=1.0: Method(softmax(vs(sizes, gamma, tau), logit_adjusted(sizes, tau), start)),
+    "adrw": lambda sizes, start, nu=0.15: Method(softmax(ce(), reweighted(ce(), inverse_weights(sizes, nu)), start)),
+    "ddc": lambda sizes, start, gamma=0.05, tau=1.0, late_tau=1.0, nu=0.15: Method(softmax(
         vs(sizes, gamma, tau), reweighted(logit_adjusted(sizes, late_tau), inverse_weights(sizes, nu)), start)),
 }
 
 
-def parse(arm):
-    """Name and all parameters of a method written as "vs" or "vs gamma:0.15 tau:1", the published values where none is given."""
-    name, *given = arm.split()
-    if name not in METHODS:
-        raise ValueError(f"no method {name!r}; there are {', '.join(METHODS)}")
-    known = inspect.signature(METHODS[name]).parameters
+def read_loss(loss):
+    """Name and all parameters of a method written as "vs" or "vs gamma=0.15 tau=1", the published values where none is given."""
+    words, given = arms.read_line(loss)
+    if len(words) != 1 or words[0] not in LOSSES:
+        raise ValueError(f"no method {loss!r}; there are {', '.join(LOSSES)}, and what each sets, as name=value")
+    known = inspect.signature(LOSSES[words[0]]).parameters
     usual = {key: parameter.default for key, parameter in known.items() if parameter.default is not inspect.Parameter.empty}
-    takes = dict.fromkeys(usual, float) | {"start": int}
-    try:
-        changed = {key: takes[key](value) for key, value in (word.split(":", 1) for word in given)}
-    except (KeyError, ValueError):      # no colon, a name that the method does not know, or no number: fewer than were given
-        changed = {}
-    if len(changed) < len(given) or not all(map(math.isfinite, changed.values())):
-        raise ValueError(f"{arm!r} cannot be read; {name} takes {', '.join(f'{key}:…' for key in takes)}, each a number and given once")
-    return name, usual | changed
+    return words[0], usual | arms.typed(loss, given, dict.fromkeys(usual, float) | {"start": int})
 
 
-def written(method, parameters):
-    """A parsed method as one text, with all its parameters."""
-    return " ".join([method, *(f"{key}:{value:g}" for key, value in sorted(parameters.items()))])
-
-
-def plan_of(method, parameters, counts, schedule):
-    """The ``Plan`` of a parsed method; the second stage starts at the first drop of the rate unless its parameters say otherwise."""
-    start = parameters.get("start", schedule.drops[0] if schedule.drops else schedule.epochs)
-    return METHODS[method](class_sizes(counts).to(runs.device()), **parameters | {"start": start})
+def method_of(method, parameters, counts, schedule):
+    """The ``Method`` of a parsed loss; the second stage starts at the first drop of the rate unless its parameters say otherwise."""
+    usual = {"start": schedule.drops[0] if schedule.drops else schedule.epochs}
+    return LOSSES[method](class_sizes(counts).to(runs.device()), **usual | parameters)
 
 
 def posthoc_logit_adjust(logits, counts, tau=1.0):

@@ -145,16 +145,18 @@ def prepared(arm, features, labels, counts, neighbours, seed):
 
 
 def head_logits(arm, train_set, test_features, counts, schedule, neighbours, seed):
-    """Test logits (n, K) of one linear head: a method of ``imbalance.METHODS``, or smote, cog, cog_os, posthoc_la around cross-entropy."""
+    """Test logits (n, K) of one linear head: a method of ``adjusted.LOSSES``, or smote, cog, cog_os, posthoc_la around cross-entropy."""
     features, labels, of_sub = prepared(arm, *train_set, counts, neighbours, seed)
-    name, parameters = adjusted.parse("ce" if arm in CLASSICAL else arm)
-    method = adjusted.plan_of(name, parameters, np.bincount(labels.cpu(), minlength=len(of_sub)), schedule)
+    counted = np.bincount(labels.cpu(), minlength=len(of_sub))
+    method = adjusted.method_of(*adjusted.read_loss("ce" if arm in CLASSICAL else arm), counted, schedule)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         head = supervised.output_layer(features.shape[1], len(of_sub), method).to(runs.device())
     optimizer = supervised.optimizer_of(head, head, method, schedule)
-    for _ in supervised.fit(head, optimizer, lambda order, epoch: features[order], labels.to(runs.device()), method, schedule, seed):
-        pass
+    labels = labels.to(runs.device())
+    update = supervised.Update(head, optimizer, labels)
+    for epoch in range(schedule.epochs):
+        supervised.train_labelled_epoch(update, lambda order, epoch: features[order], labels, method, schedule, seed, epoch)
     with torch.no_grad():
         classes = class_logits(head(test_features), of_sub, torch.amax)
     return adjusted.posthoc_logit_adjust(classes, counts) if arm == "posthoc_la" else classes
@@ -178,7 +180,7 @@ def heads(run, results, study, arms, schedule, neighbours, group_rule="thirds"):
         seen, test = probes.standardised(seen, test)
         train_set = seen, study.seed.labels.to(runs.device())
         groups = size_groups(study.counts, group_rule)
-        return pd.DataFrame([(arm, *row) for arm in arms for row in supervised.score_rows(
+        return pd.DataFrame([(arm, *row) for arm in arms for row in supervised.network_rows(
             head_logits(arm, train_set, test, study.counts, schedule, neighbours, run.seed), study.test.labels, groups)],
             columns=["head", "group", "accuracy", "images"])
-    return runs.remember(results.folder(run), "heads", settings, rows)
+    return results.remember(run, "heads", settings, rows)

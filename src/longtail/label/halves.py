@@ -13,7 +13,6 @@ from sklearn.preprocessing import StandardScaler
 from longtail.images import datasets, studies
 from longtail.images.sources import ImageSet
 from longtail.learn import encode, train
-from longtail.store import runs
 
 DIGITS = tuple("0123456789")
 TEST, VALIDATION, LABELLED = 50, 20, 100        # pictures of each digit; the rarest, 8, has 174
@@ -95,7 +94,7 @@ def separability(encoder, study, precision, count, part="test"):
     return 100 * np.mean([LogisticRegression(max_iter=5000).fit(fit[one], labels[one]).score(asked, right) for one in sets])
 
 
-def measure(run, results, asked, counts=(10, 100), part="test"):
+def measure_halves(run, results, asked, counts=(10, 100), part="test"):
     """Accuracy of a finished run's encoder on every task of ``studies``, measured once.
 
     Rows: task, labels (of each class), accuracy in percent, images judged.
@@ -108,4 +107,4 @@ def measure(run, results, asked, counts=(10, 100), part="test"):
         found = [(task, count, separability(encoder, study, run.precision, count, part), len(getattr(study, part)))
                  for task, study in asked.items() for count in counts]
         return pd.DataFrame(found, columns=["task", "labels", "accuracy", "images"])
-    return runs.remember(results.folder(run), f"halves-{part}", settings, rows)
+    return results.remember(run, f"halves-{part}", settings, rows)

@@ -1,9 +1,8 @@
 """Training on the labels of a long-tailed list: the list, the run, the network, the one loop, the scores."""
 
-import math
-import time
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+import contextlib
+import functools
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import WeightedRandomSampler
-from tqdm import tqdm
 
 from longtail.images import studies, views
 from longtail.label import adjusted
@@ -19,7 +17,7 @@ from longtail.label.adjusted import as_labels
 from longtail.learn import encode, models, train
 from longtail.measure import evaluate
 from longtail.measure.groups import SIZE_GROUPS, size_groups, summary
-from longtail.store import gpu, runs
+from longtail.store import arms, gpu, runs
 
 # ---- lists
 
@@ -41,12 +39,12 @@ def subset_indices(labels, sizes, seed):
 
 
 def kind_and_ratio(tail):
-    """A tail written as "exponential 100" or "step 10": which kind, and largest over smallest class."""
-    kind, _, ratio = tail.partition(" ")
-    with suppress(ValueError):          # of text that is no number
-        if 1 <= float(ratio) < math.inf:
-            return kind, float(ratio)
-    raise ValueError(f"no tail {tail!r}; write its kind and the ratio of largest to smallest class, 1 or more, such as exponential 100")
+    """A tail written as "exponential ratio=100" or "step ratio=10": which kind, and largest over smallest class."""
+    with contextlib.suppress(ValueError):       # of text that is no such line
+        [kind], settings = arms.read_line(tail)
+        if (ratio := arms.typed(tail, settings, {"ratio": float}).get("ratio", 0)) >= 1:
+            return kind, ratio
+    raise ValueError(f"no tail {tail!r}; write its kind and the ratio of largest to smallest class, 1 or more: exponential ratio=100")
 
 
 def long_tail(source, tail, largest, split):
@@ -77,42 +75,24 @@ class Schedule:
 
 PUBLISHED = Schedule(200, 128, 0.1, drops=(160, 180), drop=0.01)        # LDAM, VS and DDC, CIFAR
 PUBLISHED_NETWORK = "resnet32"
+PROTOCOL = "network"      # of scores: a network trained on labels decides by its own last layer
 
 
-@dataclass(frozen=True)
-class Run:
-    """Every choice that decides a network trained on labels; equal runs share one folder."""
-
-    dataset: str
-    kind: str               # exponential or step
-    ratio: float            # largest over smallest class
-    largest: int            # images of the largest class
-    split: int              # 0: class 0 is the largest, as published; else which permutation of the classes
-    seed: int               # weights, order of the images, views
-    method: str
-    parameters: dict = field(hash=False)
-    architecture: str       # perceptron, or one of models.ARCHITECTURES
-    size: int               # side of the square images, pixels
-    policy: str             # law of the random views, see views.POLICIES; empty: the images as they are
-    schedule: Schedule
-    precision: str          # float32 or bfloat16 (autocast)
-    jpeg: bool              # the images were decoded from JPEG files
-    images: str             # digest of the training images and their order
-
-    digest = runs.Run.digest
-
-    @property
-    def name(self):
-        """Readable and unique, e.g. ``ldam_drw-cifar10_exponential100-split0-seed1-b8be02fb``."""
-        return f"{self.method}-{self.dataset}_{self.kind}{self.ratio:g}-split{self.split}-seed{self.seed}-{self.digest}"
+def schedule_of(run):
+    """The ``Schedule`` of a run with labels."""
+    return Schedule(run.epochs, run.batch_size, run.learning_rate, tuple(map(int, run.drops.split())), run.drop, run.warmup_epochs,
+                    run.weight_decay)
 
 
-def plan(images, arm, tail, split, seed, settings):
-    """The run of one method (see ``imbalance.parse``) on a list that ``long_tail`` made; ``settings``: the other fields of ``Run``."""
+def run_of(images, loss, tail, split, seed, schedule, **settings):
+    """The run of one method (see ``adjusted.read_loss``) on a list that ``long_tail`` made; ``settings``: the other fields of ``Run``."""
     kind, ratio = kind_and_ratio(tail)
-    method, parameters = adjusted.parse(arm)
-    return Run(**settings, kind=kind, ratio=ratio, split=split, seed=seed, method=method, parameters=parameters,
-               jpeg=images.names[0].endswith((".jpg", ".jpeg", ".JPEG")), images=images.digest)
+    method, parameters = adjusted.read_loss(loss)
+    how = asdict(schedule) | {"drops": " ".join(map(str, schedule.drops))}
+    decoded = images.names[0].endswith((".jpg", ".jpeg", ".JPEG"))
+    return runs.Run(**settings, **how, subset=kind, imbalance=ratio, split=split, seed=seed, method=method,
+                    options=arms.written([], parameters), jpeg=decoded, images=images.digest, head_layers=0,
+                    temperature=0.0, prune_fraction=0.0)
 
 
 # ---- networks
@@ -173,7 +153,7 @@ class Network(nn.Module):
 
 # ---- the loop
 
-def stepped_rate(schedule, epoch):
+def warmed_rate(schedule, epoch):
     """Learning rate of epoch 0, 1, …"""
     if epoch < schedule.warmup_epochs:
         return schedule.learning_rate * (epoch + 1) / schedule.warmup_epochs
@@ -189,18 +169,14 @@ def order_of(labels, weights, seed, epoch):
     return torch.tensor(list(drawn), device=labels.device)
 
 
-def fit(model, optimizer, inputs, labels, plan, schedule, seed, first=0):
-    """Train from epoch ``first`` on; yields the mean loss of each epoch, a tensor on the device.
+def train_labelled_epoch(update, inputs, labels, plan, schedule, seed, epoch):
+    """One epoch of updates by an ``Update``; returns the loss of each, on the device.
 
     ``inputs(order, epoch)`` gives what the model sees of the images in that order. A last batch of one image is left out.
     """
-    update = Update(model, optimizer, labels)
-    for epoch in range(first, schedule.epochs):
-        order, loss_of, losses = order_of(labels, plan.draw(epoch), seed, epoch), plan.loss(epoch), []
-        for seen, truth in zip(*(part.split(schedule.batch_size) for part in (inputs(order, epoch), labels[order])), strict=True):
-            if len(truth) > 1:      # batch norm has no statistics of one image
-                losses.append(update(loss_of, stepped_rate(schedule, epoch), seen, truth))
-        yield torch.stack(losses).mean()
+    order, loss_of, rate = order_of(labels, plan.draw(epoch), seed, epoch), plan.loss(epoch), warmed_rate(schedule, epoch)
+    batches = zip(*(part.split(schedule.batch_size) for part in (inputs(order, epoch), labels[order])), strict=True)
+    return torch.stack([update(loss_of, rate, seen, truth) for seen, truth in batches if len(truth) > 1])    # one has no batch statistics
 
 
 class Update:
@@ -209,7 +185,6 @@ class Update:
     def __init__(self, model, optimizer, labels):
         self.model, self.optimizer = model, optimizer
         self.rate = torch.zeros((), device=labels.device) if gpu.computes(labels) else None
-        self.replays = gpu.computes(labels) and not gpu.eager()
         self.recorded = gpu.Recorded(self.update, self.changed)
 
     def __call__(self, loss_of, rate, seen, truth):
@@ -217,7 +192,7 @@ class Update:
         self.loss_of = loss_of
         for group in self.optimizer.param_groups:
             group["lr"] = rate if self.rate is None else self.rate.fill_(rate)
-        return self.recorded((loss_of, len(truth)), seen, truth).clone() if self.replays else self.update(seen, truth)
+        return self.recorded((loss_of, len(truth)), seen, truth)
 
     def update(self, seen, truth):
         """The update itself; nothing here depends on a value that the host would have to read."""
@@ -240,50 +215,33 @@ def optimizer_of(model, layer, plan, schedule):
                            train.MOMENTUM, weight_decay=schedule.weight_decay, fused=True)
 
 
-def restored(run, classes, method, checkpoint):
-    """Network, optimiser and log of a run: fresh ones, decided by the run alone, or as the checkpoint left them."""
+def train_network(run, images, classes, folder, progress=False, checkpoint_seconds=20):
+    """The trained network of a run in evaluation mode, and its log; goes on from ``last.pt`` where an earlier process stopped.
+
+    Raises ``FloatingPointError`` when a loss is not finite.
+    """
+    pixels, labels, schedule = images.images.to(runs.device()), images.labels.to(runs.device()), schedule_of(run)
+    counts = np.bincount(images.labels, minlength=classes)
+    method = adjusted.method_of(*adjusted.read_loss(f"{run.method} {run.options}"), counts, schedule)
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
         network = Network(run, classes, method)
     network = network.to(runs.device(), memory_format=torch.channels_last).train()
-    optimizer = optimizer_of(network, network.layer, method, run.schedule)
-    if not checkpoint.exists():
-        return network, optimizer, []
-    state = train.load(checkpoint)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    return network, optimizer, state["log"]
-
-
-def train_network(run, images, classes, folder, progress=False, checkpoint_seconds=20):
-    """The trained network of a run in evaluation mode; goes on from ``last.pt`` where an earlier process stopped.
-
-    Raises ``FloatingPointError`` when a loss is not finite.
-    """
-    pixels, labels = images.images.to(runs.device()), images.labels.to(runs.device())
-    method = adjusted.plan_of(run.method, run.parameters, np.bincount(images.labels, minlength=classes), run.schedule)
-    network, optimizer, log = restored(run, classes, method, folder / "last.pt")
-    policy, saved, began = views.POLICIES[run.policy] if run.policy else None, time.perf_counter(), time.perf_counter()
+    optimizer = optimizer_of(network, network.layer, method, schedule)
+    update, policy = Update(network, optimizer, labels), views.POLICIES[run.policy] if run.policy else None
 
     def inputs(order, epoch):       # parameters by the place in the epoch, so that an image drawn twice is seen in two views
         return encode.in_chunks(nn.Identity(), pixels[order], policy, run.seed, epoch)
-    epochs = fit(network, optimizer, inputs, labels, method, run.schedule, run.seed, len(log))
-    for loss in tqdm(epochs, run.name, run.schedule.epochs, initial=len(log), mininterval=2, disable=not progress, leave=False):
-        if not loss.isfinite():
-            raise FloatingPointError(f"{run.name}: loss is {loss.item()} in epoch {len(log) + 1}; lower supervised_rate")
-        log.append({"epoch": len(log) + 1, "loss": loss.item(), "learning_rate": optimizer.param_groups[0]["lr"],
-                    "seconds": round(time.perf_counter() - began, 3)})
-        began = time.perf_counter()
-        if began - saved > checkpoint_seconds and len(log) < run.schedule.epochs:
-            train.save(folder / "last.pt", {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "log": log})
-            saved = began
-    runs.write(folder / "log.csv", train.log_csv(log))
-    return network.eval()
+
+    def one(epoch):
+        return train_labelled_epoch(update, inputs, labels, method, schedule, run.seed, epoch), warmed_rate(schedule, epoch)
+    log = train.loop(run, folder, run.epochs, one, {"network": network, "optimizer": optimizer}, progress, checkpoint_seconds)
+    return network.eval(), log
 
 
 # ---- scores
 
-def score_rows(logits, labels, groups):
+def network_rows(logits, labels, groups):
     """Accuracy in percent of the largest logit: logits (n, K), labels (n,), a size group for each class -> rows group, accuracy, images.
 
     Groups: many, medium, few, balanced (mean over classes, 100 − balanced error), all (over images, 100 − error), and each class.
@@ -297,59 +255,41 @@ def score_rows(logits, labels, groups):
     return [*rows, *((f"class {label}", of_class[label], sizes[label]) for label in range(len(groups)))]
 
 
-def measure(run, images, test, classes, folder, group_rule, progress):
-    """Train a run and score its last epoch on the test set; cross-entropy is also scored with its prior corrected afterwards."""
-    network, counts = train_network(run, images, classes, folder, progress), np.bincount(images.labels, minlength=classes)
-    logits = encode.in_chunks(network, test.images.to(runs.device()))
-    decisions = {run.method: logits} | ({"posthoc_la": adjusted.posthoc_logit_adjust(logits, counts)} if run.method == "ce" else {})
-    groups = size_groups(counts, group_rule)
-    return pd.DataFrame([(method, *row) for method, decided in decisions.items() for row in score_rows(decided, test.labels, groups)],
-                        columns=["method", "group", "accuracy", "images"])
+def train_and_score(test, classes, run, images, results, progress=False, wait=True, group_rule="thirds"):
+    """Train a run and score its last epoch on the images ``test``: read from disk when made before; no network is kept.
+
+    Cross-entropy is also scored with its prior corrected afterwards. Rows: protocol, selection, method (how it decides), group, accuracy,
+    images. A run that another process holds is waited for, or left to it.
+    """
+    folder, logs = results.folder(run), []
+
+    def rows():
+        counts = np.bincount(images.labels, minlength=classes)
+        network, log = train_network(run, images, classes, folder, progress)
+        logs.append(log)
+        logits = encode.in_chunks(network, test.images.to(runs.device()))
+        decisions = {run.method: logits} | ({"posthoc_la": adjusted.posthoc_logit_adjust(logits, counts)} if run.method == "ce" else {})
+        groups = size_groups(counts, group_rule)
+        return pd.DataFrame([(PROTOCOL, "last_epoch", method, *row) for method, decided in decisions.items()
+                             for row in network_rows(decided, test.labels, groups)],
+                            columns=["protocol", "selection", "method", "group", "accuracy", "images"])
+
+    with runs.claim(folder, wait) as held:
+        if held:
+            scored = results.remember(run, f"scores-{PROTOCOL}", scored_as(test, group_rule), rows)
+            for log in logs:
+                train.finish(run, folder, None, log, len(images))
+            return scored
 
 
-def folder_of(run, results):
-    """Where a run keeps its checkpoint, log and scores."""
-    return results.root / "supervised" / run.name
+def scored_as(test, group_rule="thirds"):
+    """What decides the scores of a run beside the run."""
+    return {"test": test.digest, "group_rule": group_rule}
 
 
-def settings_of(run, test, group_rule):
-    """What decides a run's scores."""
-    return {**asdict(run), "test": test.digest, "group_rule": group_rule}
-
-
-def train_and_score(run, images, test, classes, results, group_rule="thirds", progress=False):
-    """Scores of a run on the test set: read from disk when made before. A run that another process holds is waited for."""
-    folder = folder_of(run, results)
-    with runs.claim(folder, wait=True):
-        rows = runs.remember(folder, "scores", settings_of(run, test, group_rule),
-                             lambda: measure(run, images, test, classes, folder, group_rule, progress))
-        (folder / "last.pt").unlink(missing_ok=True)
-    return rows
-
-
-def train_all(jobs, source, results, processes, group_rule="thirds"):
-    """Train and score all ``(run, images)`` that are not done; several processes started on the same list share it."""
-    missing = [(run, images, source.test, len(source.classes), results, group_rule, processes == 1) for run, images in jobs
-               if not runs.is_remembered(folder_of(run, results), "scores", settings_of(run, source.test, group_rule))]
-    with tqdm(total=len(missing), desc="networks", mininterval=2, disable=not missing) as bar:
-        def count():
-            bar.n = sum((folder_of(run, results) / "scores.json").exists() for run, *_ in missing)
-            bar.refresh()
-        train.side_by_side(train_and_score, missing, processes, count)
-        count()
-
-
-def scores(results):
-    """All scores of a profile's supervised runs, one row a run, method (how it decides) and group; the settings of the run in front."""
-    frames = []
-    for record in sorted(results.root.glob("supervised/*/scores.json")):
-        settings = runs.recorded(record)["settings"]
-        if settings["recipe"] == runs.RECIPE:
-            settings |= settings.pop("schedule")
-            known = {"run": record.parent.name, "arm": adjusted.written(settings["method"], settings.pop("parameters")),
-                     "imbalance": f"{settings['kind']} {settings['ratio']:g}", **settings, "drops": " ".join(map(str, settings["drops"]))}
-            rows = runs.read_rows(record.with_suffix(".csv"))
-            own = {key: value for key, value in known.items() if key not in rows}       # a row's own value stands where both have one
-            frames.append(pd.concat([rows, pd.DataFrame([own] * len(rows))], axis=1))
-    names = ["run", "arm", "imbalance", *(one.name for kind in (Run, Schedule) for one in fields(kind)), "group", "accuracy"]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=names)
+def train_all(jobs, source, results, count):
+    """Train and score all ``(run, images)`` that are not done, ``count`` at a time; several processes started on the same list share it."""
+    one, how = functools.partial(train_and_score, source.test, len(source.classes)), scored_as(source.test)
+    train.make_all(one, jobs, results, count, lambda run: results.is_done(run) and results.has(run, f"scores-{PROTOCOL}", how))
+    for run, images in jobs:        # what was there before is asked for as well
+        one(run, images, results)

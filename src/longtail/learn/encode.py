@@ -4,9 +4,20 @@ import torch
 
 from longtail.images import views
 from longtail.images.memory import BUDGET
-from longtail.store import runs
+from longtail.store import gpu, runs
 
 CHUNK = 1024            # images a forward pass without gradients
+
+
+class Window:
+    """Images of a larger set from position ``start`` on: random views ask for an image by its place in the whole."""
+
+    def __init__(self, images, start):
+        self.images, self.start = images, start
+        self.shape, self.device = images.shape, images.device
+
+    def __getitem__(self, index):
+        return self.images[index - self.start]
 
 
 def chunk_of(size):
@@ -16,10 +27,16 @@ def chunk_of(size):
 
 @torch.no_grad()
 def in_chunks(function, images, policy=None, seed=0, epoch=0, view=0):
-    """``function`` of all images (uint8) without gradients, as they are or as random views of ``policy``."""
+    """``function`` of all images (uint8) without gradients, as they are or as random views of ``policy``.
+
+    Images that are not on the device are sent there chunk by chunk.
+    """
     parts = []
-    for index in torch.arange(len(images), device=images.device).split(chunk_of(images.shape[-1])):
-        pixels = views.augment(images, index, policy, seed, epoch, view) if policy else images[index].float() / 255
+    chunk = chunk_of(images.shape[-1])
+    for start in range(0, len(images), chunk):
+        pixels = gpu.sent(images[start:start + chunk])
+        index = torch.arange(start, start + len(pixels), device=pixels.device)
+        pixels = views.augment(Window(pixels, start), index, policy, seed, epoch, view) if policy else pixels.float() / 255
         parts.append(function(pixels.to(memory_format=torch.channels_last)).float())
     return torch.cat(parts)
 
@@ -27,7 +44,7 @@ def in_chunks(function, images, policy=None, seed=0, epoch=0, view=0):
 def features(encoder, images, precision, **view):
     """Pooled features h (n, d) of an image set, before the projection head."""
     with torch.autocast(runs.device().type, torch.bfloat16, enabled=precision == "bfloat16"):
-        return in_chunks(encoder.trunk, images.images.to(runs.device()), **view)
+        return in_chunks(encoder.trunk, images.images, **view)
 
 
 def embed(network, pixels):

@@ -12,7 +12,6 @@ from multiprocessing import get_context
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from tqdm import tqdm
 
@@ -20,19 +19,20 @@ from longtail.images import views
 from longtail.learn import methods
 from longtail.learn.methods.simclr import FINAL_RATE as FINAL_RATE
 from longtail.learn.methods.simclr import warmup_cosine as warmup_cosine
-from longtail.store import gpu, processes, runs
+from longtail.store import arms, gpu, processes, runs
 
 MOMENTUM = 0.9      # SDCLR and MAK, all data sets (spec 2.4)
+FILES = ("log.csv", "notes.csv", "encoder.safetensors")     # of a finished run: ``done.json`` has their digests
 SNAPSHOTS = 10      # encoders kept of a run, evenly spaced, so that its accuracy can be followed over time; the last is the encoder
 
 
 def plan(study, arm, split, seed, settings):
     """The run of one arm and the images it trains on: ``(Run, ImageSet)``.
 
-    ``settings`` holds the fields of ``Run`` that all arms share; ``runs.read_arm`` says what an arm is. The depth of the head is the
+    ``settings`` holds the fields of ``Run`` that all arms share; ``arms.read_arm`` says what an arm is. The depth of the head is the
     published one unless given. A method that picks images as it trains gets the study's pool, behind the seed.
     """
-    own, options = runs.read_arm(arm)
+    own, options = arms.read_arm(arm)
     kind = methods.find(own["method"])
     images = study.seed if own["subset"] == "long_tail" else study.balanced
     if kind.picks:
@@ -102,8 +102,8 @@ def pretrain(run, images, results, progress=True, wait=True, checkpoint_seconds=
     """Pre-train a run on an image set; returns at once when it is done, and goes on where an earlier process stopped.
 
     Writes ``log.csv`` by epoch, ``encoder.safetensors`` and at last ``done.json`` into the run's folder. Raises ``FloatingPointError`` when
-    a loss is not finite and ``ValueError`` for a damaged checkpoint. A run that another process holds is waited for, or left to it.
-    The run that a method learns from is made first.
+    a loss is not finite. A damaged checkpoint is not used, which a line says. A run that another process holds is waited for, or left to
+    it. The run that a method learns from is made first.
     """
     reference = None if results.is_done(run) else methods.find(run.method).reference(run)
     if reference:
@@ -114,36 +114,52 @@ def pretrain(run, images, results, progress=True, wait=True, checkpoint_seconds=
 
 
 def train(run, images, folder, progress, checkpoint_seconds, teacher=None):
-    """The loop itself, for the process that holds the run; ``teacher`` is the encoder of the run that the method learns from."""
+    """Train without labels, for the process that holds the run; ``teacher`` is the encoder of the run that the method learns from."""
     if run.images != images.digest:
         raise ValueError(f"{run.name} was planned for images {run.images}, these are {images.digest}")
     gpu.forget_peak()
     images = replace(images, images=images.images.to(runs.device()))
     encoder, method, optimizer = initialise(run)
     method.start(images, teacher)
-    plan = course(run, len(images), method.extra)
-    runs.write(folder / "run.json", json.dumps(asdict(run), indent=1))
-    log = restore(folder / "last.pt", encoder, optimizer, method)
-    step, saved = Step(run, encoder, method, optimizer, images.images), time.perf_counter()
-    hidden = not progress or processes.world()[0] > 0
-    for epoch in tqdm(range(len(log), plan.epochs), run.name, plan.epochs, initial=len(log), mininterval=2, disable=hidden, leave=False):
-        began, numbers = time.perf_counter(), plan.steps(epoch)
+    plan, step = course(run, len(images), method.extra), Step(run, encoder, method, optimizer, images.images)
+
+    def one(epoch):
         method.before_epoch(encoder, epoch)
-        rates = method.rates(epoch, plan)
-        losses = train_epoch(step, epoch, rates)
-        check_finite(losses, numbers[0] - 1, run)
-        log.append({"epoch": epoch + 1, "step": numbers[-1], "loss": losses.mean().item(),
-                    "learning_rate": rates[-1], "seconds": round(time.perf_counter() - began, 3)})
-        runs.write(folder / "log.csv", log_csv(log))
-        if epoch + 1 in snapshot_epochs(plan.epochs):
-            keep_encoder(snapshot(folder, epoch + 1), encoder)
-        if processes.agreed(time.perf_counter() - saved > checkpoint_seconds) and epoch + 1 < plan.epochs:
-            save(folder / "last.pt", {"encoder": encoder.state_dict(), "optimizer": optimizer.state_dict(), "log": log,
-                                      "method": method.state, "notes": method.notes})
-            saved = time.perf_counter()
+        return train_epoch(step, epoch, rates := method.rates(epoch, plan)), rates[-1]
+
+    def over(epochs):
+        if epochs in snapshot_epochs(plan.epochs):
+            content = weights_of(encoder)
+            runs.write(folder / "snapshots" / f"epoch-{epochs:04d}-{runs.sha256(run.name.encode() + content)[:8]}.safetensors", content)
+    log = loop(run, folder, plan.epochs, one, {"encoder": encoder, "optimizer": optimizer, "method": method.state, "notes": method.notes},
+               progress, checkpoint_seconds, over)
     if method.notes:
-        runs.remember(folder, "notes", {}, lambda: notes(method))
+        runs.write(folder / "notes.csv", notes(method).to_csv(index=False))
     finish(run, folder, encoder, log, len(images))
+
+
+def loop(run, folder, epochs, one, parts, progress, checkpoint_seconds, over=lambda epochs: None):
+    """The loop of every run: from its checkpoint on, epoch by epoch, with a log and checkpoints; returns the log.
+
+    ``one(epoch)`` trains an epoch, counted from 0, and gives the loss of each update (on the device) and the last learning rate.
+    ``parts``: name -> what a checkpoint keeps, modules and the like, or dicts. ``over(epochs)`` is told how many epochs are over.
+    """
+    runs.write(folder / "run.json", json.dumps(asdict(run), indent=1))
+    log, saved = restore(run, folder / "last.pt", parts), time.perf_counter()
+    steps, hidden = log[-1]["step"] if log else 0, not progress or processes.world()[0] > 0
+    for epoch in tqdm(range(len(log), epochs), run.name, epochs, initial=len(log), mininterval=2, disable=hidden, leave=False):
+        began = time.perf_counter()
+        losses, rate = one(epoch)
+        check_finite(losses, steps, run)
+        steps += len(losses)
+        log.append({"epoch": epoch + 1, "step": steps, "loss": losses.mean().item(), "learning_rate": rate,
+                    "seconds": round(time.perf_counter() - began, 3)})
+        runs.write(folder / "log.csv", log_csv(log))
+        over(epoch + 1)
+        if processes.agreed(time.perf_counter() - saved > checkpoint_seconds) and epoch + 1 < epochs:
+            save_checkpoint(run, folder / "last.pt", parts, log)
+            saved = time.perf_counter()
+    return log
 
 
 def snapshot_epochs(epochs):
@@ -151,14 +167,10 @@ def snapshot_epochs(epochs):
     return sorted({round(part * epochs / SNAPSHOTS) for part in range(1, SNAPSHOTS)} - {0, epochs})
 
 
-def snapshot(folder, epoch):
-    """The file of the encoder as it was after so many epochs."""
-    return folder / "snapshots" / f"epoch-{epoch:04d}.safetensors"
-
-
 def snapshots(run, results):
-    """The epochs after which the encoder of a run was kept and is still there, in order."""
-    return [epoch for epoch in snapshot_epochs(run.epochs) if snapshot(results.folder(run), epoch).exists()]
+    """Epoch -> file of the encoders that were kept of a run, and are still there, in order; a name holds the digest of run and weights."""
+    files = sorted((results.folder(run) / "snapshots").glob("epoch-*.safetensors"))
+    return {epoch: file for file in files if (epoch := int(file.name.split("-")[1])) in snapshot_epochs(run.epochs)}
 
 
 def notes(method):
@@ -185,8 +197,7 @@ class Step:
         self.policy = views.POLICIES[run.policy]
         self.epoch = torch.zeros((), dtype=torch.int64, device=pixels.device)
         self.fused = gpu.fuses(pixels)
-        self.replays = gpu.computes(pixels) and not gpu.eager() and processes.world()[1] == 1
-        self.recorded = gpu.Recorded(self.update, self.changed)
+        self.recorded = gpu.Recorded(self.update, self.changed, wanted=processes.world()[1] == 1)
         self.rate = torch.zeros((), device=pixels.device) if gpu.computes(pixels) else None      # a graph reads it; a CPU takes the number
         if self.fused and os.environ.get("LONGTAIL_COMPILE"):
             encoder.compile(dynamic=False)
@@ -195,7 +206,7 @@ class Step:
         """Update by the images ``index`` (n,) at a rate; gives the mean loss, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate if self.rate is None else self.rate.fill_(rate)
-        return self.recorded((self.method.phase(), len(index)), index).clone() if self.replays else self.update(index)
+        return self.recorded((self.method.phase(), len(index)), index)
 
     def update(self, index):
         """The update itself; nothing here depends on a value that the host would have to read."""
@@ -227,77 +238,80 @@ def check_finite(losses, steps_before, run):
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         raise FloatingPointError(f"{run.name}: loss is {losses[bad[0]].item()} at step {steps_before + bad[0].item() + 1}; "
-                                 f"lower learning_rate or use precision float32")
+                                 f"lower the learning rate, or use precision float32")
 
 
-def save(path, state):
-    """A checkpoint, whole or not at all."""
+def save_checkpoint(run, path, parts, log):
+    """A checkpoint, whole or not at all: a line with digest and name of its run, then the state of ``parts`` as torch saves it."""
     content = io.BytesIO()
-    torch.save(state, content)
-    runs.write(path, content.getbuffer())
+    torch.save({"log": log, **{name: part if isinstance(part, dict) else part.state_dict() for name, part in parts.items()}}, content)
+    runs.write(path, f"{runs.sha256(content.getbuffer())} {run.name}\n".encode() + content.getbuffer())
 
 
-def load(path):
-    """What ``save`` wrote; ``ValueError`` naming the file if it is damaged."""
-    try:
-        return torch.load(path, map_location=runs.device(), weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:      # whatever torch and pickle make of foreign bytes
-        reason = (str(error) or type(error).__name__).splitlines()[0][:80]
-        raise ValueError(f"{path} is damaged ({reason}); delete it to train from the start of the run") from error
-
-
-def restore(path, encoder, optimizer, method):
-    """Put encoder, optimiser and the method's memory where the checkpoint left them; returns its log, empty without one."""
+def load_checkpoint(run, path):
+    """The state that ``save`` wrote for this run; None without a file, or, said in a line, for a damaged one or another run's."""
     if not path.exists():
-        return []
-    state = load(path)
-    encoder.load_state_dict(state["encoder"])
-    optimizer.load_state_dict(state["optimizer"])
-    method.state |= state.get("method", {})         # the checkpoints of methods without memory once had no such entry
-    method.notes |= state.get("notes", {})
-    return state["log"]
+        return None
+    head, _, content = path.read_bytes().partition(b"\n")
+    if head == f"{runs.sha256(content)} {run.name}".encode():
+        return torch.load(io.BytesIO(content), map_location=runs.device(), weights_only=True)
+    print(f"{path} is damaged, or another run's; {run.name} starts again from its first epoch", flush=True)
+    return None
+
+
+def restore(run, path, parts):
+    """Put all ``parts`` where the checkpoint left them; returns its log, empty without one."""
+    state = load_checkpoint(run, path)
+    for name, part in parts.items() if state else ():
+        part.update(state[name]) if isinstance(part, dict) else part.load_state_dict(state[name])
+    return state["log"] if state else []
 
 
 def finish(run, folder, encoder, log, images):
-    """Write the encoder and, last of all, ``done.json``; an untrained encoder has a log without rows."""
+    """Write the encoder, where it is kept, and last of all ``done.json`` with the digests of all; no epochs leave a log without rows."""
     runs.write(folder / "log.csv", log_csv(log))
-    keep_encoder(folder / "encoder.safetensors", encoder)
-    runs.write(folder / "done.json", json.dumps({
+    if encoder is not None:
+        keep_encoder(folder / "encoder.safetensors", encoder)
+    runs.sync(folder)
+    files = {path.name: runs.sha256(path.read_bytes()) for path in map(folder.joinpath, FILES) if path.exists()}
+    runs.write_record(folder / "done.json", {
         "seconds": round(sum(row["seconds"] for row in log), 1), "peak_memory_mib": round(gpu.peak_memory() / 2**20),
-        "seed_images": run.seeds(images), **runs.machine(),
-        "encoder_sha256": runs.sha256((folder / "encoder.safetensors").read_bytes()),
-        "log_sha256": runs.sha256(log_csv(log).encode())}, indent=1))
+        "seed_images": run.seeds(images), **runs.machine(), "files": files})
     if processes.world()[0] == 0:
         (folder / "last.pt").unlink(missing_ok=True)
 
 
-def keep_encoder(path, encoder):
-    """Write an encoder's weights in half precision, which is all that is measured of it later.
+def weights_of(encoder):
+    """An encoder's weights as the content of a safetensors file, in half precision, which is all that is measured of it later.
 
     A tensor with values beyond the range of half precision stays in its own.
     """
     half = {name: value.half() if value.is_floating_point() and value.half().isfinite().all() else value
             for name, value in encoder.state_dict().items()}
-    runs.write(path, safetensors.save({name: value.contiguous() for name, value in half.items()}))
+    return safetensors.save({name: value.contiguous() for name, value in half.items()})
+
+
+def keep_encoder(path, encoder):
+    """Write ``weights_of`` an encoder."""
+    runs.write(path, weights_of(encoder))
 
 
 def encoder_of(run, results, epoch=None):
     """The trained encoder of a finished run, in evaluation mode (its dense branch is branch 0), or as it was after some ``epoch``."""
     folder = results.folder(run)
-    path = folder / "encoder.safetensors" if epoch is None else snapshot(folder, epoch)
-    if not path.exists():
+    path = folder / "encoder.safetensors" if epoch is None else snapshots(run, results).get(epoch, folder / "snapshots")
+    if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: not all weights are shipped; delete {folder} to train the run again")
     content = path.read_bytes()
-    if epoch is None and runs.sha256(content) != json.loads((folder / "done.json").read_text())["encoder_sha256"]:
+    if epoch is None:
+        right = runs.sha256(content) == results.ended(run)["files"].get(path.name)
+    else:
+        right = runs.sha256(run.name.encode() + content)[:8] == path.stem.split("-")[2]
+    if not right:
         raise ValueError(f"{path} is not the file that training wrote; delete {folder} to train the run again")
     method = methods.find(run.method)
     encoder = method.network(run.architecture, run.head_layers, method.branches)
-    try:
-        encoder.load_state_dict(safetensors.load(content))
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete {folder} to train the run again") from error
+    encoder.load_state_dict(safetensors.load(content))
     return encoder.to(runs.device(), memory_format=torch.channels_last).eval()
 
 
@@ -307,31 +321,48 @@ def side_by_side(function, jobs, count, progress=None):
     Results come in the order of the jobs, the first error is raised. Two processes with one thread each are faster on two cores
     than one with two, and give the same numbers on any number of cores.
     """
+    named = {"desc": getattr(function, "func", function).__name__, "mininterval": 2, "leave": False, "disable": progress is not None}
     if count == 1 or len(jobs) < 2 or processes.world()[1] > 1:
-        return [function(*job) for job in jobs]
+        return [function(*job) for job in tqdm(jobs, **named)]
     context = get_context("forkserver")         # imports once, for all processes that a notebook starts, what takes seconds
     context.set_forkserver_preload([__name__, "torch._dynamo"])
-    with futures.ProcessPoolExecutor(count, context, torch.set_num_threads, (1,)) as pool:
+    with futures.ProcessPoolExecutor(count, context, processes.begin_worker) as pool, \
+            tqdm(total=len(jobs), **named) as bar:
         waiting, failed = [pool.submit(function, *job) for job in jobs], []
-        while not failed and (state := futures.wait(waiting, 1, futures.FIRST_EXCEPTION)).not_done:
-            failed = [job for job in state.done if job.exception()]
-            if progress:
-                progress()
+        workers = list(pool._processes.values())        # the pool itself only knows how to wait for them
+        try:
+            while not failed and (state := futures.wait(waiting, 1, futures.FIRST_EXCEPTION)).not_done:
+                failed = [job for job in state.done if job.exception()]
+                bar.update(len(state.done) - bar.n)
+                if progress:
+                    progress()
+        except KeyboardInterrupt:
+            for worker in workers:
+                worker.kill()
+            raise
         if failed:
             pool.shutdown(wait=False, cancel_futures=True)      # jobs under way end, none is begun
         return [job.result() for job in failed or waiting]
 
 
-def pretrain_all(jobs, results, count):
-    """Pre-train all ``(run, images)`` that are not done, ``count`` at a time; several processes started on the same list share it."""
-    missing = [(run, images, results, count == 1, False) for run, images in jobs if not results.is_done(run)]
+def make_all(make, jobs, results, count, is_made):
+    """``make(run, images, results, progress, wait)`` for all ``(run, images)`` that are not made, ``count`` at a time.
+
+    Several processes that were started on the same list share it.
+    """
+    missing = [(run, images, results, count == 1, False) for run, images in jobs if not is_made(run)]
     logs = [results.folder(run) / "log.csv" for run, *_ in missing]
     with tqdm(total=sum(run.epochs for run, *_ in missing), desc=f"{len(missing)} runs, epochs", mininterval=2,
               disable=count == 1 or not missing or processes.world()[0] > 0) as bar:
         def progress():
             bar.n = sum(log.read_text().count("\n") - 1 for log in logs if log.exists())
             bar.refresh()
-        side_by_side(pretrain, missing, count, progress)
+        side_by_side(make, missing, count, progress)
         for run, images, *_ in missing:         # what another process held is its to finish, or ours if it died
-            pretrain(run, images, results, progress=False)
+            make(run, images, results, False, True)
         progress()
+
+
+def pretrain_all(jobs, results, count):
+    """Pre-train all ``(run, images)`` that are not done, ``count`` at a time; several processes started on the same list share it."""
+    make_all(pretrain, jobs, results, count, results.is_done)

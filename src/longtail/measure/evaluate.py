@@ -15,7 +15,7 @@ from longtail.images import studies, views
 from longtail.learn import encode, train
 from longtail.measure import probes
 from longtail.measure.groups import SIZE_GROUPS, size_groups, summary
-from longtail.store import runs
+from longtail.store import gpu, runs
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ def batches(count, size, seed, epoch):
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count)).to(runs.device()).split(size)
 
 
+def on_device(images):
+    """An image set for many passes: its pixels are copied to the device once, if they take no more than a set may there."""
+    return replace(images, images=gpu.kept(images.images))
+
+
 def train_frozen(encoder, run, label_sets, protocol, policy, classes, seed, seeds):
     """Train classifiers on a frozen trunk's features of fresh views each epoch; yields (epoch, features -> logits side by side).
 
@@ -72,7 +77,7 @@ def train_frozen(encoder, run, label_sets, protocol, policy, classes, seed, seed
     """
     layer = classifiers(encoder.trunk.features, classes, seeds)
     optimizer = torch.optim.SGD(layer.parameters(), protocol.rate, train.MOMENTUM)
-    labelled, size = functools.reduce(operator.add, label_sets), len(label_sets[0])
+    labelled, size = on_device(functools.reduce(operator.add, label_sets)), len(label_sets[0])
     labels, starts = labelled.labels.to(runs.device()), range(0, len(labelled), size) if len(label_sets) > 1 else [0] * len(seeds)
     for epoch in range(1, protocol.epochs + 1):
         optimizer.param_groups[0]["lr"] = stepped_rate(protocol, epoch)
@@ -129,12 +134,12 @@ def by_class(right, labels, classes):
 
 def train_and_choose(encoder, run, study, label_sets, protocol, policy, seeds, validation_top):
     """Class accuracies on the test set, percent, (classes, seeds): at the last epoch and where best on validation (first of equals)."""
-    sets = {"validation": study.validation, "test": study.test}
+    sets = {part: on_device(images) for part, images in (("validation", study.validation), ("test", study.test))}
     labels = {part: images.labels.to(runs.device()) for part, images in sets.items()}
     frozen = None if protocol.whole else {part: encode.features(encoder, images, run.precision) for part, images in sets.items()}
 
     def inputs(part):
-        return frozen[part] if frozen else encode.in_chunks(first_layer(encoder), sets[part].images.to(runs.device()))
+        return frozen[part] if frozen else encode.in_chunks(first_layer(encoder), sets[part].images)
     best, found = torch.full((len(seeds),), -1.0), torch.zeros(len(study.classes), len(seeds), dtype=torch.float64)
     learn, classes = train_whole if protocol.whole else train_frozen, len(study.classes)
     for epoch, layer in learn(encoder, run, label_sets, protocol, policy, classes, seeds[0], seeds):
@@ -232,7 +237,7 @@ def evaluate(run, results, study, protocol, policy, seed=1, group_rule="thirds",
     seeds = list(range(seed, seed + repeats))
     settings |= {"protocol": asdict(how), "seeds": seeds, "group_rule": group_rule, "counts": study.counts,
                  "labelled": [identity(images) for images in labelled], **{part: identity(images) for part, images in sets.items()}}
-    return runs.remember(results.folder(run), f"{name}-{protocol}", settings, lambda: score_rows(protocol, class_accuracies(
+    return results.remember(run, f"{name}-{protocol}", settings, lambda: score_rows(protocol, class_accuracies(
         run, results, study, how, views.POLICIES[policy], seeds, labelled, validation_top), study, group_rule))
 
 
@@ -267,7 +272,7 @@ def weights_on_validation(run, results, study, grid):
         encoder = train.encoder_of(run, results)
         return decide(encoder, run, study, replace(probe, l2=l2), labelled, study.validation, [1]).mean().item()
     settings = {"grid": grid, "labelled": identity(labelled), "validation": identity(study.validation)}
-    return runs.remember(results.folder(run), "l2", settings,
+    return results.remember(run, "l2", settings,
                          lambda: pd.DataFrame([(l2, accuracy(l2)) for l2 in grid], columns=["l2", "accuracy"]))
 
 
@@ -278,8 +283,6 @@ def curve(run, results, study, group_rule="thirds"):
     the kept encoders may go; without them and without rows ``FileNotFoundError``.
     """
     probe, labelled = PROTOCOLS["knn"], getattr(study, PROTOCOLS["knn"].labels)
-    settings = {"protocol": asdict(probe), "group_rule": group_rule, "counts": study.counts, "labelled": identity(labelled),
-                "validation": identity(study.validation)}
 
     def rows():
         kept, groups = train.snapshots(run, results), size_groups(study.counts, group_rule)
@@ -289,4 +292,17 @@ def curve(run, results, study, group_rule="thirds"):
             encoder = train.encoder_of(run, results, epoch=epoch)
             means = summary(decide(encoder, run, study, probe, labelled, study.validation, [1])[:, 0], groups)
             yield from ((run.epochs if epoch is None else epoch, group, value) for group, value in means.items() if group != "balance")
-    return runs.remember(results.folder(run), "curve", settings, lambda: pd.DataFrame(rows(), columns=["epoch", "group", "accuracy"]))
+    columns = ["epoch", "group", "accuracy"]
+    return results.remember(run, "curve", curve_settings(study, group_rule), lambda: pd.DataFrame(rows(), columns=columns))
+
+
+def curve_settings(study, group_rule="thirds"):
+    """What decides a ``curve`` beside the run."""
+    probe = PROTOCOLS["knn"]
+    return {"protocol": asdict(probe), "group_rule": group_rule, "counts": study.counts, "labelled": identity(getattr(study, probe.labels)),
+            "validation": identity(study.validation)}
+
+
+def has_curve(run, results, study, group_rule="thirds"):
+    """Whether ``curve`` has rows of a run, or encoders to make them of."""
+    return bool(train.snapshots(run, results)) or results.has(run, "curve", curve_settings(study, group_rule))

@@ -16,7 +16,7 @@ from longtail.store import runs
 
 DRAWS = 1000        # of what chance would do, with a fixed seed
 _OF_METHODS = [kind.mechanism for kind in methods.METHODS.values() if kind.mechanism]
-LEAST = {"picks": samplers.LEAST, **{name.split()[0]: least for name, least in _OF_METHODS}}       # see ``active``
+LEAST_CONTRASTS = {"picks": samplers.LEAST_EXCHANGED, **{name.split()[0]: least for name, least in _OF_METHODS}}       # see ``active``
 
 
 def active(mechanism, rows):
@@ -35,10 +35,10 @@ def active(mechanism, rows):
                         The mechanism is named with its sampler: "picks mak".
     """
     mine = rows[rows.mechanism == mechanism].set_index("group").value
-    if mechanism.split()[0] not in LEAST or not mine.index.is_unique or not {"contrast", "chance"} <= set(mine.index):
+    if mechanism.split()[0] not in LEAST_CONTRASTS or not mine.index.is_unique or not {"contrast", "chance"} <= set(mine.index):
         raise ValueError(f"no check of {mechanism!r} in these rows; give those of one run, with contrast and chance, of "
-                         f"{', '.join(LEAST)}")
-    return bool(mine["contrast"] > max(mine["chance"], LEAST[mechanism.split()[0]]))
+                         f"{', '.join(LEAST_CONTRASTS)}")
+    return bool(mine["contrast"] > max(mine["chance"], LEAST_CONTRASTS[mechanism.split()[0]]))
 
 
 def verdicts(rows):
@@ -46,23 +46,24 @@ def verdicts(rows):
     keys, found = ["run", "method", "mechanism"], []
     for key, own in rows.groupby(keys):
         value = own.set_index("group").value
-        found.append((*key, value["contrast"], value["chance"], LEAST[key[-1].split()[0]], active(key[-1], own)))
+        found.append((*key, value["contrast"], value["chance"], LEAST_CONTRASTS[key[-1].split()[0]], active(key[-1], own)))
     return pd.DataFrame(found, columns=[*keys, "contrast", "chance", "least", "active"])
 
 
 # ---- what methods noted as they trained
 
-def measure(run, results, study, group_rule="thirds"):
+def measure_mechanism(run, results, study, group_rule="thirds"):
     """Rows of what the method of a finished run adds, by size group; read from disk when measured before, empty without a mechanism.
 
     Rows: mechanism, group, value. Groups many, medium, few and all hold the measured quantity, contrast and chance what ``active`` asks.
     ``prior`` has the share of the images in the fullest, middle and emptiest third of the surrogate classes, and that of the true
     classes beside it; ``picks colt`` how over-represented each part of the pool is among the last picks.
     """
-    folder, images, groups = results.folder(run), trained_on(run, study), size_groups(study.counts, group_rule)
+    images, groups = trained_on(run, study), size_groups(study.counts, group_rule)
     names = np.array(groups)[images.labels.numpy()]
-    noted = runs.read_rows(folder / "notes.csv") if (folder / "notes.json").exists() else pd.DataFrame(columns=["name", "epoch", "value"])
-    last = {name: rows[rows.epoch == rows.epoch.max()].value.to_numpy() for name, rows in noted.groupby("name")}
+    noted = results.rows_of(run, "notes.csv")
+    noted = dict(list(noted.groupby("name"))) if noted is not None else {}
+    last = {name: rows[rows.epoch == rows.epoch.max()].value.to_numpy() for name, rows in noted.items()}
 
     def rows():
         found = []
@@ -78,7 +79,7 @@ def measure(run, results, study, group_rule="thirds"):
 
     settings = {"group_rule": group_rule, "counts": study.counts, "images": images.digest,
                 "pool": study.pool.digest if "picks" in last else ""}
-    return runs.remember(folder, "mechanism", settings, rows)
+    return results.remember(run, "mechanism", settings, rows)
 
 
 def trained_on(run, study):
@@ -90,8 +91,8 @@ def measure_picks(run, results, study, picks, group_rule="thirds"):
     """``picks <sampler>`` rows of what samplers took with a finished run as extractor (see ``measure``); ``picks``: sampler -> rows."""
     parts = sampled.pool_parts(study, group_rule)
     settings = {"group_rule": group_rule, "counts": study.counts, "pool": study.pool.digest, "parts": runs.sha256("".join(parts).encode()),
-                "picks": {sampler: [int(i) for i in taken["index"]] for sampler, taken in picks.items()}}
-    return runs.remember(results.folder(run), "mechanism-picks", settings, lambda: pd.DataFrame(
+                "picks": samplers.digests(picks)}
+    return results.remember(run, "mechanism-picks", settings, lambda: pd.DataFrame(
         [row for sampler, taken in picks.items() for row in of_picks(sampler, taken["index"].to_numpy(), parts)],
         columns=["mechanism", "group", "value"]))
 
@@ -176,7 +177,7 @@ def disagreement(run, results, study, group_rule="thirds", top=0.1):
                              for group, share, mask in masks], columns=["group", "phi", "disagreement", "images", "pruned"])
 
     settings = {"group_rule": group_rule, "counts": study.counts, "images": images.digest, "top": top}
-    return runs.remember(results.folder(run), "disagreement" if prunes(run) else "disagreement-control", settings, rows)
+    return results.remember(run, "disagreement" if prunes(run) else "disagreement-control", settings, rows)
 
 
 def prunes(run):
@@ -198,7 +199,7 @@ def exemplars(run, results, study, count, group_rule="thirds"):
                             columns=["end", "rank", "index", "name", "group", "disagreement"])
 
     settings = {"group_rule": group_rule, "counts": study.counts, "images": images.digest, "count": count}
-    return runs.remember(results.folder(run), "exemplars", settings, rows)
+    return results.remember(run, "exemplars", settings, rows)
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,7 +9,6 @@ import torch
 
 from longtail.measure.groups import size_groups
 from longtail.pick.ecle import hardest, pair_losses, project
-from longtail.store import runs
 
 
 def phi(ecle, groups, top=0.1):
@@ -76,9 +75,9 @@ def measure_phi(run, results, study, views, batch, repeats, test_per_class=0, gr
 
     settings = {"views": views, "batch": batch, "repeats": repeats, "counts": study.counts,
                 "images": {protocol: images.digest for protocol, images in sets.items()}}
-    runs.remember(results.folder(run), "phi", settings | {"group_rule": group_rule},
+    results.remember(run, "phi", settings | {"group_rule": group_rule},
                   lambda: pd.DataFrame(list(shares()), columns=["protocol", "views", "group", "phi"]))
-    runs.remember(results.folder(run), "view_noise", settings,
+    results.remember(run, "view_noise", settings,
                   lambda: pd.DataFrame(list(noise()), columns=["protocol", "quantity", "views", "value"]))
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from longtail.measure.groups import SIZE_GROUPS, size_groups
 from longtail.pick import samplers, selection, shards
-from longtail.store import gpu, runs
+from longtail.store import gpu
 
 POOL_PARTS = ("outsider", *SIZE_GROUPS)      # of a pool
 
@@ -61,13 +61,8 @@ def mix(study, picks, group_rule="thirds"):
 
 def composition(run, results, study, picks, group_rule, **how):
     """``mix`` of what samplers took with a finished run as extractor, unless measured before; ``how`` they picked is noted with it."""
-    settings = {**how, "group_rule": group_rule, "counts": study.counts, "pool": study.pool.digest, "picks": _indices(picks)}
-    return runs.remember(results.folder(run), "composition", settings, lambda: mix(study, picks, group_rule))
-
-
-def _indices(picks):
-    """Sampler -> indices, as settings of a measurement."""
-    return {sampler: taken["index"].tolist() for sampler, taken in picks.items()}
+    settings = {**how, "group_rule": group_rule, "counts": study.counts, "pool": study.pool.digest, "picks": samplers.digests(picks)}
+    return results.remember(run, "composition", settings, lambda: mix(study, picks, group_rule))
 
 
 # ---- how far the picks reach
@@ -99,7 +94,7 @@ def diversity(run, results, study, picks):
         features = samplers.pool_and_seed(run, results, study)[0]
         return pd.DataFrame({"sampler": sampler, "budget": len(taken), **dispersion(features, torch.tensor(taken["index"].to_numpy()))}
                             for sampler, taken in sorted(picks.items()))
-    return runs.remember(results.folder(run), "diversity", {"pool": study.pool.digest, "picks": _indices(picks)}, rows)
+    return results.remember(run, "diversity", {"pool": study.pool.digest, "picks": samplers.digests(picks)}, rows)
 
 
 def to_nearest(pool, centers, known=None):
@@ -139,8 +134,8 @@ def objectives(run, results, study, picks, **how):
             radius = to_nearest(pool, pool[index].to(seed.device), alone).max()
             yield {"sampler": sampler, "budget": len(taken), **objective(torch.tensor(taken.ecle.to_numpy()), alone[index], radius)}
 
-    settings = {"pool": study.pool.digest, "seed": study.seed.digest, **how, "picks": _indices(picks)}
-    return runs.remember(results.folder(run), "objective", settings, lambda: pd.DataFrame(rows()))
+    settings = {"pool": study.pool.digest, "seed": study.seed.digest, **how, "picks": samplers.digests(picks)}
+    return results.remember(run, "objective", settings, lambda: pd.DataFrame(rows()))
 
 
 def proximities(run, results, study, budget, alpha, ratio, prototypes, views, batch, repeats):
@@ -161,7 +156,7 @@ def proximities(run, results, study, budget, alpha, ratio, prototypes, views, ba
 
     settings = {"budget": budget, "alpha": alpha, "ratio": ratio, "prototypes": prototypes, "views": views, "batch": batch,
                 "repeats": repeats, "pool": study.pool.digest, "seed": study.seed.digest}
-    return runs.remember(results.folder(run), "proximities", settings,
+    return results.remember(run, "proximities", settings,
                          lambda: pd.DataFrame(list(rows()), columns=["quantity", "sampler", "value"]))
 
 
@@ -174,10 +169,10 @@ def overhead(run, enlarged, results, row):
     (``sampling.row``). One row in the folder of ``enlarged``: extractor, scoring, picking, retraining, equivalent_epochs. Seconds of a
     run count all its epochs; those of a scoring that was stopped count its last process.
     """
-    folder, ended = results.folder(run), runs.recorded(results.folder(enlarged) / "done.json")
+    ended = results.ended(enlarged)
     records = {"scoring": ["pool-ecle", f"pool-distance-k{row['prototypes']}"], "picking": [samplers.record_of(**row)]}
-    spent = {"extractor": runs.recorded(folder / "done.json")["seconds"],
-             **{part: sum(runs.recorded(folder / f"{name}.json")["seconds"] for name in names) for part, names in records.items()}}
+    spent = {"extractor": results.ended(run)["seconds"],
+             **{part: sum(results.record(run, name)["seconds"] for name in names) for part, names in records.items()}}
     found = {**spent, "retraining": ended["seconds"],
              "equivalent_epochs": round(sum(spent.values()) / ended["seconds"] * enlarged.epochs, 2)}
-    return runs.remember(results.folder(enlarged), "overhead", {"extractor": run.name, **found}, lambda: pd.DataFrame([found]))
+    return results.remember(enlarged, "overhead", {"extractor": run.name, **found}, lambda: pd.DataFrame([found]))

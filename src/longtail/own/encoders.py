@@ -33,13 +33,14 @@ HARMLESS = [argparse.Namespace, np.dtype, *{type(np.dtype(kind)) for kind in "?b
 
 def own_run(folder, results):
     """The encoder in the folder of a finished run, as a run of these results."""
-    record = runs.recorded(require(folder / "done.json", "give the folder of a finished run, results/<profile>/runs/<run>"))
+    require(folder / "done.json", "give the folder of a finished run, results/runs/<run>")
+    ended, run = runs.read_record(folder / "done.json"), runs.read_run(folder)
     content = require(folder / "encoder.safetensors", "weights are not shipped; train that run again").read_bytes()
-    if runs.sha256(content) != record["encoder_sha256"]:
+    if runs.sha256(content) != ended["files"].get("encoder.safetensors"):
         raise ValueError(f"{folder / 'encoder.safetensors'} is not the file that training wrote; train that run again")
-    run = replace(runs.Run(**runs.recorded(folder / "run.json")), subset="given", images=runs.sha256(content)[:16])
-    keep_run(run, results, record, lambda path: runs.write(path, content))
-    return run
+    given = replace(run, subset="given", images=runs.sha256(content)[:16])
+    keep_run(given, results, {"trained_as": run.name, "seconds": ended["seconds"]}, content)
+    return given
 
 
 def foreign_run(file, planned, results):
@@ -49,20 +50,19 @@ def foreign_run(file, planned, results):
     """
     content = runs.sha256(file.read_bytes())
     run = replace(planned, subset="given", images=content[:16])
-    keep_run(run, results, {"weights": file.name, "weights_sha256": content, **runs.machine()},
-         lambda path: train.keep_encoder(path, foreign_encoder(file, run)))
+    if not results.is_done(run):
+        keep_run(run, results, {"weights": file.name, "weights_sha256": content}, train.weights_of(foreign_encoder(file, run)))
     return run
 
 
-def keep_run(run, results, record, write):
+def keep_run(run, results, record, content):
     """Put a given encoder where a trained one would be, ``done.json`` last; nothing happens when it is there."""
     folder = results.folder(run)
     with runs.claim(folder, wait=True):
         if not results.is_done(run):
             runs.write(folder / "run.json", json.dumps(asdict(run), indent=1))
-            write(folder / "encoder.safetensors")
-            record = {**record, "encoder_sha256": runs.sha256((folder / "encoder.safetensors").read_bytes())}
-            runs.write(folder / "done.json", json.dumps(record, indent=1))
+            runs.write(folder / "encoder.safetensors", content)
+            runs.write_record(folder / "done.json", {**record, **runs.machine(), "files": {"encoder.safetensors": runs.sha256(content)}})
 
 
 def foreign_encoder(file, run):

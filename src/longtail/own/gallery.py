@@ -50,7 +50,7 @@ def render(request, run, results, study, found, seed, whole, near, listed, alike
     measured = whole.drop(columns=["path", "nearest_seed"]).assign(nearest=near.nearest).round(4)
     for place, row in measured.loc[spots["pool"].index].iterrows():
         known["pool"][place] |= row.to_dict() | {"copies": int(copied.get(whole.path[place], 0))}
-    taken = [{"name": name, "picks": some["index"][:request.shown].tolist(), "count": len(some), "cut": cut(request, name, whole),
+    taken = [{"name": name, "picks": some["index"][:request.shown].tolist(), "count": len(some), "cut": score_cut(request, name, whole),
               "measure": SAMPLERS[name].score, "ecle": some.ecle.mean(), "distance": some.distance.mean(),
               "prototypes": some.nearest_prototype.nunique(), "about": [SAMPLERS[name].takes, SAMPLERS[name].suits],
               "shared": [len({*some.path} & {*listed.path[listed.sampler == other]}) for other in request.samplers]}
@@ -77,7 +77,7 @@ def picture(name, read, path, folder):
     return found
 
 
-def cut(request, name, whole):
+def score_cut(request, name, whole):
     """Where a sampler cuts the pool by what it ranks by, the least of the candidates for MAK; None where it does not."""
     sampler = SAMPLERS[name]
     if not sampler.score or request.quotas != "none":
@@ -112,7 +112,7 @@ def points(run, results, study, shown):
 
     settings = {"pool": study.pool.digest, "seed": study.seed.digest, "precision": run.precision, "how": how(len(index)),
                 "images": runs.sha256(index.tobytes())}
-    return runs.remember(results.folder(run), "map", settings, rows)
+    return results.remember(run, "map", settings, rows)
 
 
 def placed(features):

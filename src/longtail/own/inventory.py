@@ -15,7 +15,7 @@ from tqdm import tqdm
 from longtail.images import copies, pixels, places, sources
 from longtail.store import runs
 
-AT_ONCE = 256       # files between two savings of the record
+OPENED_AT_ONCE = 256       # files between two savings of the record
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,19 +74,19 @@ def take(part, given, size, record=None):
         found = places.files_of(place)
         front = f"{text}/" if len(given) > 1 else ""
         files += [(front + name, read) for name, read in found.files]
-        paths |= {front + name: written(text, place, name, read) for name, read in found.files}
+        paths |= {front + name: as_written(text, place, name, read) for name, read in found.files}
         folders = sources.class_names([name for name, _ in found.files])
         known = found.labels or ({name: name.split("/")[0] for name, _ in found.files} if folders else {})
         classes |= {front + name: known[name] for name, _ in found.files if known.get(name) is not None}
         notes += [f"{text}, {note}" if front else note for note in found.notes]
     title = f"{part}, {' + '.join(given)}"
-    rows = dict(zip(files, opened(title, files, size, record), strict=True))
+    rows = dict(zip(files, all_opened(title, files, size, record), strict=True))
     good = [file for file, row in rows.items() if "problem" not in row]
     broken = [f"{paths[file[0]]} ({row['problem']})" for file, row in rows.items() if "problem" in row]
     return Inventory(title, good, paths, classes, [rows[file] for file in good], broken, notes)
 
 
-def written(text, place, name, read):
+def as_written(text, place, name, read):
     """The path of a file as its request would write it, from the text that names its place there."""
     if read.own or not place.is_relative_to(read.file):
         return str((Path(text).parent if places.is_list(text) else Path(text)) / name)
@@ -94,13 +94,13 @@ def written(text, place, name, read):
     return "/".join([*Path(text).parts[:len(Path(text).parts) - inside], read.member or name]).replace("//", "/")
 
 
-def opened(title, files, size, record):
+def all_opened(title, files, size, record):
     """What is known of each file, in order: from the record, or found now by all cores and added to it."""
-    known, rows, began = read_record(record, size) if record else {}, [], time.monotonic()
+    known, rows, began = known_files(record, size) if record else {}, [], time.monotonic()
     with tqdm(total=len(files), desc=f"reading {title}", unit=" files", mininterval=2, disable=None, leave=False) as bar, \
             ThreadPoolExecutor(torch.get_num_threads()) as openers:
-        for start in range(0, len(files), AT_ONCE):
-            some = files[start:start + AT_ONCE]
+        for start in range(0, len(files), OPENED_AT_ONCE):
+            some = files[start:start + OPENED_AT_ONCE]
             fresh = list(openers.map(lambda file: known.get(key(file)) or examined(file, size), some))
             if record:
                 add_to_record(record, size, [(key(file), row) for file, row in zip(some, fresh, strict=True) if key(file) not in known])
@@ -139,7 +139,7 @@ def key(file):
         return ""
 
 
-def read_record(record, size):
+def known_files(record, size):
     """What a record knows at this size: key -> what is known. A line cut by a kill is none."""
     lines = record.read_text(encoding="utf-8").split("\n") if record.exists() else []
     known = {}
@@ -163,4 +163,4 @@ def add_to_record(record, size, entries):
 
 def head(size):
     """The first line of a record."""
-    return json.dumps({"size": size, **copies.SETTINGS})
+    return json.dumps({"size": size, **copies.PRINT_SETTINGS})

@@ -46,6 +46,8 @@ def make(request):
     study = SeedAndPool(in_memory(found["seed"], request.size), pickable(found["pool"], alike).in_files(request.size))
     check_counts(request, found, study)
     run = extractor(request, results, study)
+    results.ask("arms", [run], {"run": run.name})
+    runs.write(results.folder(run) / ".gitignore", "*\n")      # names of other people's pictures
     alike = confirmed(request, run, results, study.seed, found, alike)
     study = replace(study, pool=pickable(found["pool"], alike).in_files(request.size))
     runs.write(results.root / "duplicates.csv", alike.to_csv(index=False))
@@ -250,7 +252,7 @@ def neighbours(run, results, study, prototypes):
         return pd.concat(parts).assign(name=study.seed.names + study.pool.names)
 
     settings = {"pool": study.pool.digest, "seed": study.seed.digest, "precision": run.precision}
-    both = runs.remember(results.folder(run), f"nearest-k{prototypes}", settings, rows)
+    both = results.remember(run, f"nearest-k{prototypes}", settings, rows)
     return both.iloc[:len(study.seed)], both.iloc[len(study.seed):].reset_index(drop=True)
 
 
@@ -294,7 +296,7 @@ def picked(request, run, results, study, sampler, groups, settings):
 
     asked = {**settings, "groups": runs.sha256("\n".join(map(str, groups)).encode()), "pool": study.pool.digest, "seed": study.seed.digest}
     record = samplers.record_of(sampler, request.budget, request.alpha, request.ratio, request.prototypes)
-    return runs.remember(results.folder(run), f"{record}-by-{request.quotas}", asked, rows)
+    return results.remember(run, f"{record}-by-{request.quotas}", asked, rows)
 
 
 def even_shares(sizes, budget):

@@ -1,8 +1,5 @@
 """What a file of settings for one's own images may ask, checked as a whole: every mistake is told at once, with its line and a remedy."""
 
-import difflib
-import json
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,15 +11,13 @@ from longtail.learn import models
 from longtail.own import embeddings
 from longtail.pick import samplers
 from longtail.store import runs
-from longtail.store.settings import Refused, conform
+from longtail.store.settings import Refused, as_number, limits_of, mistakes, refusal, rules_of
 
 PLACES = ("seed_images", "pool_images", "test_images")
-PARSED = {"int": "a whole number", "float": "a number", "finite": "a number", "bool": "true or false", "string": "text", "list": "a list"}
 Places = str | list[str]
 PolicyName = Literal[tuple(name for name in views.POLICIES if not name.endswith("_classifier"))]
 SamplerName = Literal[tuple(samplers.SAMPLERS)]
-Number = Annotated[float, Field(allow_inf_nan=False), pydantic.BeforeValidator(
-    lambda value: conform(value, "float") if isinstance(value, str) else value)]        # YAML reads 1e-3 as text
+Number = Annotated[float, Field(allow_inf_nan=False), pydantic.BeforeValidator(as_number)]
 Memory = Annotated[str, pydantic.AfterValidator(lambda text: memory.size_of(text) and text)]
 
 
@@ -97,14 +92,14 @@ class Request(Settings):
         return any(embeddings.holds(self.place(text)) for key in PLACES for text in self.texts(key))
 
 
-FIELDS = Settings.model_fields
+ASKED = Settings.model_fields
 TRAINING = {"method", "epochs", "batch_size", "learning_rate", "weight_decay", "warmup_epochs", "prune_fraction"}
 DECIDED = TRAINING | {"architecture", "size", "seed", "policy", "temperature", "precision"}      # what a finished run has decided
 
 
 def ask(name, settings, folder, lines=None):
     """The request of a file's settings; or a refusal that lists all that is wrong, each with its line in the file."""
-    values, wrong = validated(settings)
+    values, wrong = mistakes(Settings, settings)
     for key, text in [(one, text) for one in (*PLACES, "rejects", "encoder") for text in texts_of(values.get(one, ""))]:
         if not places.container(place := lies_at(folder, text)):
             wrong.append((key, f"{key}: {place} is missing; paths are relative to the file that names them"))
@@ -120,9 +115,7 @@ def ask(name, settings, folder, lines=None):
             return with_encoder(request, settings.keys()) if not request.features else of_features(request, settings.keys())
         except Refused as error:
             wrong.append((next((one for one in ("encoder", "architecture") if one in settings), "seed_images"), str(error)))
-    lines = lines or {}
-    told = [f"{f'line {lines[key]}: ' if key in lines else ''}{text}" for key, text in sorted(wrong, key=lambda one: lines.get(one[0], 0))]
-    raise Refused(f"{name}: {told[0]}" if len(told) == 1 else f"{name} has {len(told)} mistakes:\n  " + "\n  ".join(told))
+    raise refusal(name, wrong, lines)
 
 
 def lies_at(folder, text):
@@ -133,44 +126,6 @@ def lies_at(folder, text):
 def texts_of(named):
     """One text or several, as a list without empty ones."""
     return [text for text in ([named] if isinstance(named, str) else named) if text]
-
-
-def validated(settings):
-    """The settings that are as they should be, and (name, what is wrong with it) of each of the others."""
-    try:
-        return Settings.model_validate(dict(settings)).model_dump(exclude_unset=True), []
-    except pydantic.ValidationError as error:
-        wrong = {}
-        for fault in error.errors():
-            wrong.setdefault(str(fault["loc"][0]), explained(fault, settings))
-        return {name: value for name, value in settings.items() if name not in wrong}, list(wrong.items())
-
-
-def explained(fault, settings):
-    """What pydantic found, in plain words with a remedy."""
-    name, kind = str(fault["loc"][0]), fault["type"]
-    if kind == "extra_forbidden":
-        meant = difflib.get_close_matches(name, FIELDS, 1)
-        return f"no setting {name}; there are {', '.join(sorted(FIELDS))}{f'; perhaps {meant[0]} is meant' if meant else ''}"
-    if kind == "missing" or settings[name] in (None, "", []):
-        what = "is missing" if kind == "missing" else "is empty"
-        return f"{name} {what}; picking from images of your own takes seed_images and pool_images" if name in PLACES else (
-            f"{name} {what}; give it a value, or leave the line out")
-    if kind in ("greater_than_equal", "less_than_equal"):
-        least, most = (next(getattr(limit, key) for limit in FIELDS[name].metadata if hasattr(limit, key)) for key in ("ge", "le"))
-        return f"{name} is {fault['input']}; it lies between {least} and {most}"
-    if kind == "literal_error":
-        choices = sorted(re.findall(r"'(\w+)'", fault["ctx"]["expected"]))
-        return f"{name}: there is no {fault['input']}; there are {', '.join(choices)}"
-    if kind == "value_error":
-        return str(fault["ctx"]["error"])
-    takes = "text or a list of texts" if name in PLACES else PARSED[kind.split("_")[0]]
-    return f"{name} takes {takes}, not {settings[name]!r}; values are YAML, such as 3, 0.5, text, [mak, random]"
-
-
-def schema():
-    """JSON schema of such files, for editors."""
-    return json.dumps(Settings.model_json_schema(), indent=1)
 
 
 def of_features(request, named):
@@ -201,7 +156,7 @@ def with_encoder(request, named):
         raise Refused(f"architecture {request.architecture}: a file of weights as encoder needs an architecture of torchvision or timm, "
                       f"such as torchvision/resnet50; runs of ours are given by folder")
     if place.is_dir() and not (place / "run.json").exists():
-        raise Refused(f"encoder: {place} is no run; give the folder of a finished one, results/<profile>/runs/<run>")
+        raise Refused(f"encoder: {place} is no run; give the folder of a finished one, results/runs/<run>")
     if unused := sorted(named & (TRAINING if foreign else DECIDED)):
         raise Refused(f"the encoder is given, so that {', '.join(unused)} would change nothing; leave out what its training decided")
     if foreign:
@@ -209,7 +164,11 @@ def with_encoder(request, named):
             return request if "size" in named else request.model_copy(update={"size": models.usual_size(request.architecture)})
         except ValueError as error:
             raise Refused(str(error)) from None
-    trained = runs.recorded(place / "run.json")
-    if missing := DECIDED - trained.keys():
-        raise Refused(f"encoder: {place / 'run.json'} does not say {min(missing)}; give the folder of a run made here")
-    return request.model_copy(update={key: trained[key] for key in DECIDED})
+    try:
+        trained = runs.read_run(place)
+    except ValueError as error:
+        raise Refused(f"encoder: {error}") from None
+    least, most = limits_of(rules_of(Settings)["size"])
+    if not least <= trained.size <= most:
+        raise Refused(f"encoder: size is {trained.size} in {place / 'run.json'}; it lies between {least} and {most}")
+    return request.model_copy(update={key: getattr(trained, key) for key in DECIDED})

@@ -20,7 +20,7 @@ from longtail.store import runs
 NEAR = 3.0      # points of accuracy above an untrained network; an encoder that is nearer has learned too little to test a claim
 # The mechanism that a method or sampler adds, as its rows are named, and the least contrast that could matter.
 MECHANISMS = {**{name: kind.mechanism for name, kind in methods.METHODS.items() if vars(kind).get("mechanism")},
-              **{name: (f"picks {name}", samplers.LEAST) for name, sampler in samplers.SAMPLERS.items() if sampler.balances}}
+              **{name: (f"picks {name}", samplers.LEAST_EXCHANGED) for name, sampler in samplers.SAMPLERS.items() if sampler.balances}}
 SIDES = {       # what a side of a claim has unless it says otherwise, by the rows that it asks for
     "scores": {"method": "simclr", "added": "none", "schedule": "epochs"}, "composition": {"level": "small"},
     "diversity": {"level": "small"}, "phi": {"protocol": "test", "method": "simclr", "M": "10"}}
@@ -32,7 +32,7 @@ _REPLICATE = ["split", "seed"]
 _ARM = ["subset", "method", "head_layers", "added", "schedule", "budget", "reserve", "sampling_set", *PICKING, *_OWN]
 _CELL = ["rows", "protocol", "measure", "M"]      # what was measured: one linear model for each
 _COLUMNS = ["rows", "protocol", "sampling_set", "views", "M", "pool", "level", "measure", "value", "balanced", "run", "seed_images", "data",
-            "arm", "largest", "drops", "drop", "jpeg", *runs.FIELDS, *PICKING]
+            "arm", *runs.FIELDS, *PICKING]
 _UNITS = {"composition": "% of the picks", "phi": "φ", "disagreement": "φ", "diversity": "cosine distance", "overhead": "epochs"}
 _NOTEBOOKS = {"gap": "03_evaluate", "phi": "04_ecle", "composition": "05_sampling", "diversity": "06_diversity",
               "disagreement": "02_pretrain", "labels": "07_supervised"}     # where rows are made
@@ -159,7 +159,7 @@ def evidence(results, selection="last_epoch"):
     Rows is scores, labels (scores of networks trained on labels), gap, phi, composition, diversity, disagreement, mechanism or overhead;
     ``data`` is the data set, of labels with the list.
     """
-    done = tables.finished(results)
+    done = results.finished()
     scores = tables.outcomes(results, selection)
     measures = [*MEASURES, "error", "tail"]
     scores = scores.assign(tail=scores.few - scores.many, rows=scores.protocol.eq("labels").map({True: "labels", False: "scores"}))

@@ -74,7 +74,7 @@ def save(figure, name, rows, folder):
     if not len(rows):
         raise ValueError(f"figure {name} has no rows to show; make the runs it needs first")
     table = rows.to_csv(index=False)
-    source = json.dumps({"figure": name, "rows": runs.sha256(table.encode()), "runs": _commits(rows, folder.name)}, sort_keys=True)
+    source = json.dumps({"figure": name, "rows": runs.sha256(table.encode()), "runs": _commits(rows)}, sort_keys=True)
     for suffix, options in {"pdf": {"metadata": {"Keywords": source, "CreationDate": None}},
                             "png": {"metadata": {"Description": source}, "dpi": 200}}.items():
         drawn = io.BytesIO()
@@ -83,12 +83,11 @@ def save(figure, name, rows, folder):
     runs.write(folder / f"{name}.csv", table)
 
 
-def _commits(rows, profile):
-    """The commit every plotted run was trained at, from its ``done.json``, among the profile's runs or those that it keeps apart."""
+def _commits(rows):
+    """The commit every plotted run was trained at, from its ``done.json``."""
     names = sorted(set(rows["run"].dropna())) if "run" in rows else []
-    done = {file.parent.name: file for file in [*(paths.RESULTS / profile).glob("*/runs/*/done.json"),
-                                                *(paths.RESULTS / profile).glob("runs/*/done.json")]}
-    return {name: json.loads(done[name].read_text()).get("commit", "unknown") if name in done else "unknown" for name in names}
+    done = {name: paths.inside(paths.RESULTS / "runs", name) / "done.json" for name in names}
+    return {name: runs.read_record(file).get("commit", "unknown") if file.exists() else "unknown" for name, file in done.items()}
 
 
 def image_grid(rows, columns=16, captions=None):

@@ -22,6 +22,7 @@ import yaml
 
 from longtail.label import adjusted
 from longtail.learn import methods
+from longtail.store import arms
 
 FOLDER = Path(__file__).parent
 GROUPS = ["many", "medium", "few"]
@@ -127,8 +128,8 @@ def _rows(file, paper):
     rows = pd.read_csv(file, dtype=str) if file.exists() else pd.DataFrame(columns=["dataset", "method", "table"])
     rows = rows.astype(object).rename(columns={"std": "balance", "std_err": "balance_err"})
     if "arm" in rows:
-        arms = rows.arm.mask(rows.arm.str.contains("?", regex=False, na=True))
-        rows = rows.assign(method=rows.arm.str.split(" ").str[0], arm=arms.map(_written, na_action="ignore"))
+        known = rows.arm.mask(rows.arm.str.contains("?", regex=False, na=True))
+        rows = rows.assign(method=rows.arm.str.split(" ").str[0], arm=known.map(_written, na_action="ignore"))
     rows["data"] = rows.dataset + (" " + rows.kind + " " + rows.ratio if "kind" in rows else "")
     rows = rows.drop(columns=["kind", "ratio"]) if "kind" in rows else rows         # of the list; MAK's ratio is something else
     for name, value in (_USUAL | {"table": next(iter(paper.tables.values()), {}).get("table")}).items():
@@ -142,7 +143,8 @@ def _rows(file, paper):
 
 
 def _written(arm):
-    return adjusted.written(*adjusted.parse(arm))
+    method, parameters = adjusted.read_loss(arm)
+    return arms.written([method], parameters)
 
 
 def row_label(row):

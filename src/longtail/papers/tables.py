@@ -1,11 +1,8 @@
 """Tables: all outcomes of a profile, the papers' tables with our numbers beside theirs, gains; as CSV, Markdown and LaTeX."""
 
-from dataclasses import asdict, fields
-
 import numpy as np
 import pandas as pd
 
-from longtail.label import supervised
 from longtail.learn import methods
 from longtail.papers.printed import GROUPS, MEASURES, PICKING, ROW_KEYS, row_label
 from longtail.store import runs
@@ -14,8 +11,8 @@ NOTE = ("Percent. balance: population standard deviation over many, medium and f
         "column Std). ±: population standard deviation over splits or seeds. full: the paper's data at its published settings; quarter: "
         "the same for a quarter of the epochs; JPEG copy: the same on images decoded from JPEG; cut: the paper's data at other settings; "
         "own data: other images. A difference is shown for full rows only.")
-LOSSES = ("Percent, last epoch, mean ± population standard deviation over splits and seeds. gain: balanced accuracy above cross-entropy's "
-          "on the same list and seed, points; se: its standard error.")
+LOSSES_NOTE = ("Percent, last epoch, mean ± population standard deviation over splits and seeds. gain: balanced accuracy above "
+               "cross-entropy's on the same list and seed, points; se: its standard error.")
 SINGLE = ("converged", "nearest")        # selections of protocols without a training length: nothing to choose
 SETTINGS = ["largest", "architecture", "size", "epochs", "policy", "batch_size", "learning_rate", "weight_decay", "warmup_epochs",
             "temperature", "prune_fraction", "options", "precision", "drops", "drop", "jpeg"]
@@ -45,13 +42,6 @@ def encoders(rows):
     return told_apart(arms.where(arms.notna(), names), rows, [name for name in SETTINGS if name not in ("architecture", "size")])
 
 
-def finished(results):
-    """One row per finished run: its fields, its name, and how many seed images it had."""
-    ended = {run: runs.recorded(results.folder(run) / "done.json") for run in results.done()}
-    return pd.DataFrame([{**asdict(run), "run": run.name, "seed_images": end["seed_images"]} for run, end in ended.items()],
-                        columns=[*runs.FIELDS, "run", "seed_images"])
-
-
 def outcomes(results, selection="last_epoch"):
     """One row per finished run and protocol: the run's fields, how its images were picked, and MEASURES in percent.
 
@@ -60,12 +50,8 @@ def outcomes(results, selection="last_epoch"):
     ``labels``, one row for each way to decide, with their arm, their list (kind, ratio, largest), ``error`` and ``balanced``, the mean
     over classes. ``data`` is the data set, of theirs with the list: "cifar10 exponential 100".
     """
-    done = finished(results)
-    scores = results.scores()
+    done, scores = results.finished(), results.scores()
     scores = scores[(scores.selection == selection) | scores.selection.isin(SINGLE)]
-    repeated = scores[scores.duplicated(["run", "protocol", "group"])]
-    if len(repeated):
-        raise ValueError(f"{repeated.run.iloc[0]} has two {repeated.protocol.iloc[0]} accuracies for one group; delete one of its files")
     wide = scores.pivot(index=["run", "protocol"], columns="group", values="accuracy").reindex(columns=[*GROUPS, "all"]).astype(float)
     wide = wide.reset_index().merge(_picking(results, done), on="run")
     both = [frame for frame in (wide.assign(data=wide.dataset), _with_labels(results)) if len(frame)]
@@ -74,16 +60,26 @@ def outcomes(results, selection="last_epoch"):
     return wide.assign(balance=np.std(wide[GROUPS].to_numpy(float), axis=1) if len(wide) else [], error=100 - wide["all"])
 
 
+def with_labels(results):
+    """Accuracies of networks trained on labels, one row a run, method of deciding and group, with all fields of the run.
+
+    Further columns: kind and ratio of the list, imbalance (both), arm (the loss, with its parameters).
+    """
+    done = results.finished("labels").rename(columns={"subset": "kind", "imbalance": "ratio"})
+    done = done.assign(arm=(done.method + " " + done.options).str.strip(), imbalance=done.kind + " ratio=" + done.ratio.map("{:g}".format))
+    scores = results.scores("labels").drop(columns="subset")
+    return scores.merge(done[["run", *done.columns.difference(scores.columns)]], on="run")
+
+
 def _with_labels(results):
     """The rows of ``outcomes`` from networks trained on labels; fields that only other runs have are 0 or empty."""
-    scores = supervised.scores(results)
+    scores = with_labels(results)
     scores = scores[scores.group.isin([*GROUPS, "all", "balanced"])]
     wide = scores.pivot(index=["run", "method"], columns="group", values="accuracy").reindex(columns=[*GROUPS, "all", "balanced"])
     known = scores.drop(columns=["group", "accuracy", "images"]).drop_duplicates(["run", "method"])
-    blank = {one.name: one.type() for one in fields(runs.Run) if one.name not in known}
     usual = {"subset": "long_tail", "added": "none", "schedule": "epochs", "sampling_set": "none", **dict.fromkeys(PICKING, 0.0)}
     wide = wide.reset_index().merge(known, on=["run", "method"])
-    return wide.assign(**blank | usual, protocol="labels", data=wide.dataset + " " + wide.imbalance)
+    return wide.assign(**usual, protocol="labels", data=wide.dataset + " " + wide.kind + " " + wide.ratio.map("{:g}".format))
 
 
 def _picking(results, done):
@@ -245,7 +241,7 @@ def _gain(values):
 
 
 def loss_table(scores):
-    """One line a list and method, best first, from ``supervised.scores``: errors and accuracies as mean ± sd (n), and the paired gain.
+    """One line a list and method, best first, from ``with_labels``: errors and accuracies as mean ± sd (n), and the paired gain.
 
     Columns: imbalance, method, settings, error, balanced error, many, medium, few, gain (balanced accuracy over cross-entropy's, points),
     se (of the gain).

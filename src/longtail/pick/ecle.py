@@ -84,22 +84,11 @@ def hardest(ecle, top=0.1):
 
 # ---- of a trained run
 
-class Window:
-    """Images of a larger set from position ``start`` on: random views ask for an image by its place in the whole."""
-
-    def __init__(self, images, start):
-        self.images, self.start = images, start
-        self.shape, self.device = images.shape, images.device
-
-    def __getitem__(self, index):
-        return self.images[index - self.start]
-
-
 @torch.no_grad()
 def project_view(encoder, run, images, start, view):
     """Projections (n, d) of one random view of each of ``images``, uint8 on the device, which stand at ``start`` in their set."""
     index = torch.arange(start, start + len(images), device=images.device)
-    pixels = augment(Window(images, start), index, POLICIES[run.policy], run.seed, 0, view, fused=gpu.fuses(images))
+    pixels = augment(encode.Window(images, start), index, POLICIES[run.policy], run.seed, 0, view, fused=gpu.fuses(images))
     with torch.autocast(images.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
         return encoder(pixels.to(memory_format=torch.channels_last)).float()
 

@@ -13,7 +13,7 @@ from longtail.pick.shards import Alone, collect
 from longtail.store import gpu
 
 UPDATES = 50        # of Lloyd's algorithm
-CELLS = 2**22       # distances held at once; never the result
+CELLS_OF_A_TILE = 2**22       # distances held at once; never the result
 
 
 def default_clusters(images):
@@ -43,7 +43,7 @@ def hierarchical_k_means(features, budget, clusters, *, steps=10, within="random
     if within not in ("random", "closest"):
         raise ValueError(f"within {within!r}; images of a cluster are taken random or closest")
     with one_thread():
-        levels = tree(_integers(rows, normalise, group), clusters, steps, seed, group)
+        levels = cluster_tree(_integers(rows, normalise, group), clusters, steps, seed, group)
     labels, order, _ = levels[0]
     shares = allocate(np.bincount(labels), [labels for labels, *_ in levels[1:]], budget, seed)
     if within == "random":
@@ -64,7 +64,7 @@ def _integers(rows, normalise, group):
 
 # ---- the tree, bottom up
 
-def tree(rows, clusters, steps, seed=0, group=None):
+def cluster_tree(rows, clusters, steps, seed=0, group=None):
     """Levels, lowest first: cluster of each row below (k,), squared distance to its centroid (k,), centroids (clusters, d)."""
     levels, group = [], group or Alone()
     for level, count in enumerate(clusters, 1):
@@ -102,7 +102,7 @@ def _k_means(rows, clusters, generator, group):
 def _assigned(rows, centers, group):
     """Nearest of the centers, of equals the first; those without rows are dropped, the others numbered by their first row."""
     squares, near, far = (centers**2).sum(1), [], []
-    for tile in rows.split(max(1, CELLS // len(centers))):
+    for tile in rows.split(max(1, CELLS_OF_A_TILE // len(centers))):
         distance = torch.addmm(squares, tile, centers.T, alpha=-2)
         near.append(distance.argmin(1))
         far.append(distance.gather(1, near[-1][:, None])[:, 0] + (tile**2).sum(1))

@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from longtail.pick import scoring, selection, shards
 from longtail.pick.hierarchical_k_means import default_clusters, hierarchical_k_means
 from longtail.pick.selection import k_center
-from longtail.store import processes, runs
+from longtail.store import arms, processes, runs
 
 COMPARED = 4096     # pool rows compared with the prototypes at once
 
@@ -124,7 +124,7 @@ def mak(ecle, pool, seed, budget, alpha=0.3, ratio=1.5, prototypes=10):
 
 # ---- the samplers: each is one record, and everything that lists samplers reads these
 
-LEAST = 0.1         # share of picks that a sampler must exchange against the pool's own mix to be at work
+LEAST_EXCHANGED = 0.1         # share of picks that a sampler must exchange against the pool's own mix to be at work
 
 
 @dataclass(frozen=True)
@@ -204,11 +204,11 @@ def sample(sampler, ecle, distance, pool, seed, budget, alpha, ratio, generator_
 
 def score_pool(run, results, study, views, batch, repeats, prototypes):
     """ECLE and distance of every pool image for a finished run: tensors (n,), (n,), read from disk when measured before."""
-    folder, pool = results.folder(run), study.pool
+    pool = study.pool
     settings = {"pool": pool.digest, "seed": study.seed.digest, "precision": run.precision}
-    hard = runs.remember(folder, "pool-ecle", settings | {"views": views, "batch": batch, "repeats": repeats}, lambda: pd.DataFrame(
+    hard = results.remember(run, "pool-ecle", settings | {"views": views, "batch": batch, "repeats": repeats}, lambda: pd.DataFrame(
         {"name": pool.names, "ecle": scoring.losses(run, results, pool, "pool", views, batch, repeats)}))
-    far = runs.remember(folder, f"pool-distance-k{prototypes}", settings, lambda: pd.DataFrame(
+    far = results.remember(run, f"pool-distance-k{prototypes}", settings, lambda: pd.DataFrame(
         {"name": pool.names, "distance": scoring.once(run, results, f"pool-distance-k{prototypes}", settings, len(pool), lambda: proximity(
             *pool_and_seed(run, results, study), prototypes))}))
     return torch.tensor(hard.ecle.to_numpy()), torch.tensor(far.distance.to_numpy())
@@ -241,7 +241,7 @@ def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, 
         return pd.DataFrame({"sampler": sampler, "rank": range(1, budget + 1), "index": index, "name": [study.pool.names[i] for i in index],
                              **dict(zip(("ecle", "distance", "score"), values, strict=True))})
 
-    return runs.remember(results.folder(run), record_of(sampler, budget, alpha, ratio, prototypes), settings, rows)
+    return results.remember(run, record_of(sampler, budget, alpha, ratio, prototypes), settings, rows)
 
 
 def record_of(sampler, budget, alpha, ratio, prototypes, **_):
@@ -250,22 +250,23 @@ def record_of(sampler, budget, alpha, ratio, prototypes, **_):
 
 
 def row(text, settings):
-    """Arguments of ``pick`` for a row of a table: "mak", or "mak alpha 0.5 budget 2000" where one departs from the ``settings``."""
-    sampler, *changes = text.split()
-    try:
-        changed = {name: type(settings[name])(value) for name, value in zip(changes[::2], changes[1::2], strict=True)}
-    except (KeyError, ValueError):
-        changed = {"": None}
-    if sampler not in SAMPLERS or not changed.keys() <= set(SETTINGS_OF_A_ROW):
-        raise ValueError(f"no row {text!r}; name one of {', '.join(SAMPLERS)}, "
-                         f"then perhaps one of {', '.join(SETTINGS_OF_A_ROW)} and its value, …")
-    return {"sampler": sampler, **settings, **changed}
+    """Arguments of ``pick`` for a row of a table: "mak", or "mak alpha=0.5 budget=2000" where one departs from the ``settings``."""
+    words, changes = arms.read_line(text)
+    if len(words) != 1 or words[0] not in SAMPLERS:
+        raise ValueError(f"no row {text!r}; name one of {', '.join(SAMPLERS)}, then perhaps one of "
+                         f"{', '.join(SETTINGS_OF_A_ROW)} as name=value")
+    return {"sampler": words[0], **settings, **arms.typed(text, changes, {name: type(settings[name]) for name in SETTINGS_OF_A_ROW})}
+
+
+def digests(picks):
+    """What stands for picks in the settings of a measurement of them: row -> digest of the indices of its picks."""
+    return {row: runs.digest_of([int(index) for index in taken["index"]]) for row, taken in picks.items()}
 
 
 def keep_settings(run, results, pool, row):
     """Note with a run on seed and picks how these were picked: ``row`` as of ``pick``, from the pool of this name."""
     picked = {"pool": pool, **{name: row[name] for name in ("alpha", "ratio", "prototypes", "views", "batch", "repeats")}}
-    return runs.remember(results.folder(run), "picked", picked, lambda: pd.DataFrame([picked]))
+    return results.remember(run, "picked", picked, lambda: pd.DataFrame([picked]))
 
 
 def pick_all(run, results, study, rows):

@@ -3,10 +3,12 @@
 A killed run goes on with what is missing, several processes share the chunks, and any number of them gives the same bits.
 """
 
+import contextlib
 import io
 import json
 import re
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -41,14 +43,20 @@ class Stored:
     def chunks(self):
         """Digests recorded for each chunk (start, stop) of these settings; a line cut by a kill is none."""
         found = {}
-        for head, *lines in [file.read_text().split("\n") for file in self.records()] if self.path.exists() else []:
+        for head, *lines in [file.read_text().split("\n") for file in self.records()] if self.is_array() else []:
             for start, stop, digest in [line.split() for line in lines if head == self.head and CHUNK_LINE.fullmatch(line)]:
                 found.setdefault((int(start), int(stop)), set()).add(digest)
         return found
 
+    def is_array(self):
+        """Whether the file is there and has all its rows; one that is cut is as good as none."""
+        with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return len(self.mapped()) == self.rows
+        return False
+
     def damaged(self):
         """The recorded chunks whose rows are not as they were written."""
-        array = self.mapped() if self.path.exists() else None
+        array = self.mapped() if self.is_array() else None
         return [part for part, digests in self.chunks().items() if runs.sha256(array[slice(*part)].tobytes()) not in digests]
 
     def missing(self, size):
@@ -83,9 +91,13 @@ class Stored:
         """Whether every row has been written."""
         return sum(stop - start for start, stop in self.chunks()) == self.rows
 
+    def intact(self):
+        """Whether every row is as it was written; what is not is measured again."""
+        return self.whole() and not self.damaged()
+
     def read(self):
         """The array as a tensor that stays in its file; ``ValueError`` when it is not what was written."""
-        if not self.whole() or self.damaged():
+        if not self.intact():
             raise ValueError(f"{self.path} is not what was written (rows {self.damaged()}); delete {self.path.parent} to measure again")
         return torch.from_numpy(self.mapped())
 
@@ -97,14 +109,15 @@ class Stored:
 
 def once(run, results, name, settings, rows, compute):
     """The array (``rows``, …) that ``compute()`` gives, from its file if it was computed before with these settings."""
-    stored = Stored(results.folder(run) / "scoring" / name, "values", rows, settings)
+    stored = Stored(results.folder(run) / "scoring" / runs.stem(name, settings), "values", rows, settings)
 
     def write(values):
+        stored.remove()
         stored.prepare(values.shape[1:], values.cpu().numpy().dtype)
         stored.put(0, values)
 
     with runs.claim(stored.path.parent, wait=True):
-        if not processes.first(stored.whole):
+        if not processes.first(stored.intact):
             values = compute()
             processes.first(lambda: write(values))
         return stored.read()
@@ -120,7 +133,7 @@ def measured_features(run, results, images, name):
 def losses(run, results, images, name, views, batch, repeats):
     """ECLE (n,) of an image set by a finished run, likewise; its features are measured on the way, so that images are decoded once."""
     settings = {"images": images.digest, "precision": run.precision, "views": views, "batch": batch, "repeats": repeats}
-    kept = results.folder(run) / "scoring" / f"{name}-ecle" / "sum.npz"
+    kept = results.folder(run) / "scoring" / runs.stem(f"{name}-ecle", settings) / "sum.npz"
 
     def compute():
         projections = [view.to(runs.device()) for view in _measured(run, results, images, name, views)[1:]]
@@ -133,9 +146,9 @@ def losses(run, results, images, name, views, batch, repeats):
         return total / done
 
     found = once(run, results, f"{name}-ecle", settings, len(images), compute)
-    views_of = kept.parent.parent / name
-    with runs.claim(views_of, wait=True):       # projections are large, and nothing asks for them again
-        processes.first(lambda: [file.unlink() for file in (*kept.parent.glob(kept.name), *views_of.glob("view*"))])
+    folder, _ = _place(run, results, images, name)
+    with runs.claim(folder, wait=True):       # projections are large, and nothing asks for them again
+        processes.first(lambda: [file.unlink() for file in (*kept.parent.glob(kept.name), *folder.glob("view*"))])
     return found
 
 
@@ -148,21 +161,27 @@ def _keep_sum(path, settings, done, total):
 
 def _kept_sum(path, settings):
     """(cuts, sum of their losses) that an earlier process has kept, none for other settings."""
-    if not path.exists():
-        return 0, 0
-    kept = np.load(path)
-    return (int(kept["done"]), torch.from_numpy(kept["total"])) if kept["settings"] == json.dumps(settings) else (0, 0)
+    with contextlib.suppress(OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):      # a damaged one is none
+        kept = np.load(path)
+        if kept["settings"] == json.dumps(settings):
+            return int(kept["done"]), torch.from_numpy(kept["total"])
+    return 0, 0
 
 
 def _measured(run, results, images, name, views):
     """Features and, one tensor each, the projections of ``views`` random views of an image set."""
-    folder = results.folder(run) / "scoring" / name
-    settings = {"images": images.digest, "precision": run.precision, "chunk": encode.chunk_of(run.size)}
+    folder, settings = _place(run, results, images, name)
     arrays = [Stored(folder, part, len(images), settings) for part in ("features", *(f"view{number}" for number in range(views)))]
     with runs.claim(folder, wait=True):
-        if not processes.first(lambda: all(array.whole() for array in arrays)):
+        if not processes.first(lambda: all(array.intact() for array in arrays)):
             _measure(train.encoder_of(run, results), run, images.images, arrays)
         return [array.read() for array in arrays]
+
+
+def _place(run, results, images, name):
+    """Where features and projections of an image set lie, and the settings that decide them."""
+    settings = {"images": images.digest, "precision": run.precision, "chunk": encode.chunk_of(run.size)}
+    return results.folder(run) / "scoring" / runs.stem(name, settings), settings
 
 
 def _measure(encoder, run, images, arrays):
@@ -192,7 +211,7 @@ def _measure(encoder, run, images, arrays):
     if count > ANNOUNCED and not processes.world()[0]:
         seconds = time.monotonic() - began
         print(f"scored {count} of {len(images)} images in {seconds:.0f} s, {count / seconds:.0f} a second", flush=True)
-    processes.wait()        # nobody reads before all have written
+    processes.barrier()        # nobody reads before all have written
 
 
 def _done(jobs):

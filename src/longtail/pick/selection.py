@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from longtail.pick.shards import Alone, collect, inside
+from longtail.pick.shards import Alone, below, collect
 from longtail.store import gpu
 
 SCALE = 2**23        # unit rows are rounded to integers of this scale: their products and sums are exact in float64, in any order
@@ -201,7 +201,7 @@ class _Front:
 
     def set(self, places, bounds):
         """The bounds of rows that have met all centers, as far as the ``places`` are here."""
-        here = inside(places, len(self.bounds))
+        here = below(places, len(self.bounds))
         self.bounds[places[here]] = bounds[here]
         self.met[places[here]] = self.count
 
@@ -290,7 +290,7 @@ def certificate(candidates, centers, picks, *, tolerance=0.0, group=None):
     taken = collect(grid, picks, base, group)
     when = torch.arange(len(picks), device=centers.device)
     value = torch.cat([_before(taken[part], seed, taken).gather(1, part[:, None])[:, 0] for part in when.split(TILE_ROWS // 4)])
-    rank, violations, here = torch.full((len(grid),), len(picks), device=centers.device), 0, inside(picks - base, len(grid))
+    rank, violations, here = torch.full((len(grid),), len(picks), device=centers.device), 0, below(picks - base, len(grid))
     rank[picks[here] - base] = when[here]
     for rows in torch.arange(len(grid), device=centers.device).split(TILE_ROWS // 4):
         before = _before(grid[rows], seed, taken)
@@ -335,7 +335,7 @@ def refuse_nonfinite(name, values, group=None):
 
 def check_picks(picks, images, most=None):
     """The picks themselves; refused unless they are different indices, not more than ``most``."""
-    if len(picks[inside(picks, images)].unique()) < len(picks) or len(picks) > (most or images):
+    if len(picks[below(picks, images)].unique()) < len(picks) or len(picks) > (most or images):
         raise ValueError(f"{len(picks)} picks to check or to go on from must be different indices of the {images} candidates, at most "
                          f"{most or images}; give those of the same pool")
     return picks

@@ -54,13 +54,13 @@ def everyone():
 
 def collect(rows, index, base, group):
     """Rows (k, d) at positions ``index`` of all processes' rows together, of which ``rows`` are those from ``base`` on."""
-    here = inside(index - base, len(rows))
+    here = below(index - base, len(rows))
     mine = rows[index[here] - base]
     found = mine.new_zeros(len(index), mine.shape[1])
     found[here] = mine
     return group.total(found)           # sums with zeros are exact
 
 
-def inside(places, count):
+def below(places, count):
     """Which of ``places`` (k,) are among the first ``count``."""
     return (places >= 0) & (places < count)

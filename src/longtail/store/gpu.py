@@ -6,8 +6,11 @@ shape may depend on a value and nothing may wait for the device, so that an upda
 
 import contextlib
 import functools
+import math
 import os
+import re
 import resource
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -49,7 +52,7 @@ def join(rank):
 
 # ---- waiting and memory
 
-def wait():
+def synchronize():
     """Until the GPU has done what it was told; returns at once without one."""
     if here():
         torch.cuda.synchronize()
@@ -63,7 +66,21 @@ def forget_peak():
 
 def peak_memory():
     """The most bytes held at once: on the GPU since ``forget_peak``, on a CPU since the process began."""
-    return torch.cuda.max_memory_allocated() if here() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if here():
+        return torch.cuda.max_memory_allocated()
+    if (status := Path("/proc/self/status")).exists():      # getrusage's peak includes that of the process which started this one
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def room():
+    """How many bytes of a GPU one image set may take: half, the rest is for networks. Without a GPU images stay where they are."""
+    return torch.cuda.mem_get_info()[1] // 2 if here() else math.inf
+
+
+def kept(images):
+    """Images on the device, for many passes over them, if there is ``room``; else as they are, to be sent part by part in every pass."""
+    return images.to(device()) if images.nbytes <= room() else images
 
 
 def sent(x):
@@ -147,7 +164,8 @@ class Graph:
                 work()
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=memory), fastest_convolutions():
+        # only what this thread does is recorded: NCCL's watchdog asks for events meanwhile
+        with torch.cuda.graph(self.graph, pool=memory, capture_error_mode="thread_local"), fastest_convolutions():
             self.result = work()
 
     def replay(self):
@@ -170,14 +188,20 @@ class Recorded:
     """``work(*tensors)`` recorded once for each kind of call and replayed: launches cost more than a small network's kernels.
 
     A call's ``kind`` is (phase, rest). Graphs share memory, and those of a phase that is over are dropped. ``kept()``: the tensors that
-    work changes; recording leaves them as they were, and those it makes (an optimiser's buffers) at zero.
+    work changes; recording leaves them as they were, and those it makes (an optimiser's buffers) at zero. ``wanted`` is false for work
+    that no graph can hold. That and all work without a GPU or with LONGTAIL_EAGER is done as it is; inside a recording it becomes part
+    of that.
     """
 
-    def __init__(self, work, kept):
-        self.work, self.kept, self.graphs, self.memory = work, kept, {}, None
+    under_way = False       # whether something is being recorded
+
+    def __init__(self, work, kept=list, wanted=True):
+        self.work, self.kept, self.wanted, self.graphs, self.memory = work, kept, wanted, {}, None
 
     def __call__(self, kind, *tensors):
-        """What work returns, on the device; the next call overwrites it."""
+        """The tensor that work returns, on the device."""
+        if not self.wanted or Recorded.under_way or eager() or not computes(tensors[0]):
+            return self.work(*tensors)
         if kind not in self.graphs:
             self.graphs[kind] = self.record(tensors)
             # only now: a pool whose last graph is gone cannot be recorded into again
@@ -186,13 +210,17 @@ class Recorded:
         for place, given in zip(read, tensors, strict=True):
             place.copy_(given)
         graph.replay()
-        return graph.result
+        return graph.result.clone()     # the next replay overwrites it
 
     def record(self, tensors):
         """A graph, and the tensors that it reads."""
         read, before = [given.clone() for given in tensors], {id(tensor): (tensor, tensor.detach().clone()) for tensor in self.kept()}
         self.memory = self.memory or pool()
-        graph = Graph(lambda: self.work(*read), self.memory)
+        Recorded.under_way = True
+        try:
+            graph = Graph(lambda: self.work(*read), self.memory)
+        finally:
+            Recorded.under_way = False
         with torch.no_grad():
             for tensor in self.kept():
                 tensor.copy_(before[id(tensor)][1]) if id(tensor) in before else tensor.zero_()

@@ -1,6 +1,10 @@
 """Several processes, started by torchrun, that work on one run together: rows and sums over all of them."""
 
+import multiprocessing
 import os
+import signal
+import threading
+from multiprocessing import connection
 
 import torch
 from torch import distributed
@@ -37,7 +41,19 @@ def first(make):
     return agreed(make() if world()[0] == 0 else None)
 
 
-def wait():
+def begin_worker():
+    """Set up a worker: one thread, Ctrl-C is its parent's to answer, and it ends when its parent has gone, however that ended."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch():
+        connection.wait([parent.sentinel])
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def barrier():
     """Go on when all processes have come here."""
     if world()[1] > 1:
         distributed.barrier()

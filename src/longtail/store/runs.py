@@ -1,6 +1,7 @@
-"""What a run is, its name, its folder, whether it is done; all rows as one frame."""
+"""What a run is, its name, its folder, whether it is done; what a profile asks of the one store of runs, and all rows as one frame."""
 
 import contextlib
+import fnmatch
 import hashlib
 import io
 import json
@@ -22,17 +23,17 @@ POLL_SECONDS = 0.2      # between two attempts to hold a run that another proces
 
 @dataclass(frozen=True)
 class Run:
-    """Every choice that decides a pre-trained encoder; equal runs share one folder."""
+    """Every choice that decides a trained network, with labels or without; equal runs share one folder."""
 
     dataset: str            # digits, cifar10, cifar100, imagenet100 or the name of a folder of images
-    subset: str             # long_tail or balanced; given when the encoder was
-    split: int              # which class permutation ranks the classes by size
+    subset: str             # long_tail or balanced; given when the encoder was; with labels the kind of tail, exponential or step
+    split: int              # which class permutation ranks the classes by size; with labels 0 is the published list
     seed: int               # weights, order of the images, views
-    method: str             # one of methods.METHODS, or several joined by +, such as sdclr+bcl
+    method: str             # one of methods.METHODS, or several joined by +, such as sdclr+bcl; with labels one of adjusted.LOSSES
     head_layers: int
     architecture: str
     size: int               # side of the square views, pixels
-    policy: str             # law of the random views, see views.POLICIES
+    policy: str             # law of the random views, see views.POLICIES; empty: the images as they are
     epochs: int
     batch_size: int
     learning_rate: float
@@ -46,14 +47,19 @@ class Run:
     budget: int = 0         # how many were, or how many of its pool the method picks at a time
     schedule: str = "epochs"    # epochs, or updates: cut to as many updates as the seed alone gets
     recipe: int = RECIPE
+    # From here on a field counts in the name only where it says something.
     options: str = ""       # the method's own settings, all of them, as "name=value …"; empty for one that has none
     reserve: int = 0        # how many of the images, the last ones, the method only picks from
+    imbalance: float = 0.0  # with labels: largest over smallest class of the list, and what follows
+    largest: int = 0        # images of the largest class
+    drops: str = ""         # epochs, from 0, that begin at a lower learning rate, such as "160 180"
+    drop: float = 0.0       # what the rate is multiplied with there
+    jpeg: bool = False      # whether the images were decoded from JPEG files
 
     @property
     def digest(self):
-        """First 8 hex digits of SHA-256 over the sorted JSON of all fields; the two last only count where they say something."""
-        deciding = {key: value for key, value in asdict(self).items() if value or key not in ("options", "reserve")}
-        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
+        """First 8 hex digits of SHA-256 over the sorted JSON of all fields that count."""
+        return digest_of({key: value for key, value in asdict(self).items() if value or key not in LATER})
 
     def seeds(self, images):
         """How many of so many images are the seed: those that were neither picked nor are a pool."""
@@ -61,15 +67,16 @@ class Run:
 
     @property
     def name(self):
-        """Readable and unique, e.g. ``sdclr-cifar10_long_tail-split1-seed1-b8be02fb``."""
+        """Readable and unique: ``sdclr-cifar10_long_tail-split1-seed1-b8be02fb``, ``ce-cifar10_exponential100-split0-seed1-…``."""
+        listed = self.subset + (f"{self.imbalance:g}" if self.imbalance else "")
         added = "" if self.added == "none" else f"-{self.added}{self.budget}-{self.schedule}"
-        return f"{self.method}-{self.dataset}_{self.subset}-split{self.split}-seed{self.seed}{added}-{self.digest}"
+        return f"{self.method}-{self.dataset}_{listed}-split{self.split}-seed{self.seed}{added}-{self.digest}"
 
 
 FIELDS = [field.name for field in fields(Run)]
-OF_AN_ARM = {"head_layers", "architecture", "policy", "epochs", "batch_size", "learning_rate", "weight_decay", "warmup_epochs",
-             "temperature", "prune_fraction", "precision", "budget"}      # fields that an arm may set for itself
-KEEPERS = {"data": "01_data", "images": "01_data", "plan": "02_pretrain", "classifier": "03_evaluate", "picking": "05_sampling"}
+LATER = FIELDS[FIELDS.index("options"):]
+ENCODERS = ("arms", "picked")       # parts of a plan whose runs the tables of encoders show
+KEEPERS = {"data": "01_data", "images": "01_data", "classifier": "03_evaluate", "picking": "05_sampling"}
 KEYS = ["run", "dataset", "subset", "split", "seed", "method", "head_layers", "epochs", "added", "budget", "schedule"]
 
 
@@ -81,26 +88,16 @@ def pairs(splits, seeds):
     return list(zip(splits * (count // len(splits)), seeds * (count // len(seeds)), strict=True))
 
 
-def read_arm(arm):
-    """What an arm says, as two dicts: fields of ``Run``, and whatever else it sets by name (options of its method).
-
-    An arm is "method list [layers [temperature]] [name=value …]", e.g. "simclr long_tail", "simclr balanced 3", "bcl long_tail
-    weight_decay=5e-4 draws=1": a method, the study's long_tail or balanced list, then what differs from the settings of all arms.
-    """
-    words = [word for word in arm.split() if "=" not in word]
-    named = dict(word.split("=", 1) for word in arm.split() if "=" in word)
-    if not 2 <= len(words) <= 4 or words[1] not in ("long_tail", "balanced"):
-        raise ValueError(f"no arm {arm!r}: name a method, long_tail or balanced, then perhaps the layers of its head, a temperature, "
-                         f"and further settings as name=value")
-    known = {key: named.pop(key) for key in OF_AN_ARM & named.keys()}
-    given = dict(zip(("method", "subset", "head_layers", "temperature"), words, strict=False)) | known
-    kinds = {field.name: field.type for field in fields(Run)}
-    return {key: kinds[key](value) for key, value in given.items()}, named
-
+# ---- files: whole, and with the address and digest that tell torn and foreign ones
 
 def sha256(content):
     """SHA-256 of bytes, as hex."""
     return hashlib.sha256(content).hexdigest()
+
+
+def digest_of(data):
+    """First 8 hex digits of SHA-256 over sorted JSON."""
+    return sha256(json.dumps(data, sort_keys=True).encode())[:8]
 
 
 def write(path, content):
@@ -108,56 +105,86 @@ def write(path, content):
     if processes.world()[0] == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(part, path)
+        content = content.encode() if isinstance(content, str) else content
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise OSError(error.errno, f"{error.strerror}, writing {memoryview(content).nbytes} bytes", str(path)) from error
     processes.agreed(None)
 
 
-def is_remembered(folder, name, settings):
-    """Whether the measurement ``name`` was made with these settings."""
-    record = folder / f"{name}.json"
-    return record.exists() and recorded(record)["settings"] == json.loads(json.dumps({**settings, "recipe": RECIPE}))
+def sync(folder):
+    """Have the disk keep the files of a folder, before ``done.json`` says that they are there."""
+    for path in [folder, *folder.iterdir()] if processes.world()[0] == 0 else []:
+        if path.is_file() or path == folder:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
-def remember(folder, name, settings, compute):
-    """The rows of one measurement: read if they exist for equal settings, else computed and written.
+def write_record(path, data):
+    """Write JSON data with its own address, ``<folder>/<file>``, and a digest over both, which ``read_record`` checks."""
+    data = {"file": f"{path.parent.name}/{path.name}", **data}
+    write(path, json.dumps({**data, "digest": digest_of(data)}, indent=1))
 
-    ``settings`` is JSON data naming everything beyond the run that decides the rows. Raises ``ValueError`` when the file
-    on disk is not the one that was written.
-    """
-    rows, record = folder / f"{name}.csv", folder / f"{name}.json"
-    if processes.first(lambda: is_remembered(folder, name, settings)):
-        return read_rows(rows)
-    began = time.perf_counter()
-    processes.first(lambda: record.unlink(missing_ok=True))     # killed between the two writes, there is no record rather than a wrong one
-    text = compute().to_csv(index=False)
-    write(rows, text)
-    write(record, json.dumps({"settings": {**settings, "recipe": RECIPE}, "sha256": sha256(text.encode()), **machine(),
-                              "seconds": round(time.perf_counter() - began, 2)}, indent=1))
-    return read_rows(rows)
+
+def read_record(path):
+    """The data that ``write_record`` wrote there; ``ValueError`` naming the file if it is cut, edited or another's."""
+    data = recorded(path)
+    told = data.pop("digest", None) if isinstance(data, dict) else None
+    if told != digest_of(data):
+        raise ValueError(f"{path} is cut or edited: it is not what was written; restore it, or delete it and what it describes")
+    if (address := data.pop("file")) != f"{path.parent.name}/{path.name}":
+        raise ValueError(f"{path} was written as {address}; put each file back where it belongs, or delete both")
+    return data
 
 
 def recorded(file):
     """The JSON data of a file; ``ValueError`` naming the file if it is cut."""
     try:
         return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{file} is no whole JSON file ({error}); restore it, or delete it and what it describes") from error
 
 
-def read_rows(path, record=None, key="sha256"):
-    """Rows of a CSV file, checked against the digest in their record; the one beside them unless another is named."""
-    record = record or path.with_suffix(".json")
+def read_rows(path, digest=None):
+    """Rows of a CSV file, checked against their digest, which is in the record beside them unless it is given."""
+    digest = digest or read_record(path.with_suffix(".json"))["sha256"]
     content = path.read_bytes() if path.exists() else b""
-    if sha256(content) != recorded(record)[key]:
-        raise ValueError(f"{path} is cut, edited or missing: it differs from what {record.name} recorded. "
-                         f"Restore it, or delete both files to measure again.")
+    if sha256(content) != digest:
+        raise ValueError(f"{path} is cut, edited or missing: it differs from what was recorded of it. Restore it, or delete it and its "
+                         f"record to make it again.")
     return pd.read_csv(io.BytesIO(content))
+
+
+def stem(name, settings):
+    """What the files of a measurement are called: its name and a digest of its settings, so that others are written beside."""
+    return f"{name}-{digest_of({**settings, 'recipe': RECIPE})}"
+
+
+def remember(folder, name, settings, compute):
+    """The rows of one measurement: read if they exist for these settings, else computed and written.
+
+    ``settings`` is JSON data naming everything beyond the run that decides the rows. Raises ``ValueError`` when the file
+    on disk is not the one that was written.
+    """
+    record = folder / f"{stem(name, settings)}.json"
+    if not processes.first(record.exists):
+        began = time.perf_counter()
+        text = compute().to_csv(index=False)
+        write(record.with_suffix(".csv"), text)
+        write_record(record, {"settings": {**settings, "recipe": RECIPE}, "sha256": sha256(text.encode()), **machine(),
+                              "seconds": round(time.perf_counter() - began, 2)})
+    return read_rows(record.with_suffix(".csv"))
 
 
 @contextlib.contextmanager
 def claim(folder, wait):
-    """Hold a run for this process; yields False at once if another process holds it and ``wait`` is false.
+    """Hold a run or a plan for this process; yields False at once if another process holds it and ``wait`` is false.
 
     An advisory lock, so that a killed process leaves nothing stale behind. Of several processes the first holds it for all; while it
     tries, all agree again and again, since one that waits for another's lock would leave the rest in an exchange until they give up.
@@ -181,86 +208,213 @@ def _taken(lock):
 
 def machine():
     """Where something ran: commit, device, threads, versions. Never part of a run's name."""
-    commit, dirty = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "src")
-    return {"commit": commit + ("+changes" if dirty else ""), "torch": torch.__version__, "device": gpu.name(),
+    ours = _git("rev-parse", "--show-toplevel") == str(paths.ROOT)      # not a repository that this folder was only unpacked in
+    commit = _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "src") else "") if ours else ""
+    return {"commit": commit or "unknown", "torch": torch.__version__, "device": gpu.name(),
             "threads": torch.get_num_threads(), "processes": processes.world()[1]}
 
 
 def _git(*words):
     """What git says of this checkout; nothing on a bare node without git."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         return subprocess.run(["git", "-C", str(paths.ROOT), *words], capture_output=True, text=True).stdout.strip()
     return ""
 
 
+# ---- runs on disk
+
+def read_run(folder):
+    """The run whose folder this is; ``ValueError`` unless ``run.json`` says what the folder's name says."""
+    found = recorded(folder / "run.json")
+    try:
+        run = Run(**found)
+        right = run.name == folder.name and all(
+            type(getattr(run, one.name)) in ((float, int) if one.type is float else (one.type,)) for one in fields(Run))
+    except TypeError:       # no mapping, a field too many or too few, or one that is no number
+        right = False
+    if not right:
+        raise ValueError(f"{folder / 'run.json'} describes another run than the name of its folder; restore it, or delete the folder")
+    return run
+
+
 class Results:
-    """Everything a profile has on disk: its runs, their rows, its figures."""
+    """What a profile asked for, and where it is: its plan, the runs in the one store, their rows, its figures.
+
+    ``plan.json`` holds the settings that later notebooks need, the runs that were asked for, in parts (arms of 02_pretrain, picked of
+    05_sampling, labels of 07_supervised, halves of 08_theory), and which measurements of each run. Every profile shares the runs. A
+    profile ``<name>-custom`` sees what ``<name>`` asked for where it has not asked itself.
+    """
 
     def __init__(self, profile):
-        self.profile = profile
-        self.root = paths.RESULTS / profile
-        self.figures = paths.FIGURES / profile
+        self.profile, self.store = profile, paths.RESULTS / "runs"
+        self.root, self.figures = paths.inside(paths.RESULTS, profile), paths.inside(paths.FIGURES, profile)
+        if self.root == self.store:
+            raise ValueError(f"no profile can be called {profile}: results/{profile} holds the runs of all; take another name")
+
+    # -- the plan
+
+    def plan(self):
+        """``{"settings": name -> data, "runs": part -> {"settings", "names"}, "measured": run -> name -> file}``."""
+        file = self.root / "plan.json"
+        own = read_record(file) if file.exists() else {}
+        base = Results(self.profile.removesuffix("-custom")).plan() if self.profile.endswith("-custom") else {}
+        both = {key: {**base.get(key, {}), **own.get(key, {})} for key in ("settings", "runs", "measured")}
+        return both | {"measured": {run: {**base.get("measured", {}).get(run, {}), **both["measured"][run]} for run in both["measured"]}}
+
+    def _note(self, group, key, value):
+        """Put what ``value(old)`` gives, ``old`` being what was there or {}, into the plan; two commands at once lose nothing."""
+        file = self.root / "plan.json"
+
+        def changed():
+            own = read_record(file) if file.exists() else {"settings": {}, "runs": {}, "measured": {}}
+            old, new = own[group].get(key), json.loads(json.dumps(value(own[group].get(key, {}))))
+            own[group][key] = new
+            return own if old != new else None
+        if processes.first(changed) is None:        # also where results can only be read
+            return
+        with claim(self.root, wait=True):
+            if (own := processes.first(changed)) is not None:
+                write_record(file, own)
 
     def keep(self, name, settings):
-        """Note settings that later notebooks need, as ``<name>.json`` beside the runs."""
-        write(self.root / f"{name}.json", json.dumps(settings, indent=1))
+        """Note settings that later notebooks need."""
+        self._note("settings", name, lambda _: settings)
 
     def kept(self, name):
         """What ``keep`` noted."""
-        file = self.root / f"{name}.json"
-        if not file.exists():
-            raise FileNotFoundError(f"{file} is missing; {KEEPERS.get(name, 'a notebook before this one')} writes it: run that first")
-        return json.loads(file.read_text())
+        found = self.plan()["settings"]
+        if name not in found:
+            raise FileNotFoundError(f"{self.root / 'plan.json'} has no {name}; {KEEPERS.get(name, 'a notebook before this one')} "
+                                    f"writes it: run that first")
+        return found[name]
+
+    def ask(self, part, asked, settings):
+        """Note the runs of a part: they join those that were asked for with the same settings, and replace those of other settings."""
+        names, settings = [run.name for run in asked], json.loads(json.dumps(settings))
+        self._note("runs", part, lambda old: {"settings": settings, "names": list(dict.fromkeys(
+            (old["names"] if old and old["settings"] == settings else []) + names))})
+
+    def remember(self, run, name, settings, compute):
+        """``remember`` a measurement of a run, of the profile itself without one, as what the profile's tables shall read."""
+        if run is None:
+            return remember(self.root, name, settings, compute)
+        rows = remember(self.folder(run), name, settings, compute)
+        self._note("measured", run.name, lambda old: {**old, name: stem(name, settings)})
+        return rows
+
+    def has(self, run, name, settings):
+        """Whether a measurement of a run was made with these settings, for whichever profile."""
+        return (self.folder(run) / f"{stem(name, settings)}.json").exists()
+
+    def record(self, run, name):
+        """What was recorded of a measurement that the plan names: settings, seconds, machine."""
+        return read_record(self.folder(run) / f"{self.plan()['measured'][run.name][name]}.json")
+
+    def names(self):
+        """The names of all runs of the plan."""
+        return list(dict.fromkeys(name for part in self.plan()["runs"].values() for name in part["names"]))
+
+    def files(self):
+        """All files of the store that the plan names and that are there, without weights."""
+        measured = self.plan()["measured"]
+        own = [(name, file) for name in self.names() for file in ("run.json", "done.json", "log.csv", "notes.csv", *(
+            f"{one}.{kind}" for one in measured.get(name, {}).values() for kind in ("json", "csv")))]
+        return [path for path in (paths.inside(self.store, name) / file for name, file in own) if path.exists()]
+
+    def missing(self):
+        """What the plan names and the store has not: names of runs, and ``run/measurement`` of finished ones."""
+        names, measured = self.names(), self.plan()["measured"]
+        lost = [name for name in names if not (self.store / name / "done.json").exists()]
+        return lost + [f"{name}/{file}" for name in names if name not in lost for file in measured.get(name, {}).values()
+                       if not (self.store / name / f"{file}.json").exists()]
+
+    def complete(self):
+        """One sentence on how much of the plan is there: ``3 of 4 runs; missing …``."""
+        names, lost = self.names(), self.missing()
+        there = len(names) - sum("/" not in one for one in lost)
+        told = f"; missing {', '.join(lost[:4])}" + (f" and {len(lost) - 4} more" if len(lost) > 4 else "") if lost else ""
+        return f"{there} of {len(names)} runs{told}"
+
+    # -- runs
 
     def folder(self, run):
-        """Where a run keeps its checkpoint, log and rows."""
-        return self.root / "runs" / run.name
+        """Where a run keeps its checkpoint, log and rows, for all profiles."""
+        return paths.inside(self.store, run.name)
 
     def is_done(self, run):
         """``done.json`` is written last and is the only meaning of done."""
         return (self.folder(run) / "done.json").exists()
 
-    def done(self, **match):
-        """Finished runs whose fields equal the given values (or are among a given list), sorted by name."""
+    def ended(self, run):
+        """What ``done.json`` says of a finished run: seconds, memory, seed images, machine, digests of its files."""
+        return read_record(self.folder(run) / "done.json")
+
+    def done(self, part=ENCODERS, **match):
+        """Finished runs of the plan whose fields equal the given values (or are among a given list), sorted by name."""
         unknown = set(match) - set(FIELDS)
         if unknown:
             raise KeyError(f"a run has no field {', '.join(sorted(unknown))}; it has {', '.join(FIELDS)}")
-        found = [Run(**recorded(done.parent / "run.json")) for done in sorted(self.root.glob("runs/*/done.json"))]
-        found = [run for run in found if run.recipe == RECIPE]
+        planned = self.plan()["runs"]
+        parts = [planned[one]["names"] for one in ([part] if isinstance(part, str) else part) if one in planned]
+        folders = [paths.inside(self.store, name) for name in sorted({name for names in parts for name in names})]
+        found = [read_run(folder) for folder in folders if (folder / "done.json").exists()]
         wanted = {key: value if isinstance(value, list) else [value] for key, value in match.items()}
-        return [run for run in found if all(getattr(run, key) in values for key, values in wanted.items())]
+        return [run for run in found if run.recipe == RECIPE and all(getattr(run, key) in values for key, values in wanted.items())]
 
     def planned(self, **match):
-        """Finished runs of the plan that notebook 02 noted; an error when there is none."""
-        names = self.kept("plan")
-        found = [run for run in self.done(**match) if run.name in names]
+        """Finished runs of the arms of 02_pretrain; an error when there is none."""
+        found = self.done("arms", **match)
         if not found:
-            raise FileNotFoundError(f"no run of the plan in {self.root / 'runs'} is done with {match or 'anything'}: run 02_pretrain first")
+            raise FileNotFoundError(f"no run that {self.profile} asks for is done with {match or 'anything'}: run 02_pretrain first")
         return found
 
-    def read(self, name, **match):
+    def finished(self, part=ENCODERS, **match):
+        """One row a finished run: its fields, its name, how many seed images it had."""
+        return pd.DataFrame([{**asdict(run), "run": run.name, "seed_images": self.ended(run).get("seed_images")}
+                             for run in self.done(part, **match)], columns=[*FIELDS, "run", "seed_images"])
+
+    # -- rows
+
+    def read(self, name, part=ENCODERS, **match):
         """Rows of the measurement ``name`` (may hold ``*``) of all matching finished runs, with the runs' keys in front."""
-        frames = []
-        for run in self.done(**match):
-            keys = {**asdict(run), "run": run.name}
-            for record in sorted(self.folder(run).glob(f"{name}.json")):
-                rows = read_rows(record.with_suffix(".csv"))
-                own = [key for key in KEYS if key not in rows]      # a row's own value stands where both have one
-                frames.append(pd.concat([pd.DataFrame([{key: keys[key] for key in own}] * len(rows), columns=own), rows], axis=1))
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=KEYS)
+        frames, measured = [], self.plan()["measured"]
+        for run in self.done(part, **match):
+            files = {file for own, file in measured.get(run.name, {}).items() if fnmatch.fnmatchcase(own, name)}
+            for record in sorted(self.folder(run) / f"{file}.json" for file in files):
+                if record.exists():     # ``missing`` tells of the others
+                    frames.append(_keyed(run, read_rows(record.with_suffix(".csv"))))
+        return _joined(frames, KEYS)
 
-    def logs(self, **match):
+    def _own_rows(self, name, columns, part, match):
+        """Rows of a file that training itself has written, of all matching finished runs."""
+        frames = [(run, self.rows_of(run, name)) for run in self.done(part, **match) if run.epochs]
+        return _joined([_keyed(run, rows) for run, rows in frames if rows is not None], columns)
+
+    def rows_of(self, run, name):
+        """Rows of ``log.csv`` or ``notes.csv`` of a finished run; None where it has no such file."""
+        digest = self.ended(run)["files"].get(name)
+        return read_rows(self.folder(run) / name, digest) if digest else None
+
+    def logs(self, part=ENCODERS, **match):
         """Training logs of matching finished runs: keys, epoch, step, loss, learning_rate, seconds."""
-        frames = [read_rows(self.folder(run) / "log.csv", self.folder(run) / "done.json", "log_sha256").assign(
-            **{key: getattr(run, key, None) for key in KEYS} | {"run": run.name}) for run in self.done(**match) if run.epochs]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=KEYS)
+        return self._own_rows("log.csv", KEYS, part, match)
 
-    def scores(self, **match):
+    def notes(self, part=ENCODERS, **match):
+        """What methods noted between epochs: keys, name, epoch (how many were over), place in what was noted, value."""
+        return self._own_rows("notes.csv", [*KEYS, "name", "epoch", "place", "value"], part, match)
+
+    def scores(self, part=ENCODERS, **match):
         """Accuracies of all protocols: keys, protocol, selection, group, accuracy (percent), images."""
-        frame = self.read("scores-*", **match)
+        frame = self.read("scores-*", part, **match)
         return frame if len(frame) else pd.DataFrame(columns=[*KEYS, "protocol", "selection", "group", "accuracy", "images"])
 
-    def notes(self, **match):
-        """What methods noted between epochs: keys, name, epoch (how many were over), place in what was noted, value."""
-        frame = self.read("notes", **match)
-        return frame if len(frame) else pd.DataFrame(columns=[*KEYS, "name", "epoch", "place", "value"])
+
+def _keyed(run, rows):
+    """Rows with the keys of their run in front; a row's own value stands where both have one."""
+    keys = {key: value for key, value in {"run": run.name, **asdict(run)}.items() if key in KEYS and key not in rows}
+    return pd.concat([pd.DataFrame([keys] * len(rows), columns=keys, index=rows.index), rows], axis=1)
+
+
+def _joined(frames, columns):
+    """Frames below each other; without any an empty one with these columns."""
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)

@@ -1,10 +1,16 @@
 """What people write in YAML: read whatever its encoding, checked against what is known, refused in one line."""
 
 import contextlib
+import difflib
+import functools
+import io
+import json
+import tokenize
+import typing
 
+import pydantic
 import yaml
 
-KINDS = {"str": str, "int": int, "float": float, "bool": bool}      # a setting is one of these or a list of one
 MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}     # what a text of these encodings begins with
 TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
@@ -19,30 +25,130 @@ class Written(dict):
     lines = {}
 
 
-def conform(value, kind):
-    """The value as its annotation says, else None; an int where a float belongs becomes one, so that equal settings give equal runs."""
-    if kind.startswith("list["):
-        items = [conform(item, kind[5:-1]) for item in value] if isinstance(value, list) else [None]
-        return None if None in items else items
-    if kind == "float" and not isinstance(value, bool):
-        with contextlib.suppress(TypeError, ValueError):
-            return float(value)     # YAML reads 1e-3 as text
-    return value if type(value) is KINDS.get(kind) else None
+def field(kind, default=..., help="", limits=(), choices=(), check=None, least=0):
+    """Annotation and rule of one setting, as ``pydantic.create_model`` takes them.
+
+    ``kind`` is str, int, float, bool or a list of one of these. ``limits`` (least, most) hold for each number and ``choices`` for each
+    text; ``check`` takes each text and raises ``ValueError`` for one that names nothing. A list has ``least`` entries or more.
+    """
+    items = typing.get_args(kind) if typing.get_origin(kind) is list else ()
+    entry, rules = (items or (kind,))[0], []
+    if limits:
+        rules.append(pydantic.Field(ge=limits[0], le=limits[1]))
+    if entry is float:
+        rules.append(pydantic.BeforeValidator(as_number))
+    if check:
+        rules.append(pydantic.AfterValidator(functools.partial(named, check)))
+    if choices:
+        entry = typing.Literal[tuple(choices)]
+    for rule in rules:
+        entry = typing.Annotated[entry, rule]
+    return (list[entry] if items else entry), pydantic.Field(default, description=help, **{"min_length": least} if items and least else {})
 
 
-def checked(kinds, settings):
-    """Those settings that ``kinds`` knows, each of the right type."""
-    known = {name: conform(settings[name], kind) for name, kind in kinds.items() if name in settings}
-    for name in [name for name, value in known.items() if value is None]:
-        kind = type(settings[name]).__name__
-        raise Refused(f"{name} takes {kinds[name]}, not {settings[name]!r} ({kind}); values are YAML, such as 3, 0.5, text, \"[1, 2]\"")
-    return known
+def named(check, text, info):
+    """The text, where ``check`` knows what it names; not asked when the context of the validation says ``names=False``."""
+    if (info.context or {}).get("names", True):
+        check(text)
+    return text
 
 
-def refuse_unknown(names, known, complaint):
-    """Stop when a name is not among the known ones."""
-    if unknown := sorted(set(names) - set(known)):
-        raise Refused(f"{complaint} {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+def as_number(value):
+    """A number from a text such as 1e-3, which YAML does not take for one."""
+    with contextlib.suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
+
+
+def help_of(text):
+    """The comments of lines such as ``name: kind = value  # help`` in Python code: name -> help."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return {token.line.partition(":")[0].strip(): token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+
+
+def schema(name, fields, **more):
+    """The model of some settings: types are exact, unknown names are refused."""
+    config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    return pydantic.create_model(name, __config__=config, **fields, **more)
+
+
+def mistakes(model, given, **context):
+    """The settings that are as the ``model`` says, and (name, what is wrong with it) of each of the others."""
+    try:
+        return model.model_validate(given, context=context).model_dump(exclude_unset=True), []
+    except pydantic.ValidationError as error:
+        wrong = {}
+        for fault in error.errors():
+            wrong.setdefault(str((*fault["loc"], "")[0]), explained(fault, model, given))
+        return {name: value for name, value in given.items() if name not in wrong}, list(wrong.items())
+
+
+def refusal(title, wrong, lines=None):
+    """All mistakes as one ``Refused``, each on its line, in the order and with the lines of the file."""
+    lines = lines or {}
+    told = [f"{f'line {lines[key]}: ' if key in lines else ''}{text}" for key, text in sorted(wrong, key=lambda one: lines.get(one[0], 0))]
+    return Refused(f"{title}: {told[0]}" if len(told) == 1 else f"{title} has {len(told)} mistakes:\n  " + "\n  ".join(told))
+
+
+def explained(fault, model, given):
+    """What pydantic found, in plain words with a remedy."""
+    if not fault["loc"]:        # of the settings together
+        return str(fault["ctx"]["error"])
+    name, kind, value = str(fault["loc"][0]), fault["type"], fault["input"]
+    if kind == "extra_forbidden":
+        known, meant = sorted(model.model_fields), difflib.get_close_matches(name, model.model_fields, 1)
+        there = f"there are {', '.join(known)}" if len(known) < 40 else "./run_all.sh --schema lists them"
+        return f"no setting {name}; {there}{f'; perhaps {meant[0]} is meant' if meant else ''}"
+    if kind == "missing":
+        return f"{name} is missing; there has to be one"
+    rule = rules_of(model)[name]
+    if given[name] in (None, "", []):
+        return f"{name} is empty; give it a value, or leave it out"
+    if kind in ("greater_than_equal", "less_than_equal"):
+        return f"{name} is {value}; it lies between {' and '.join(map(str, limits_of(rule)))}"
+    if kind == "literal_error":
+        return f"{name}: there is no {value}; there are {', '.join(sorted(entry_of(rule)['enum']))}"
+    if kind == "value_error":
+        return f"{name}: {fault['ctx']['error']}"
+    return f"{name} takes {described(rule)}, not {given[name]!r}; values are YAML, such as 3, 0.5, text, \"[1, 2]\""
+
+
+@functools.cache
+def rules_of(model):
+    """The JSON schema of each setting."""
+    return model.model_json_schema()["properties"]
+
+
+def entry_of(rule):
+    """The part of a JSON schema that is about one value, or about each of a list."""
+    entry = rule.get("items", rule)
+    return entry | {"enum": [entry["const"]]} if "const" in entry else entry
+
+
+def limits_of(rule):
+    """Least and most of a number in a JSON schema; empty without them."""
+    entry = entry_of(rule)
+    return (entry["minimum"], entry["maximum"]) if "minimum" in entry else ()
+
+
+def described(rule):
+    """What a JSON schema's entry takes, in words."""
+    if "anyOf" in rule:
+        return " or ".join(map(described, rule["anyOf"]))
+    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
+    word = words[entry_of(rule).get("type", "string")]
+    return f"a list of {word.removeprefix('a ')}{'s' * word.endswith('number')}" if rule.get("type") == "array" else word
+
+
+def template(model):
+    """The settings of a model as a file to start from: each in a comment, with its default, its range and its help."""
+    lines = ["# Remove the # in front of what you change."]
+    for name, rule in rules_of(model).items():
+        entry, limits = entry_of(rule), limits_of(rule)
+        takes = " | ".join(entry["enum"]) if "enum" in entry else described(rule) + (f" from {limits[0]} to {limits[1]}" if limits else "")
+        value = f"# {name}: {json.dumps(rule.get('default', ''), ensure_ascii=False)}"
+        lines.append(f"{value:<40} # {'; '.join(part for part in (takes, rule.get('description')) if part)}")
+    return "\n".join(lines)
 
 
 def text_of(path, what):

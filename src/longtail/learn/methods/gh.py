@@ -1,5 +1,6 @@
 """GH: geometric harmonization, surrogate classes at equal angles (Zhou et al., NeurIPS 2023)."""
 
+import functools
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from longtail.learn.methods.two_stage import TwoStage
+from longtail.store import gpu
 
 
 class GH(TwoStage, name="gh"):
@@ -29,6 +31,7 @@ class GH(TwoStage, name="gh"):
     def start(self, images, teacher):
         super().start(images, teacher)
         classes, device = self.own["classes"], images.images.device
+        self.assigned = gpu.Recorded(sinkhorn)      # by itself where the update is not: 1,200 small kernels
         normal = np.random.default_rng(self.run.seed).standard_normal((classes, 128))
         self.state |= {"targets": simplex_targets(torch.from_numpy(normal)).float().to(device),
                        "past": torch.tensor(self.own["past"], device=device),
@@ -55,7 +58,8 @@ class GH(TwoStage, name="gh"):
         self.remember("logits", index, logits[0], self.state["past"])
         if not self.harmonizes:
             return loss
-        return loss + self.state["weight"] * harmonization(*logits, *sinkhorn(logits, self.state["prior"]))
+        assigned = self.assigned(((), logits.shape), logits.detach(), self.state["prior"])
+        return loss + self.state["weight"] * harmonization(*logits, *assigned)
 
 
 def simplex_targets(normal):
@@ -82,10 +86,23 @@ def sinkhorn(logits, prior=None, epsilon=0.05, iterations=300):
     prior = kernel.new_full(kernel.shape[-1:], 1) if prior is None else prior.to(kernel)
     prior = prior / prior.sum() * kernel.shape[-2]
     rows = kernel.new_ones(kernel.shape[:-1])
-    for _ in range(iterations):
-        columns = prior / (rows[..., None, :] @ kernel)[..., 0, :]
-        rows = 1 / (kernel @ columns[..., None])[..., 0]
+    if gpu.fuses(kernel):
+        for _ in range(iterations):
+            rows, columns = _fused_round()(kernel, prior, rows)
+    else:
+        for _ in range(iterations):
+            columns = prior / (rows[..., None, :] @ kernel)[..., 0, :]
+            rows = (kernel @ columns[..., None])[..., 0].reciprocal()
     return rows[..., None] * kernel * columns[..., None, :]
+
+
+@functools.cache
+def _fused_round():
+    """A round of ``sinkhorn`` as two kernels, each a sum that divides at once: (kernel, prior, rows) -> scales of rows and classes."""
+    def scaled(kernel, prior, rows):
+        columns = prior / (rows[..., None] * kernel).sum(-2)
+        return (kernel * columns[..., None, :]).sum(-1).reciprocal(), columns
+    return gpu.compiled(scaled)
 
 
 def class_prior(logits, floor=0):

@@ -1,0 +1,142 @@
+"""What the published profiles must cost on a GPU, computed from shapes and two rates of the machine: no number here is measured."""
+
+import functools
+import re
+
+import pandas as pd
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+from longtail.command.profiles import Notebook
+from longtail.images import studies
+from longtail.learn import methods, models
+from longtail.pick import samplers
+from longtail.store import arms, paths, runs
+
+# Operations a second of a large bfloat16 product, bytes a second of a copy on the device, counted twice (seen on one machine of each
+# kind), and of a product in float64 (datasheet).
+MACHINES = {"H100": (790e12, 3.0e12, 67e12), "H200": (790e12, 4.3e12, 67e12)}
+HALF = 2                # bytes of a bfloat16
+TRAINING_PASSES = 8     # over every convolution's output: statistics, normalise and ReLU forward, two reductions and a write back
+SCORING_PASSES = 2      # with batch norm folded into the convolutions: each output written once and read once
+EXPECTED = 2.0          # times the floor: what this code aims at; at three times something is wrong
+
+
+# ---- of a network
+
+@functools.cache
+def network(architecture, size):
+    """Of one view, by shapes alone: operations forward, numbers that its convolutions put out, bytes kept for the way back."""
+    outputs, kept, views = [], {}, 2
+    with torch.device("meta"):
+        trunk, x = models.trunk(architecture, 1).to(torch.bfloat16), torch.empty(views, 3, size, size, dtype=torch.bfloat16)
+    for module in trunk.modules():
+        if isinstance(module, models.Conv):
+            module.register_forward_hook(lambda module, _, y: outputs.append(y.numel()))
+
+    def keep(tensor):
+        if tensor.ndim and len(tensor) == views:        # of the views, not of the weights; a tensor kept by two operators counts once
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        trunk(x)
+    held = sum(tensor.numel() * tensor.itemsize for tensor in kept.values())
+    return counter.get_total_flops() / views, sum(outputs) / views, held / views
+
+
+def update_cost(architecture, size, batch):
+    """(operations, bytes) of one update by a batch of two views: backward takes twice the operations of forward."""
+    operations, outputs, _ = network(architecture, size)
+    return 3 * 2 * batch * operations, TRAINING_PASSES * HALF * 2 * batch * outputs
+
+
+def memory(architecture, size, batch):
+    """Bytes that an update keeps for the way back."""
+    return 2 * batch * network(architecture, size)[2]
+
+
+def scored(architecture, size, images, views):
+    """(operations, bytes) of one pass of so many images, ``views`` times."""
+    operations, outputs, _ = network(architecture, size)
+    return images * views * operations, SCORING_PASSES * HALF * images * views * outputs
+
+
+def selected(candidates, seeds, budget, width):
+    """(operations, bytes) of K-center's products in float64: every candidate meets the seed, and half of the picks."""
+    return 2 * candidates * (seeds + budget / 2) * width, 4 * candidates * width
+
+
+def least_seconds(cost, machine, double=False):
+    """The floor: arithmetic and memory one after the other, as they are unless fused."""
+    operations, moved = cost
+    rate, bandwidth, double_rate = MACHINES[machine]
+    return operations / (double_rate if double else rate) + moved / bandwidth
+
+
+# ---- the table
+
+CASES = {       # case -> (cost, whether in float64)
+    "update, ResNet-18, 32 px, batch 512": lambda: (update_cost("resnet18_cifar", 32, 512), False),
+    "update, ResNet-18, 64 px, batch 256": lambda: (update_cost("resnet18_cifar", 64, 256), False),
+    "update, ResNet-50, 224 px, batch 256": lambda: (update_cost("resnet50", 224, 256), False),
+    "ECLE, 1.14 million images, 10 views, ResNet-50": lambda: (scored("resnet50", 224, 1_140_000, 10), False),
+    "features of 1.14 million images, ResNet-50": lambda: (scored("resnet50", 224, 1_140_000, 1), False),
+    "MAK's K-center, 15,000 candidates, 10,000 picks": lambda: (selected(15_000, 12_000, 10_000, 2048), True),
+    "K-center of 1.14 million images, 512 first centers": lambda: (selected(1_140_000, 512, 0, 2048), True),
+}
+
+
+def cases():
+    """The floors: case, operations and bytes, seconds on each machine. Computed, not measured."""
+    rows = []
+    for case, cost in CASES.items():
+        (operations, moved), double = cost()
+        rows.append({"case": case, "TFLOP": operations / 1e12, "GB": moved / 1e9,
+                     **{f"{machine}, s": least_seconds((operations, moved), machine, double) for machine in MACHINES}})
+    return pd.DataFrame(rows)
+
+
+def gpu_profiles():
+    """Settings of the profiles that want a GPU and train without labels: name -> settings, with the notebooks' own where none is given."""
+    usual = {}
+    for book in sorted(paths.NOTEBOOKS.glob("0[125]_*.ipynb")):
+        usual |= Notebook(book).defaults
+    published_profiles = yaml.safe_load((paths.NOTEBOOKS / "profiles.yaml").read_text())
+    return {name: {**usual, **{"retrain": []} | settings} for name, settings in published_profiles.items()
+            if settings and "one GPU" in settings.get("about", "") and settings.get("arms")}
+
+
+def trainings(settings):
+    """(method, images, epochs, batch) of every run that a profile trains, on the seed and on the seed with picked images."""
+    classes = 10 if settings["dataset"] == "cifar10" else 100
+    seed = sum(studies.long_tail_counts(settings["largest"], classes, settings["factor"], settings["kind"]))
+    replicates = len(runs.pairs(settings["splits"], settings["seeds"]))
+    known = {name: settings[name] for name in ("budget", "alpha", "ratio", "prototypes")}
+    for arm in settings["arms"]:
+        own, _ = arms.read_arm(arm)
+        extra = own.get("budget", 0) if methods.find(own["method"]).picks else 0
+        yield from [(own["method"], seed + extra, own.get("epochs", settings["epochs"]), settings["batch_size"])] * replicates
+    for row in settings["retrain"]:
+        yield from [("simclr", seed + samplers.row(row, known)["budget"], settings["epochs"], settings["batch_size"])] * replicates
+
+
+def hours(machine, settings):
+    """The floor of a profile's pre-training, in hours: rwSAM takes two passes an update, every other method one."""
+    total = 0
+    for method, images, epochs, batch in trainings(settings):
+        passes = 1 + ("rwsam" in method)
+        total += passes * epochs * images / batch * least_seconds(update_cost(settings["architecture"], settings["size"], batch), machine)
+    return total / 3600
+
+
+def published_profiles():
+    """Hours of pre-training of each published profile: the floor, and ``EXPECTED`` times that. Computed, not measured.
+
+    ``kept``: what an update keeps for the way back; ``stated``: the memory of the GPU that the profile asks for.
+    """
+    return pd.DataFrame([{"profile": name, "runs": len(list(trainings(settings))),
+                          "kept, GiB": memory(settings["architecture"], settings["size"], settings["batch_size"]) / 2**30,
+                          "stated, GiB": int(re.search(r"one GPU of (\d+) GiB", settings["about"])[1]),
+                          **{f"{machine}, {word}": factor * hours(machine, settings) for machine in MACHINES
+                             for word, factor in (("floor", 1.0), ("expected", EXPECTED))}} for name, settings in gpu_profiles().items()])
