@@ -83,6 +83,8 @@ def read(root, method="sdclr"):
     """What tables see: the encoder, the log, the rows and the settings of the toy run."""
     paths.RESULTS = root
     run, results = toy.planned(method=method), runs.Results("toy")
+    if lost := results.missing():       # tables say so
+        raise ValueError(f"missing: {', '.join(lost)}")
     [kept] = results.planned()
     weights = train.encoder_of(kept, results).state_dict()
     log = results.logs(seed=run.seed).drop(columns="seconds")

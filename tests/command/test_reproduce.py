@@ -240,13 +240,16 @@ def test_a_second_command_waits_for_the_notebooks_of_the_first(book, capsys):
     (["demo", "long"], "one profile at a time"), (["--schema", "all"], "invalid choice"),
     (["-p", "rate", "{"], "YAML"), (["lost.yaml"], "lost.yaml cannot be read"), (["long.yaml"], "another name"),
     (["typo.yaml"], "line 1: no setting epoch"), (["short.yaml"], "no setting notebook"),
+    (["odd.yaml"], "base takes text"), (["all.yaml"], "notebooks takes a list of text"),
     (["text.yaml"], "seeds takes a list of whole numbers, not '1'"), (["list.yaml"], "no mapping"), (["lift.yaml"], "base tall"),
     (["...yaml"], "give the file another name"), (["..yaml"], "give the file another name"), ([".yaml"], "give the file another name"),
     (["demo-custom.yaml"], "another name"), (["runs.yaml"], "another name"), (["a{b}.yaml"], "another name")])
 def test_refused_in_one_line_and_nothing_written(book, capsys, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     for name, content in {"long": "", "typo": "epoch: 3", "text": "seeds: '1'", "list": "[1]", "lift": "base: tall",
-                          "short": "notebook: ['01']", "..": "", ".": "", "": "", "demo-custom": "", "runs": "", "a{b}": ""}.items():
+                          "short": "notebook: ['01']",
+                          "odd": "base: [1]", "all": "notebooks: 3",
+                          "..": "", ".": "", "": "", "demo-custom": "", "runs": "", "a{b}": ""}.items():
         Path(f"{name}.yaml").write_text(content)
     folder = book("01_only")
     before = sorted(tmp_path.rglob("*"))

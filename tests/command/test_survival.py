@@ -69,7 +69,7 @@ def test_ctrl_c_ends_with_its_sentence(book, start, tmp_path, mode):
     time.sleep(2)
     os.killpg(command.pid, signal.SIGINT)
     out, err = command.communicate(timeout=200)
-    assert command.returncode == 130 and "Traceback" not in out + err
+    assert command.returncode == 130 and "Traceback" not in out + err, err
     assert err.splitlines()[-1].startswith("stopped; finished runs and checkpoints are kept") and err.count("stopped") == 1
     assert until(lambda: not of(tmp_path), 60), of(tmp_path)
 

@@ -5,7 +5,6 @@ import json
 import statistics
 from collections import Counter
 
-from longtail.images import places
 from longtail.store import paths
 
 LISTS = {"arms", "once", "retrain", "equal_updates", "overhead_epochs", "losses", "halves_seeds"}       # parameters that ask for runs
@@ -17,6 +16,7 @@ def wanted(values):
 
     ``values`` holds the parameters of the other notebooks too: 05_sampling trains with those of 02_pretrain.
     """
+    from longtail.images import places
     from longtail.store.runs import FIELDS, pairs
     common = {name: value for name, value in values.items() if name in FIELDS and not isinstance(value, list) and name != "budget"}
     common |= {"dataset": places.name_of(values.get("dataset", ""))}

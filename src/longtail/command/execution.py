@@ -5,8 +5,10 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -80,16 +82,23 @@ class Terminal(io.TextIOBase):
 
     def __init__(self, name, copy, expected):
         self.name, self.copy, self.expected = name, copy, expected
-        self.began = self.last = time.perf_counter()
+        self.began, self.muted = time.perf_counter(), False
+        self.last = self.began
         self.ended = threading.Event()
         threading.Thread(target=self.watch, daemon=True).start()
 
     def write(self, text):
         self.last = time.perf_counter()
-        return sys.stderr.write(text)
+        return 0 if self.muted else sys.stderr.write(text)
 
     def flush(self):
         sys.stderr.flush()
+
+    def interrupt(self, *_):
+        """Answer Ctrl-C: what the kernel says of its own end is nobody's business."""
+        self.write("\n")         # a bar has no end of its line
+        self.muted = logging.getLogger("asyncio").disabled = True
+        raise KeyboardInterrupt
 
     def watch(self):
         """Until the notebook has ended, write a line after each silence."""
@@ -120,13 +129,16 @@ def execute(notebook, values, executed, expected=None):
 
     from longtail.command import pages
     tried = executed.with_suffix(".failed.ipynb")
-    terminal = Terminal(notebook.name, tried, expected)
+    terminal, main = Terminal(notebook.name, tried, expected), threading.current_thread() is threading.main_thread()
+    usual = signal.signal(signal.SIGINT, terminal.interrupt) if main else None
     try:
         papermill.execute_notebook(*(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook.path, tried)), values,
                                    kernel_name="python3", cwd=str(notebook.path.parent), start_timeout=180, progress_bar=False,
                                    stderr_file=terminal, extra_arguments=["--log-level=CRITICAL"])  # kernels warn of an open loopback
     finally:
         terminal.ended.set()
+        if main:
+            signal.signal(signal.SIGINT, usual)
     done = without_chance(nbformat.read(tried, as_version=4))
     nbformat.write(done, tried)
     pages.write_page(done, notebook.title, executed.with_suffix(".html"))

@@ -29,7 +29,7 @@ LIMITS = {      # least and most of each number; parameters of one meaning share
     "converged_l2 l2_grid": (1e-12, 1e6),
     "classifier_seeds label_sets ecle_repeats validation_top validation_stride rounds": (1, 1000),
     "reseeded phi_views views": (2, 1000),
-    "budget mak_sizes pool_sizes": (1, 10**9),
+    "budget mak_sizes pool_sizes timed_pools": (1, 10**9),
     "ratio": (1, 10**9),
     "prototypes map_images scored problems": (1, 10**6),
     "photographs": (4, 10**6),
@@ -273,7 +273,7 @@ def settled(name, written, changes, notebooks, selected, known, names=True):
 
     Returns (what the profile says, what -p says). Every mistake is told at once, before anything is written.
     """
-    base = written.get("base")
+    base = written.get("base") if isinstance(written.get("base"), str) else None      # of another type: the schema tells
     if base and base not in known:
         raise Refused(f"{name} has the base {base}, which does not exist; there are {', '.join(known)}")
     own, wrong = mistakes(profile_schema(notebooks), {**(known[base] or {} if base else {}), **written}, names=names)
