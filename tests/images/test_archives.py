@@ -206,12 +206,12 @@ def test_threads_wait_for_each_others_memory():
     assert order == ["first", "second"] and budget.taken == 0
 
 
-@pytest.mark.parametrize("text, count", [("4 GB", 4 * 2**30), ("1GiB", 2**30), ("1500 MB", 1500 * 2**20), ("2.5 gb", int(2.5 * 2**30))])
+@pytest.mark.parametrize("text, count", [("4 GB", 4 * 2**30), ("2GiB", 2**31), ("2500 MB", 2500 * 2**20), ("2.5 gb", int(2.5 * 2**30))])
 def test_memory_is_read_as_people_write_it(text, count):
     assert memory.size_of(text) == count
 
 
-@pytest.mark.parametrize("text", ["4", "four GB", "512 MB", "0 GB", "", "-1 GB"])
+@pytest.mark.parametrize("text", ["4", "four GB", "512 MB", "1.9 GB", "0 GB", "", "-1 GB"])
 def test_memory_that_is_none_or_too_little_is_refused(text):
-    with pytest.raises(ValueError, match="memory is .*give 1 GB or more"):
+    with pytest.raises(ValueError, match="memory is .*give 2 GB or more"):
         memory.size_of(text)

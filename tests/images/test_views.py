@@ -278,7 +278,15 @@ def test_images_are_not_changed_by_their_views():
 
 def test_views_stay_float32_inside_the_callers_autocast():
     images, index = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)
-    outside = views.augment(images, index, views.POLICIES["cifar"], 1, 0, 0)
+    outside = views.augment(images, index, CIFAR, 1, 0, 0)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = views.augment(images, index, views.POLICIES["cifar"], 1, 0, 0)
+        inside = views.augment(images, index, CIFAR, 1, 0, 0)
     assert torch.equal(inside, outside)
+
+
+def test_images_larger_than_a_cache_have_views_too():
+    large = torch.nn.functional.interpolate(torch.randint(0, 256, (3, 3, 8, 8)).float(), 400, mode="bilinear").byte()
+    seen = views.augment(large, torch.arange(3), CIFAR, 1, 0, 0)
+    one_by_one = torch.cat([views.augment(large, torch.tensor([place]), CIFAR, 1, 0, 0) for place in range(3)])
+    highest = seen.amax((1, 2, 3))
+    assert ((highest > 0.2) & (highest <= 1)).all() and torch.equal(seen, one_by_one)

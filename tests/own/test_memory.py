@@ -28,9 +28,9 @@ def test_a_pool_is_scored_within_the_memory_that_is_stated(tmp_path, monkeypatch
             coarse.resize((300, 260)).save(tmp_path / part / f"{number}.jpg")
     coarse.resize((5000, 4000)).save(tmp_path / "pool/large.png")       # 381 MiB while it is decoded
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({
-        "seed_images": "seed", "pool_images": "pool", "memory": "1 GB", "size": 224, "views": 2, "ecle_repeats": 1, "prototypes": 3,
-        "budget": 4, "samplers": ["mak"], "epochs": 2, "warmup_epochs": 1, "batch_size": 4, "shown": 4}))
+        "seed_images": "seed", "pool_images": "pool", "memory": "2 GB", "size": 640, "views": 2, "ecle_repeats": 1, "prototypes": 3,
+        "budget": 4, "samplers": ["mak"], "epochs": 1, "warmup_epochs": 0, "batch_size": 4, "shown": 4}))
     monkeypatch.setenv("LONGTAIL_OUTPUT", str(tmp_path / "out"))
     subprocess.run([sys.executable, "-c", COMMAND, tmp_path / "mine.yaml", tmp_path / "found.json"], check=True, timeout=900)
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["code"] == 0 and found["mib"] < 1024, found
+    assert found["code"] == 0 and found["mib"] < 2048, found

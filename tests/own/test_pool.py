@@ -724,8 +724,8 @@ def test_schema_says_what_an_editor_needs(capsys):
 def test_memory_is_checked_and_used(album, capsys, monkeypatch):
     monkeypatch.setattr(pool.BUDGET, "total", pool.BUDGET.total)
     assert reproduce.main([demand(album.root, "little", memory="100 MB")]) == 2
-    assert "memory is 100 MB; give 1 GB or more, such as 4 GB" in capsys.readouterr().err
-    assert reproduce.main([demand(album.root, "dry", memory="2 GB"), "--dry-run"]) == 0 and pool.BUDGET.total == 2 * 2**30
+    assert "memory is 100 MB; give 2 GB or more, such as 4 GB" in capsys.readouterr().err
+    assert reproduce.main([demand(album.root, "dry", memory="3 GB"), "--dry-run"]) == 0 and pool.BUDGET.total == 3 * 2**30
 
 
 def test_features_can_be_taken_elsewhere(picked):

@@ -9,7 +9,7 @@ import re
 import threading
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-LEAST_BUDGET = 2**30
+LEAST_BUDGET = 2 * 2**30        # libraries alone take 0.7 GB
 
 
 class Budget:
@@ -44,11 +44,11 @@ BUDGET = Budget(4 * 2**30)      # of this process; requests say ``memory``
 
 
 def size_of(text):
-    """Bytes that a text such as "4 GB" means; ``ValueError`` where it means none, or less than a GB."""
+    """Bytes that a text such as "4 GB" means; ``ValueError`` where it means none, or less than 2 GB."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B\s*", str(text), re.I)
     count = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
     if count < LEAST_BUDGET:
-        raise ValueError(f"memory is {text}; give 1 GB or more, such as 4 GB")
+        raise ValueError(f"memory is {text}; give 2 GB or more, such as 4 GB")
     return count
 
 

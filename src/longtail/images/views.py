@@ -54,11 +54,12 @@ def augment(images, index, policy, seed, epoch, view, rounded=False, fused=False
     """
     side = images.shape[-1]
     result = torch.empty(len(index), 3, side, side, device=images.device)
-    size = len(index) if gpu.computes(images) else 2**(16 if fused else 17) // side**2      # about what a CPU core's cache holds
+    held = 2**(16 if fused else 17) // side**2      # images, about what a CPU core's cache holds
+    size = max(1, len(index) if gpu.computes(images) else held)
     change = _compiled() if fused else apply
     with torch.autocast(images.device.type, enabled=False):     # a caller's bfloat16 is for its network, not for pixels
         drawn = parameters(index, policy, seed, epoch, view, side)      # never compiled: torch 2.13 errs in Philox's products
-        for start in range(0, len(index), max(1, size)):        # a process may have no image of a batch
+        for start in range(0, len(index), size):        # a process may have no image of a batch
             some = slice(start, start + size)
             mine = {name: values[some] for name, values in drawn.items()}
             levels = change(images[index[some]], mine, policy, rounded)

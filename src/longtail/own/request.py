@@ -40,7 +40,7 @@ class Settings(pydantic.BaseModel):
     pool_images: Places = given(..., "what to pick from, likewise")
     test_images: Places = given("", "what a model is tested on, likewise: none of it, nor a copy of it, is picked")
     rejects: str = given("", "a list of pool images that are not to be picked, nor copies of them; the gallery saves one")
-    memory: Memory = given("4 GB", "how much memory the work may take, 1 GB or more: pools are read and scored in chunks that fit it")
+    memory: Memory = given("4 GB", "how much memory the work may take, 2 GB or more: pools are read and scored in chunks that fit it")
     budget: int = between(100, 1, 10**9, "images that each sampler picks")
     samplers: list[SamplerName] = Field(["mak", "tailness", "proximity", "k_center", "random"], min_length=1,
                                         description="methods that pick")
