@@ -39,11 +39,12 @@ def of_update(records, name, processes=1):
 
 def of_labelled_update(records):
     """The same for an update on labels: ResNet-32, LDAM-DRW."""
-    arm, parameters = adjusted.parse("ldam_drw")
     schedule = supervised.Schedule(2, 8, 0.1, drops=(1,), drop=0.1, warmup_epochs=0)
-    run = supervised.Run("toy", "step", 2, 8, 0, 1, arm, parameters, "resnet32", 16, "digits", schedule, "float32", False, IMAGES.digest)
-    method = adjusted.plan_of(arm, parameters, [8, 8, 4], schedule)
-    network, optimizer, _ = supervised.restored(run, 3, method, paths.RESULTS / "none")
+    run = supervised.run_of(IMAGES, "ldam_drw", "step ratio=2", 0, 1, schedule, dataset="toy", largest=8, architecture="resnet32",
+                            size=16, policy="digits", precision="float32")
+    method = adjusted.method_of(*adjusted.read_loss("ldam_drw"), [8, 8, 4], schedule)
+    network = supervised.Network(run, 3, method)
+    optimizer = supervised.optimizer_of(network, network.layer, method, schedule)
     batch = IMAGES.images[:8].float() / 255, IMAGES.labels[:8]
     with stand_in(records):
         update = supervised.Update(network, optimizer, IMAGES.labels)

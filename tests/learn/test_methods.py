@@ -412,7 +412,7 @@ def test_an_arm_sets_what_it_names():
     assert (run.method, run.head_layers, run.epochs, run.weight_decay) == ("sdclr+bcl", 3, 9, 5e-4)
     assert run.options == "draws=2 floor=10 memory=0.97"
     assert images is IMAGES and run.reserve == 0
-    run, images = train.plan(study, "colt balanced 3 budget=5 begin=2", 1, 2, settings)
+    run, images = train.plan(study, "colt balanced head_layers=3 budget=5 begin=2", 1, 2, settings)
     assert (run.reserve, run.budget, run.head_layers, len(images), run.seeds(len(images))) == (9, 5, 3, 13, 4)
     assert run.options == "begin=2 clusters=10 domain=0.2 memory=0.97 nearest=10 repick=25" and run.images == images.digest
     for arm, message in {"simclr long_tail draws=2": "draws is no setting of a run or of this method; the method has none",
@@ -470,6 +470,7 @@ NOTEBOOKS = """
 from types import SimpleNamespace
 
 import toy
+from shelf import apart
 from longtail.learn import methods, train
 from longtail.papers import figures
 from longtail.store import paths, runs
@@ -481,7 +482,8 @@ settings = {key: value for key, value in vars(toy.planned()).items()
             if key not in ("method", "subset", "split", "seed", "images", "head_layers", "options")}
 arms = ["vicreg long_tail covariance=2", "sdclr+vicreg balanced"]
 jobs = [train.plan(study, arm, 1, 1, settings) for arm in arms]
-stopped, whole = runs.Results("stopped"), runs.Results("whole")
+stopped, whole = apart("stopped"), apart("whole")
+whole.ask("arms", [run for run, _ in jobs], {})
 step, calls = train.Step.__call__, []
 
 def fail(self, *given):

@@ -82,7 +82,7 @@ def test_verdicts_are_one_line_a_run_and_mechanism():
                                               (lambda losses: torch.where(LABELS == 2, 0.6, 0.4), True),
                                               (lambda losses: torch.where(LABELS == 0, 0.6, 0.4), False)])       # frequent classes boosted
 def test_bcl(results, monkeypatch, scores, expected):
-    monkeypatch.setattr(methods, "memorization_scores", scores)
+    monkeypatch.setattr(methods.bcl, "memorization_scores", scores)
     rows = measured(results, "bcl")
     assert mechanisms.active("strength", rows) is expected
     strength = scores(torch.zeros(60)).double().numpy()
@@ -119,7 +119,7 @@ def test_chance_is_what_shuffled_classes_give():
 @pytest.mark.parametrize("harmony, expected", [(0.0, False), (1.0, True)])
 def test_gh(results, monkeypatch, harmony, expected):
     prior = torch.tensor([0.05, 0.5, 0.05, 0.2, 0.1, 0.1])
-    monkeypatch.setattr(methods, "class_prior", lambda logits, least: prior)
+    monkeypatch.setattr(methods.gh, "class_prior", lambda logits, least: prior)
     rows = measured(results, "gh", options=f"classes=6 ramp=2 refresh=1 warm=2 harmony={harmony}")
     assert mechanisms.active("prior", rows) is expected
     assert value(rows, "all") == pytest.approx(1 / 3 + 1 / 30, abs=1e-4)      # what 0.5 and 0.2 have beyond a sixth
@@ -139,7 +139,7 @@ def test_a_prior_drawn_from_equal_classes_is_inactive():
 @pytest.mark.parametrize("order, expected", [(lambda: torch.randperm(48, generator=torch.Generator().manual_seed(0)), False),
                                              (lambda: torch.arange(48).view(12, 4).T.flatten().flip(0), True)])      # few first
 def test_colt(results, monkeypatch, order, expected):
-    monkeypatch.setattr(methods, "colt_sampling", lambda *scores_and_budget: order()[:scores_and_budget[-1]])
+    monkeypatch.setattr(methods.colt, "colt_sampling", lambda *scores_and_budget: order()[:scores_and_budget[-1]])
     rows = measured(results, "colt", **COLT)
     assert mechanisms.active("picks colt", rows) is expected
     parts = np.array(["outsider", "many", "medium", "few"] * 12)

@@ -224,7 +224,7 @@ def test_second_time_nothing_is_made(picked, capsys):
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files_of_runs(picked)}
     shown = [(picked.results / name).read_bytes() for name in ("picks.csv", "gallery.html", "broken.txt")]
     assert reproduce.main([demand(picked.root, skip_broken=True)]) == 0
-    assert "0 runs made" in capsys.readouterr().out
+    assert " 0 runs made" in capsys.readouterr().out
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
     assert files_of_runs(picked) == list(before)
     assert [(picked.results / name).read_bytes() for name in ("picks.csv", "gallery.html", "broken.txt")] == shown
@@ -471,7 +471,7 @@ def test_damaged_run_is_refused_by_name(picked, tmp_path):
     (folder / "encoder.safetensors").write_bytes(b"else")
     with pytest.raises(ValueError, match="encoder.safetensors is not the file that training wrote"):
         encoders.own_run(folder, results)
-    with pytest.raises(ValueError, match=r"done\.json was written as .*/done\.json; put each file back"):
+    with pytest.raises(ValueError, match=rf"done\.json was written as {run.name}/done\.json"):
         encoders.own_run(folder.rename(tmp_path / "renamed"), results)
 
 
@@ -596,7 +596,7 @@ def test_torchvision_weights_pick_and_decide_what_is_remembered(picked, capsys):
     for classes in (10, 10, 11):
         torch.save(network("shufflenet_v2_x0_5", classes).state_dict(), picked.root / "weights.pth")
         assert reproduce.main([address]) == 0
-    assert re.findall(r"(\d) runs? made", capsys.readouterr().out) == ["1", "0", "1"]
+    assert re.findall(r"(\d) runs made", capsys.readouterr().out) == ["1", "0", "1"]
     run = runs.Results("given").done()[0]
     assert (run.method, run.subset, run.size, run.head_layers, run.epochs) == ("given", "given", 32, 0, 0)
     assert len(picks(picked.root, "given")) == 8
@@ -714,7 +714,7 @@ def test_every_sampler_says_what_it_takes_and_what_it_suits():
 
 
 def test_schema_says_what_an_editor_needs(capsys):
-    assert reproduce.main(["--schema", "json"]) == 0
+    assert reproduce.main(["--schema", "request.json"]) == 0
     schema = json.loads(capsys.readouterr().out)
     assert schema["properties"].keys() == request.ASKED.keys() and schema["required"] == ["seed_images", "pool_images"]
     assert all(entry["description"] for entry in schema["properties"].values()) and schema["additionalProperties"] is False

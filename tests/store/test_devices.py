@@ -185,6 +185,9 @@ def test_the_next_chunk_is_decoded_and_the_last_one_written_while_one_is_measure
     measuring = [threading.Event() for _ in range(5)]
 
     class Images:
+        def __len__(self):
+            return len(IMAGES)
+
         def __getitem__(self, part):
             if part.start >= 8:     # the third chunk is read while the second is measured
                 assert measuring[part.start // 4 - 1].wait(20)

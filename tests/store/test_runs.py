@@ -182,7 +182,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert target.read_bytes() == b"new" and [file.name for file in target.parent.iterdir()] == ["file.txt"]
 
     def fail(*_):
-        raise OSError("power cut")
+        raise OSError(5, "power cut")
     monkeypatch.setattr(runs.os, "replace", fail)
     with pytest.raises(OSError, match="power cut"):
         runs.write(target, "half")

@@ -172,7 +172,7 @@ def pool_cost(images, width, budget, threads):
     loss = timed("losses", ecle.ecle, views, 0.2, 128, 1)
     del views
     distance = timed("distances", samplers.proximity, pool, seed, 10)
-    timed("MAK's picks", lambda: samplers.select(samplers.score(loss, distance, 0.3), pool, seed, budget, 1.5))
+    timed("MAK's picks", lambda: samplers.core_set(samplers.score(loss, distance, 0.3), pool, seed, budget, 1.5))
     timed("K-center's picks", selection.k_center, pool, seed, budget)
     return pd.DataFrame(steps, columns=["images", "step", "seconds"]).assign(peak_mib=gpu.peak_memory() / 2**20)
 

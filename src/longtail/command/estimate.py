@@ -17,8 +17,9 @@ def wanted(values):
     ``values`` holds the parameters of the other notebooks too: 05_sampling trains with those of 02_pretrain.
     """
     from longtail.images import places
-    from longtail.store.runs import FIELDS, pairs
-    common = {name: value for name, value in values.items() if name in FIELDS and not isinstance(value, list) and name != "budget"}
+    from longtail.store.runs import FIELDS, LATER, pairs
+    common = {name: value for name, value in values.items() if name in FIELDS and name not in (*LATER, "budget")
+              and not isinstance(value, list)}
     common |= {"dataset": places.name_of(values.get("dataset", ""))}
     replicates = pairs(values.get("splits", [1]), values.get("seeds", [1]))
     asked = arms_and_picks(values, replicates)
@@ -54,7 +55,7 @@ def labelled_networks(values, common, replicates):
         for tail, loss in [(tail, loss) for tail in values[tails] for loss in values[losses]]:
             kind, ratio = supervised.kind_and_ratio(tail)
             run = {"dataset": common["dataset"], "size": values["supervised_size"], "architecture": values["network"],
-                   "subset": kind, "ratio": ratio, "method": adjusted.read_loss(loss)[0], "epochs": values["supervised_epochs"]}
+                   "subset": kind, "imbalance": ratio, "method": adjusted.read_loss(loss)[0], "epochs": values["supervised_epochs"]}
             for split, seed in replicates:
                 yield {**run, "split": split, "seed": seed}
 

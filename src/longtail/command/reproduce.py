@@ -143,8 +143,8 @@ def settle(name, file):
 
 
 def print_schema(kind, notebooks):
-    """Print what a profile or a request may say: names, defaults, ranges, help, as a file to start from; json: a request's JSON schema."""
-    if kind in ("request", "json"):
+    """Print what a profile or a request may say: names, defaults, ranges, help, as a file to start from or as JSON schema for editors."""
+    if kind != "profile":
         from longtail.own import request
         print(template(request.Settings) if kind == "request" else json.dumps(request.Settings.model_json_schema(), indent=1))
     else:
@@ -166,8 +166,8 @@ def parse(arguments):
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change a parameter; VALUE is YAML")
     parser.add_argument("--dry-run", action="store_true", help="only list notebooks, parameters, runs done and missing, hours")
     parser.add_argument("--plain", action="store_true", help="run the cells in this process, without Jupyter")
-    parser.add_argument("--schema", nargs="?", choices=("profile", "request", "json"), const="profile",
-                        help="print what a profile, or a request for picks from your own images, may say")
+    parser.add_argument("--schema", nargs="?", choices=("profile", "request", "request.json"), const="profile",
+                        help="print what a profile, or a request for picks from your own images, may say; request.json: for editors")
     options = parser.parse_intermixed_args(arguments)
     try:
         options.p = {name: yaml.safe_load(value) for name, value in options.p}

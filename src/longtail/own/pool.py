@@ -47,7 +47,8 @@ def make(request):
     check_counts(request, found, study)
     run = extractor(request, results, study)
     results.ask("arms", [run], {"run": run.name})
-    runs.write(results.folder(run) / ".gitignore", "*\n")      # names of other people's pictures
+    if not (results.folder(run) / ".gitignore").exists():
+        runs.write(results.folder(run) / ".gitignore", "*\n")     # names of other people's pictures
     alike = confirmed(request, run, results, study.seed, found, alike)
     study = replace(study, pool=pickable(found["pool"], alike).in_files(request.size))
     runs.write(results.root / "duplicates.csv", alike.to_csv(index=False))
