@@ -28,7 +28,7 @@ def start(number, root):
     with open(root / f"stuck-{number}.txt", "w") as stuck:
         faulthandler.dump_traceback_later(PATIENCE, file=stuck)
         began, images, results = time.monotonic(), toy.image_set(16), runs.Results("here")
-        results.root = root
+        results.root, results.store = root, root / "runs"
         run = replace(toy.planned(images), seed=number, epochs=1, warmup_epochs=0)
         train.pretrain(run, images, results, progress=False, wait=False)
         faulthandler.cancel_dump_traceback_later()

@@ -12,3 +12,4 @@ def test_every_start_ends(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "runs/found.json").read_text())["done"] == 8 and not list((tmp_path / "runs").glob("stuck-*"))
+    assert len(list((tmp_path / "runs/runs").glob("*/done.json"))) == 8

@@ -18,7 +18,7 @@ ASK = '''
 from longtail.own import gallery, request
 from longtail.papers import figures
 assert figures.SAMPLER["palette"]["first"] == "#123456" and figures.SAMPLER["markers"]["first"] == "h"
-assert "first" in str(request.FIELDS["samplers"].annotation) and gallery.SAMPLERS["first"].takes == "As they come."
+assert "first" in str(request.ASKED["samplers"].annotation) and gallery.SAMPLERS["first"].takes == "As they come."
 '''
 TINY = {"base": "demo", "about": "one epoch of one run", "hours": 0.1, "epochs": 1, "warmup_epochs": 0, "splits": [1], "seeds": [1],
         "once": [], "arms": ["simclr long_tail"], "views": 2, "budget": 40, "retrain": [], "equal_updates": [], "iterations": 50,
