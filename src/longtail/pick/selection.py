@@ -163,7 +163,7 @@ def k_center_rounds(candidates, centers, budget, *, block=GREEDY_ROWS, picks=(),
 
 def _rounds(candidates, centers, budget, block, picks, group, threads):
     group, centers = group or Alone(), torch.as_tensor(centers)
-    threads = threads if centers.device.type == "cpu" else 1
+    threads = 1 if gpu.computes(centers) else threads
     base, total = group.span(len(candidates))
     check_budget(budget, total)
     grid, seed = grids(candidates, centers, group)
