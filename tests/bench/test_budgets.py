@@ -110,7 +110,7 @@ def counted():
     recorded = {"simclr": lambda records: of_update(records, "simclr"), "gh": lambda records: of_update(records, "gh"), **more}
     return {"kernels of an update": {name: of_update(False, name) for name in FAMILY} | {name: ask(False) for name, ask in more.items()},
             "launches of a recorded update": {name: ask(True) for name, ask in recorded.items()},
-            "threads that decode": {f"{cores} cores": decoders(cores) for cores in (1, 16)},
+            "threads that decode": {f"{cores} core{'s' * (cores > 1)}": decoders(cores) for cores in (1, 16)},
             "messages of an update": {f"{name}, {architecture}": exchanges(name, architecture) for name, architecture in
                                       (("simclr", "convnet"), ("simclr", "resnet18_cifar"), ("sdclr", "resnet18_cifar"))},
             "batch norm over processes": synchronised_norm(),

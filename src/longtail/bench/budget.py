@@ -98,6 +98,11 @@ def cases():
     return pd.DataFrame(rows)
 
 
+def told(seconds):
+    """A time in the unit that suits it."""
+    return next(f"{seconds / length:.3g} {unit}" for unit, length in (("min", 60), ("s", 1), ("ms", 1e-3)) if seconds >= length)
+
+
 # ---- of the published profiles
 
 @dataclass(frozen=True)
@@ -155,5 +160,5 @@ def published_profiles():
     return pd.DataFrame([{"profile": name, "runs": len(found := list(trainings(settings))),
                           "kept, GiB": max(memory(*run.network) for run in found) / 2**30,
                           "stated, GiB": int(re.search(r"one GPU of (\d+) GiB", settings["about"])[1]),
-                          **{f"{machine}, {word}": factor * hours(machine, settings) for machine in MACHINES
+                          **{f"{machine} {word}, h": factor * hours(machine, settings) for machine in MACHINES
                              for word, factor in (("floor", 1.0), ("expected", EXPECTED))}} for name, settings in gpu_profiles().items()])
