@@ -14,7 +14,7 @@ from longtail.store import paths
 
 FUNCTION = '''
 
-@named("stripes", classes=4)
+@data_set("stripes", classes=4)
 def stripes(size, lists):
     """Upright stripes of four widths, with noise: 60 images of each."""
     generator = torch.Generator().manual_seed(0)

@@ -47,7 +47,7 @@ class Named:
 NAMED = {}
 
 
-def named(name, classes, listed=False):
+def data_set(name, classes, listed=False):
     """Register the function below as what loads the data set of that name; to add a data set is to write one such function."""
     def register(load):
         NAMED[name] = Named(load, classes, listed)
@@ -197,7 +197,7 @@ def hold_out(images, classes, test=0, validation=0):
                   images.subset(np.concatenate([order[:count] for order, count in zip(orders, tests, strict=True)])), classes)
 
 
-@named("digits", classes=10)
+@data_set("digits", classes=10)
 def digits_apart(size, lists):
     """The digits with 40 images of each class for testing and 10 for validation."""
     return hold_out(digits(size), tuple("0123456789"), test=40, validation=10)
@@ -243,13 +243,13 @@ def letters(size, count):
     return ImageSet(upscaled(drawn, size), torch.full((count,), UNKNOWN), tuple(names))
 
 
-@named("cifar10", classes=10, listed=True)
+@data_set("cifar10", classes=10, listed=True)
 def cifar10(size, lists):
     """CIFAR-10: see ``cifar``."""
     return cifar("cifar10", size, lists)
 
 
-@named("cifar100", classes=100, listed=True)
+@data_set("cifar100", classes=100, listed=True)
 def cifar100(size, lists):
     """CIFAR-100: see ``cifar``."""
     return cifar("cifar100", size, lists)
@@ -312,7 +312,7 @@ IMAGENET_LISTS = {"long_tail": "imageNet_100_LT_train", "balanced": "imageNet_10
                   "validation": "ImageNet_100_val", "test": "ImageNet_100_test"}
 
 
-@named("imagenet100", classes=100, listed=True)
+@data_set("imagenet100", classes=100, listed=True)
 def imagenet100(size, lists):
     """ImageNet-100 by SDCLR's index lists, one split; its images stay in their files, below ``imagenet`` in the data folder.
 
