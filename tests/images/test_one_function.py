@@ -25,8 +25,9 @@ def stripes(size, lists):
     names = tuple(f"stripes/{label}/{k:03d}" for k, label in enumerate(labels.tolist()))
     return hold_out(ImageSet(images, labels, names), ("one", "two", "three", "four"), test=10, validation=5)
 '''
-PROFILE = {"base": "demo", "about": "stripes of four widths", "hours": 0.1, "dataset": "stripes", "largest": 30, "factor": 0.2, "pool_per_class": 10, "epochs": 2,
-           "warmup_epochs": 0, "splits": [1], "seeds": [1], "once": [], "arms": ["simclr long_tail"], "protocols": ["knn"], "curves": []}
+PROFILE = {"base": "demo", "about": "stripes of four widths", "hours": 0.1, "dataset": "stripes", "largest": 30, "factor": 0.2,
+           "pool_per_class": 10, "epochs": 2, "warmup_epochs": 0, "splits": [1], "seeds": [1], "once": [],
+           "arms": ["simclr long_tail"], "protocols": ["knn"], "curves": []}
 
 
 @pytest.fixture(scope="module")
