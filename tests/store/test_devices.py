@@ -188,18 +188,18 @@ def test_a_set_is_in_memory_once_while_it_is_read_and_named():
 
 
 def test_the_next_chunk_is_decoded_and_the_last_one_written_while_one_is_measured(monkeypatch):
-    """A reader and a writer that each wait for the encoder: one after the other they would wait for ever."""
+    """An encoder that waits for the reader, and a writer that waits for the encoder: one after the other they would wait for ever."""
     monkeypatch.setattr(encode, "CHUNK", 4)
     order, lock = [], threading.Lock()
-    measuring = [threading.Event() for _ in range(5)]
+    reading, measuring = ([threading.Event() for _ in range(6)] for _ in range(2))
+    reading[5].set()        # after the last
 
     class Images:
         def __len__(self):
             return len(IMAGES)
 
         def __getitem__(self, part):
-            if part.start >= 8:     # the third chunk is read while the second is measured
-                assert measuring[part.start // 4 - 1].wait(20)
+            reading[part.start // 4].set()
             return IMAGES.images[part]
 
     class Array:
@@ -211,6 +211,7 @@ def test_the_next_chunk_is_decoded_and_the_last_one_written_while_one_is_measure
 
     def rows(encoder, run, images, start, place):
         measuring[start // 4].set()
+        assert len(images) == 1 or reading[start // 4 + 1].wait(20)     # a single one asks for the shape of a row
         return images
     monkeypatch.setattr(scoring, "_rows", rows)
     array = Array()
