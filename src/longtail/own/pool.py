@@ -279,24 +279,24 @@ def picked(request, run, results, study, sampler, groups, settings):
 
     A sampler picks in each group as if that were the pool, and the ranks go round the groups.
     """
+    how = request.budget, request.alpha, request.ratio
     if groups is None:
-        return samplers.pick(run, results, study, sampler, request.budget, request.alpha, request.ratio, **settings)
-    alpha = samplers.SAMPLERS[sampler].fixed.get("alpha", request.alpha)
+        return samplers.pick(run, results, study, sampler, *how, **settings)
 
     def rows():
-        scored, (pool, seed), parts = samplers.score_pool(run, results, study, **settings), samplers.pool_and_seed(run, results, study), []
+        scored, parts = samplers.score_pool(run, results, study, **settings), []
+        pool, seed = samplers.pool_and_seed(run, results, study)
         for group, count in even_shares(Counter(groups), request.budget).items():
             members = torch.from_numpy(np.flatnonzero(groups == group))
-            index = members[samplers.sample(sampler, *(values[members] for values in (*scored, pool)), seed, count, request.alpha,
-                                            request.ratio, run.seed).cpu()]
-            parts.append(pd.DataFrame({"round": range(count), "index": index}))
+            mine = [values[members] for values in (*scored, pool)]
+            index = samplers.sample(sampler, *mine, seed, count, request.alpha, request.ratio, run.seed)
+            parts.append(pd.DataFrame({"round": range(count), "index": members[index.cpu()]}))
         found = pd.concat(parts).sort_values("round", kind="stable")["index"].tolist()
-        ecle, distance, score = (values[found].numpy() for values in (*scored, samplers.score(*scored, alpha)))
-        return pd.DataFrame({"sampler": sampler, "rank": range(1, request.budget + 1), "index": found,
-                             "name": [study.pool.names[place] for place in found], "ecle": ecle, "distance": distance, "score": score})
+        return samplers.rows_of_picks(sampler, found, study.pool.names, *scored, request.alpha)
 
-    asked = {**settings, "groups": runs.sha256("\n".join(map(str, groups)).encode()), "pool": study.pool.digest, "seed": study.seed.digest}
-    record = samplers.record_of(sampler, request.budget, request.alpha, request.ratio, request.prototypes)
+    asked = {**settings, "groups": runs.sha256("\n".join(map(str, groups)).encode()),
+             "pool": study.pool.digest, "seed": study.seed.digest}
+    record = samplers.record_of(sampler, *how, request.prototypes)
     return results.remember(run, f"{record}-by-{request.quotas}", asked, rows)
 
 

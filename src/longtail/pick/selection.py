@@ -100,11 +100,11 @@ def cover(bounds, grid, centers, threads=1):
     """
     def raise_bounds(start):
         part = slice(start, start + TILE_ROWS)
-        bounds[part] = _raised(bounds[part], grid[part], centers)
+        bounds[part] = raised(bounds[part], grid[part], centers)
     _share_out(raise_bounds, range(0, len(bounds), TILE_ROWS), threads)
 
 
-def _raised(bound, rows, centers):
+def raised(bound, rows, centers):
     """The larger of ``bound`` (n,) and each row's largest product with a center, exact, float64."""
     plain = not gpu.computes(rows) and torch.get_float32_matmul_precision() == "highest"
     for some in centers.split(PANEL) if len(centers) else []:
@@ -213,7 +213,7 @@ class _Front:
                 stop = min((start // PANEL + 1) * PANEL, self.count)        # so that rows of several rounds meet again
 
                 def meet(rows, start=start, stop=stop):
-                    self.bounds[rows] = _raised(self.bounds[rows], self.grid[rows], self.centers[start:stop])
+                    self.bounds[rows] = raised(self.bounds[rows], self.grid[rows], self.centers[start:stop])
                     self.met[rows] = stop
                 rows = behind[self.met[behind] == start]
                 _share_out(meet, rows.split(min(TILE_ROWS, -(-len(rows) // self.threads))), self.threads)
@@ -275,37 +275,6 @@ def _greedy(members, bound, index, limit, wanted, threads):
         value[place] = np.inf
     bound.copy_(torch.from_numpy(value))
     return torch.tensor(new, device=bound.device)
-
-
-def certificate(candidates, centers, picks, *, tolerance=0.0, group=None):
-    """How often a row should have come before a pick: 0 exactly when ``picks`` are K-center's, however they were found.
-
-    Greedy's similarities never fall, so every row can be asked alone: before pick t, was it covered worse than pick t? One product
-    with the picks, no search; each process asks its own rows. ``tolerance``, in cosine, forgives the rounding of others' picks.
-    """
-    group, centers = group or Alone(), torch.as_tensor(centers)
-    base, total = group.span(len(candidates))
-    picks = check_picks(torch.as_tensor(picks, device=centers.device), total)
-    grid, seed = grids(candidates, centers, group)
-    taken = collect(grid, picks, base, group)
-    when = torch.arange(len(picks), device=centers.device)
-    value = torch.cat([_before(taken[part], seed, taken).gather(1, part[:, None])[:, 0] for part in when.split(TILE_ROWS // 4)])
-    rank, violations, here = torch.full((len(grid),), len(picks), device=centers.device), 0, below(picks - base, len(grid))
-    rank[picks[here] - base] = when[here]
-    for rows in torch.arange(len(grid), device=centers.device).split(TILE_ROWS // 4):
-        before = _before(grid[rows], seed, taken)
-        worse = before < value - tolerance * SCALE**2
-        if not tolerance:
-            worse |= (before == value) & (rows[:, None] + base < picks)
-        violations += int((worse & (when < rank[rows, None])).sum())
-    return int(group.total(torch.tensor([violations])))
-
-
-def _before(rows, seed, taken):
-    """Similarity of each row with its nearest center before each pick, (n, picks): the seed alone before the first."""
-    bound = _raised(torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=rows.device), rows, seed)
-    products = rows.double() @ taken[:-1].double().T
-    return torch.cat([bound[:, None], products], 1).cummax(1).values
 
 
 # ---- what is refused
