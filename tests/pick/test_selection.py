@@ -74,9 +74,8 @@ def test_two_threads_share_tiles_and_pick_alike(pool, seed, expected, monkeypatc
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        rounds = selection.k_center_rounds(pool, seed, 300)
-        assert torch.cat([(part, torch.get_num_threads() == 2 or pytest.fail("the caller's threads are gone"))[0]
-                          for part in rounds]).tolist() == expected[:300]
+        assert selection.k_center(pool, seed, 300).tolist() == expected[:300]
+        assert torch.get_num_threads() == 2         # the caller has its threads again
     finally:
         torch.set_num_threads(before)
     assert set(asked) == {(2, 1)}           # two threads with tiles of their own, no team that waits for its slowest
@@ -106,8 +105,6 @@ def test_rows_closer_than_float32_can_tell_are_told_apart(noise):
 
 
 def test_goes_on_from_the_picks_so_far(pool, seed, expected):
-    rounds = list(selection.k_center_rounds(pool, seed, 300, block=100))
-    assert len(rounds) > 3 and torch.cat(rounds).tolist() == expected[:300]
     for done in (1, 277, 300):
         assert selection.k_center(pool, seed, 300, picks=expected[:done]).tolist() == expected[:300]
 

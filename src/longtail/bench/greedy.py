@@ -14,7 +14,8 @@ def certificate(candidates, centers, picks, *, tolerance=0.0, group=None):
     """
     group, centers = group or Alone(), torch.as_tensor(centers)
     base, total = group.span(len(candidates))
-    picks = check_picks(torch.as_tensor(picks, device=centers.device), total)
+    picks = torch.as_tensor(picks, device=centers.device)
+    check_picks(picks, total)
     grid, seed = grids(candidates, centers, group)
     taken = collect(grid, picks, base, group)
     when = torch.arange(len(picks), device=centers.device)

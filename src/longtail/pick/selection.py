@@ -136,50 +136,34 @@ def _contenders(bound, rows, centers):
 def k_center(candidates, centers, budget, *, block=GREEDY_ROWS, picks=(), group=None):
     """Exact greedy K-center: again and again the candidate farthest, by cosine, from all centers and earlier picks.
 
-    candidates (c, d), also a memory map larger than memory; centers (s, d) -> (budget,) indices in pick order; ties: lowest index.
-    ``picks``: the first of them, where an earlier call or ``k_center_rounds`` stopped. ``group``: the processes that hold the
-    candidates between them; indices then count through all of them, and everyone gets all. Computed where ``centers`` are.
+    candidates (c, d), also a memory map larger than memory; centers (s, d) -> (budget,) indices in
+    pick order; ties: lowest index. ``picks``: the first of them, where they are known. ``group``: the
+    processes that hold the candidates between them; indices then count through all of them, and
+    everyone gets all. Computed where ``centers`` are.
+
+    Similarity to the nearest center only grows, so old values are bounds: greedy runs inside the
+    ``block`` worst-covered rows, on one table of their similarities, until a row left out may be
+    farther. Only rows that could be in the next block meet all centers.
     """
-    known = torch.as_tensor(picks, dtype=torch.long)
-    found = [known.cpu(), *k_center_rounds(candidates, centers, budget, block=block, picks=known, group=group)]
-    return torch.cat(found).to(as_rows(candidates).device)
-
-
-def k_center_rounds(candidates, centers, budget, *, block=GREEDY_ROWS, picks=(), group=None):
-    """The new picks of ``k_center`` round by round, so that a long run can note them and go on from there.
-
-    Similarity to the nearest center only grows, so old values are bounds: greedy runs inside the ``block`` worst-covered rows, on one
-    table of their similarities, until a row left out may be farther. Only rows that could be in the next block meet all centers.
-    """
-    rounds = None
-    while True:
-        with one_thread() as threads:
-            rounds = rounds or _rounds(candidates, centers, budget, block, picks, group, threads)
-            new = next(rounds, None)
-        if new is None:
-            return
-        yield new
-
-
-def _rounds(candidates, centers, budget, block, picks, group, threads):
     group, centers = group or Alone(), torch.as_tensor(centers)
-    threads = threads if centers.device.type == "cpu" else 1
     base, total = group.span(len(candidates))
     check_budget(budget, total)
-    grid, seed = grids(candidates, centers, group)
-    done = check_picks(torch.as_tensor(picks, dtype=torch.long, device=centers.device), total, budget)
-    front = _Front(grid, seed, collect(grid, done, base, group), budget, threads)
-    front.set(done - base, torch.full_like(done, torch.inf, dtype=torch.float64))
-    left = budget - len(done)
-    while left:
-        front.renew(block + 1)
-        index, bound, limit = _block(front.bounds, block, base, group)
-        members = collect(grid, index, base, group)
-        new = _greedy(members, bound, index, limit, left, threads)
-        yield index[new].cpu()
-        left -= len(new)
-        front.add(members[new])
-        front.set(index - base, bound)          # greedy has kept its members up to date
+    with one_thread() as threads:
+        threads = threads if centers.device.type == "cpu" else 1
+        grid, seed = grids(candidates, centers, group)
+        picks = torch.as_tensor(picks, dtype=torch.long, device=centers.device)
+        check_picks(picks, total, budget)
+        front = _Front(grid, seed, collect(grid, picks, base, group), budget, threads)
+        front.set(picks - base, torch.full_like(picks, torch.inf, dtype=torch.float64))
+        while len(picks) < budget:
+            front.renew(block + 1)
+            index, bound, limit = _block(front.bounds, block, base, group)
+            members = collect(grid, index, base, group)
+            new = _greedy(members, bound, index, limit, budget - len(picks), threads)
+            picks = torch.cat([picks, index[new]])
+            front.add(members[new])
+            front.set(index - base, bound)          # greedy has kept its members up to date
+    return picks.to(as_rows(candidates).device)
 
 
 class _Front:
@@ -303,11 +287,10 @@ def refuse_nonfinite(name, values, group=None):
 
 
 def check_picks(picks, images, most=None):
-    """The picks themselves; refused unless they are different indices, not more than ``most``."""
+    """Refuse picks unless they are different indices, not more than ``most``."""
     if len(picks[below(picks, images)].unique()) < len(picks) or len(picks) > (most or images):
         raise ValueError(f"{len(picks)} picks to check or to go on from must be different indices of the {images} candidates, at most "
                          f"{most or images}; give those of the same pool")
-    return picks
 
 
 def check_budget(budget, images):
