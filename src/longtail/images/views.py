@@ -78,7 +78,7 @@ def apply(images, drawn, policy):
     """The views that ``drawn`` describes, in levels 0 … 255: crop, jitter, grey, blur, in torchvision's order."""
     x = (shift if policy.padding else resized_crop)(images.float(), drawn, policy)
     if any(policy.jitter):
-        x = (jitter_together if traced(x) else jitter)(x, drawn, policy)
+        x = jitter(x, drawn, policy)
     if policy.grey_share:
         x = where(drawn["grey"], x, lambda rows: luma(rows).expand(-1, 3, -1, -1))
     if policy.blur_share:
@@ -234,27 +234,18 @@ def blend(x, other, factor):
 
 
 def jitter(x, drawn, policy):
-    """Brightness, contrast, saturation and hue in each image's own order; each touches only the images whose turn it is."""
-    for turn in drawn["order"].unbind(1):
-        x = where(drawn["jitter"] & (turn < 3), x, blend_by, turn, drawn["factor"])
-        if policy.jitter[3]:
-            x = where(drawn["jitter"] & (turn == 3), x, rotate_hue, drawn["factor"][:, 3])
-    return x
-
-
-def jitter_together(x, drawn, policy):
-    """The same with fixed shapes: every image goes through all turns, and keeps what was its own.
+    """Brightness, contrast, saturation and hue in each image's own order.
 
     Hue costs most, so it is made once, if the policy has it: the turns before it, hue, the turns after it.
     """
     order, factor = drawn["order"], drawn["factor"]
     hue = (order == 3).int().argmax(1)
     for place in (0, 1, 2):
-        x = chosen_of(drawn["jitter"] & (place < hue), blend_by(x, order[:, place], factor), x)
+        x = where(drawn["jitter"] & (place < hue), x, blend_by, order[:, place], factor)
     if policy.jitter[3]:
-        x = chosen_of(drawn["jitter"], rotate_hue(x, factor[:, 3]), x)
+        x = where(drawn["jitter"], x, rotate_hue, factor[:, 3])
     for place in (1, 2, 3):
-        x = chosen_of(drawn["jitter"] & (place > hue), blend_by(x, order[:, place], factor), x)
+        x = where(drawn["jitter"] & (place > hue), x, blend_by, order[:, place], factor)
     return x
 
 
