@@ -1,4 +1,4 @@
-"""Whether picks are greedy K-center's, asked of every row alone: one product with the picks and no search."""
+"""Whether picks are greedy K-center's: every row is asked alone, by one product and no search."""
 
 import torch
 
@@ -7,10 +7,11 @@ from longtail.pick.shards import Alone, below, collect
 
 
 def certificate(candidates, centers, picks, *, tolerance=0.0, group=None):
-    """How often a row should have come before a pick: 0 exactly when ``picks`` are K-center's, however they were found.
+    """How often a row should have come before a pick: 0 exactly when ``picks`` are K-center's.
 
-    Greedy's similarities never fall, so every row can be asked alone: before pick t, was it covered worse than pick t?
-    Each process asks its own rows. ``tolerance``, in cosine, forgives the rounding of others' picks.
+    Greedy's similarities never fall, so every row can be asked alone: before pick t, was it covered
+    worse than pick t? Each process asks its own rows. ``tolerance``, in cosine, forgives the rounding
+    of others' picks.
     """
     group, centers = group or Alone(), torch.as_tensor(centers)
     base, total = group.span(len(candidates))
@@ -35,7 +36,7 @@ def certificate(candidates, centers, picks, *, tolerance=0.0, group=None):
 
 
 def _before(rows, seed, taken):
-    """Similarity of each row with its nearest center before each pick, (n, picks): the seed alone before the first."""
+    """Similarity of each row with its nearest center before each pick, (n, picks)."""
     bound = torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=rows.device)
     products = rows.double() @ taken[:-1].double().T
     return torch.cat([raised(bound, rows, seed)[:, None], products], 1).cummax(1).values

@@ -34,7 +34,7 @@ def truncated_blend(x, other, factor):
 
 
 def rotate_hue_of_bytes(x, factor):
-    """Rotate the hue by ``factor`` (b,) of a full circle through Pillow's HSV bytes, truncations included."""
+    """Rotate the hue by ``factor`` (b,) of a full circle through Pillow's HSV bytes, truncated."""
     turn = factor.to(x.dtype).view(-1, 1, 1)
     r, g, b = x.unbind(1)
     value = x.amax(1)

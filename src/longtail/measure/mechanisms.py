@@ -97,7 +97,7 @@ def trained_on(run, study):
 
 
 def measure_picks(run, results, study, picks, group_rule="thirds"):
-    """``picks <sampler>`` rows of what samplers took with a finished run as extractor (see ``active``); ``picks``: sampler -> rows."""
+    """``picks <sampler>`` rows of what samplers took with a finished run; ``picks``: sampler -> rows."""
     parts = sampled.pool_parts(study, group_rule)
     settings = {"group_rule": group_rule, "counts": study.counts, "pool": study.pool.digest,
                 "parts": runs.sha256("".join(parts).encode()), "picks": samplers.digests(picks)}
@@ -113,7 +113,7 @@ def _chance(draw):
 
 
 def of_picks(index, parts):
-    """Group -> value for picks ``index`` of a pool whose images are ``parts``; none where all of the pool is one part."""
+    """Group -> value for picks ``index`` of a pool of these ``parts``; none where there is one part."""
     kinds, codes = np.unique(parts, return_inverse=True)
     if len(kinds) < 2:
         return {}
@@ -130,7 +130,7 @@ def of_picks(index, parts):
 
 
 def of_images(values, groups):
-    """Group -> value for one value an image: means by size group; none where few or many is empty."""
+    """Group -> mean of one value an image; none where few or many is empty."""
     if not {"few", "many"} <= set(groups):
         return {}
 
@@ -156,7 +156,7 @@ def of_prior(prior, weight, counts, images):
 
 
 def of_pruning(found):
-    """Group -> value for ``disagreement`` (by group) of a run that prunes as it trains; none where few or many is empty."""
+    """Group -> φ of ``disagreement``, rows by group; none where few or many is empty."""
     if not {"few", "many"} <= set(found.index):
         return {}
     own = found.drop("all")

@@ -71,8 +71,8 @@ def measure_phi(run, results, study, views, batch, repeats, test_per_class=0, gr
             apart = torch.stack([found[first, first + 1] for first in range(0, views - 1, 2)])
             yield from ((protocol, quantity, 2, value) for quantity, value in (variance_parts(apart) if half > 1 else {}).items())
             for count in range(2, half + 1):
-                both = [[found[pair] for pair in itertools.combinations(range(start, start + count), 2)]
-                        for start in (0, half)]
+                parts = [range(start, start + count) for start in (0, half)]
+                both = [[found[pair] for pair in itertools.combinations(part, 2)] for part in parts]
                 means = [torch.stack(losses).mean(0) for losses in both]
                 yield protocol, "overlap", count, overlap(*means)
 

@@ -26,7 +26,8 @@ def counterparts():
     counterpart where that sense is the class itself or one of its hypernyms. So a cougar is a cat (wildcat, cat), a tailed toad is a
     frog (the sense is "frog, toad"), a moving van is a truck; a lion (big cat), a school bus, a tractor and a go-kart are outsiders.
     """
-    return dict(pd.read_csv(Path(__file__).with_name("wordnet_cifar10.csv"), index_col="wnid").cifar10)
+    table = pd.read_csv(Path(__file__).with_name("wordnet_cifar10.csv"))
+    return dict(zip(table.wnid, table.cifar10, strict=True))
 
 
 def pool_labels(study):

@@ -45,7 +45,8 @@ def make(request):
     report_broken(request, results, found)
     alike = duplicates(request, found)
     seed = found["seed"].in_files(request.size)
-    study = SeedAndPool(seed.subset(range(len(seed))), pickable(found["pool"], alike).in_files(request.size))
+    study = SeedAndPool(seed.subset(range(len(seed))),
+                        pickable(found["pool"], alike).in_files(request.size))
     check_counts(request, found, study)
     run = extractor(request, results, study)
     results.ask("arms", [run], {"run": run.name})
@@ -61,8 +62,9 @@ def make(request):
     scored = samplers.score_pool(run, results, study, **settings)
     seed, near = neighbours(run, results, study, request.prototypes)
     whole = pool_table(request, study, found, scored, near)
-    groups = {"none": None, "prototypes": near.prototype, "classes": near.name.map(found["pool"].classes)}
-    picks = pd.concat(picked(request, run, results, study, sampler, groups[request.quotas], settings)
+    groups = {"none": None, "prototypes": near.prototype,
+              "classes": near.name.map(found["pool"].classes)}[request.quotas]
+    picks = pd.concat(picked(request, run, results, study, sampler, groups, settings)
                       for sampler in request.samplers)
     if request.export != "none":
         for part, rows in zip(("pool", "seed"), samplers.pool_and_seed(run, results, study), strict=True):
