@@ -9,9 +9,9 @@ from longtail.pick.shards import Alone, below, collect
 def certificate(candidates, centers, picks, *, tolerance=0.0, group=None):
     """How often a row should have come before a pick: 0 exactly when ``picks`` are K-center's.
 
-    Greedy's similarities never fall, so every row can be asked alone: before pick t, was it covered
-    worse than pick t? Each process asks its own rows. ``tolerance``, in cosine, forgives the rounding
-    of others' picks.
+    Greedy's similarities never fall, so every row can be asked alone: before pick t, was it
+    covered worse than pick t? Each process asks its own rows. ``tolerance``, in cosine, forgives
+    the rounding of others' picks.
     """
     group, centers = group or Alone(), torch.as_tensor(centers)
     base, total = group.span(len(candidates))

@@ -75,7 +75,7 @@ def _compiled():
 
 
 def apply(images, drawn, policy):
-    """The views that ``drawn`` describes, in levels 0 … 255, by torchvision's operations in its order."""
+    """The views that ``drawn`` describes, levels 0 … 255, by torchvision's operations in its order."""
     x = (shift if policy.padding else resized_crop)(images.float(), drawn, policy)
     if any(policy.jitter):
         x = jitter(x, drawn, policy)

@@ -97,7 +97,7 @@ def trained_on(run, study):
 
 
 def measure_picks(run, results, study, picks, group_rule="thirds"):
-    """``picks <sampler>`` rows of what samplers took with a finished run; ``picks``: sampler -> rows."""
+    """``picks <sampler>`` rows of what samplers took; ``picks``: sampler -> rows."""
     parts = sampled.pool_parts(study, group_rule)
     settings = {"group_rule": group_rule, "counts": study.counts, "pool": study.pool.digest,
                 "parts": runs.sha256("".join(parts).encode()), "picks": samplers.digests(picks)}
@@ -113,7 +113,7 @@ def _chance(draw):
 
 
 def of_picks(index, parts):
-    """Group -> value for picks ``index`` of a pool of these ``parts``; none where there is one part."""
+    """Group -> value for picks ``index`` of a pool of ``parts``; none where there is one part."""
     kinds, codes = np.unique(parts, return_inverse=True)
     if len(kinds) < 2:
         return {}

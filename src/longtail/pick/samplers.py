@@ -233,7 +233,7 @@ def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, 
 
 
 def rows_of_picks(sampler, index, names, ecle, distance, alpha):
-    """Rows of ``pick`` for pool positions ``index``, the best first; the rest is of the whole pool."""
+    """Rows of ``pick`` for pool positions ``index``, best first; names … distance: the whole pool's."""
     whole = {"ecle": ecle, "distance": distance,
              "score": score(ecle, distance, SAMPLERS[sampler].fixed.get("alpha", alpha))}
     return pd.DataFrame({"sampler": sampler, "rank": range(1, len(index) + 1), "index": index,

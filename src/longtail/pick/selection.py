@@ -137,9 +137,9 @@ def k_center(candidates, centers, budget, *, block=GREEDY_ROWS, picks=(), group=
     """Exact greedy K-center: again and again the candidate farthest, by cosine, from all centers and earlier picks.
 
     candidates (c, d), also a memory map larger than memory; centers (s, d) -> (budget,) indices in
-    pick order; ties: lowest index. ``picks``: the first of them, where they are known. ``group``: the
-    processes that hold the candidates between them; indices then count through all of them, and
-    everyone gets all. Computed where ``centers`` are.
+    pick order; ties: lowest index. ``picks``: the first of them, where they are known. ``group``:
+    the processes that hold the candidates between them; indices then count through all of them,
+    and everyone gets all. Computed where ``centers`` are.
 
     Similarity to the nearest center only grows, so old values are bounds: greedy runs inside the
     ``block`` worst-covered rows, on one table of their similarities, until a row left out may be
