@@ -283,7 +283,8 @@ def picked(request, run, results, study, sampler, groups, settings):
         for group, count in even_shares(Counter(groups), request.budget).items():
             members = torch.from_numpy(np.flatnonzero(groups == group))
             mine = [values[members] for values in (*scored, pool)]
-            index = samplers.sample(sampler, *mine, seed, count, *how[1:], run.seed)
+            index = samplers.sample(sampler, *mine, seed, count, request.alpha, request.ratio,
+                                    run.seed)
             parts.append(pd.DataFrame({"round": range(count), "index": members[index.cpu()]}))
         found = pd.concat(parts).sort_values("round", kind="stable")["index"].tolist()
         return samplers.rows_of_picks(sampler, found, study.pool.names, *scored, request.alpha)
