@@ -148,17 +148,19 @@ def _starts(rows, clusters, generator, group):
 
 # ---- the shares, top down
 
-def fill(sizes, budget, generator):
+def fill(sizes, budget, generator=None):
     """Equal shares of a budget, none above its size: (k,) -> (k,) that add up to the budget, or the sizes where it is enough for all.
 
-    What is left when one more for everyone would be too much goes to clusters drawn by lot among those that have more.
+    What is left when one more for everyone would be too much goes to the first of those that have
+    more, or to some drawn by lot.
     """
     sizes = np.asarray(sizes)
     if sizes.sum() <= budget:
         return sizes.copy()
     cap = bisect.bisect_right(range(sizes.max()), budget, key=lambda most: np.minimum(sizes, most).sum()) - 1
     shares = np.minimum(sizes, cap)
-    shares[generator.choice(np.flatnonzero(sizes > cap), budget - shares.sum(), replace=False)] += 1
+    more, left = np.flatnonzero(sizes > cap), budget - shares.sum()
+    shares[generator.choice(more, left, replace=False) if generator else more[:left]] += 1
     return shares
 
 
