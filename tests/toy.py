@@ -22,6 +22,14 @@ RUN = runs.Run(dataset="toy", subset="long_tail", split=1, seed=1, method="simcl
                prune_fraction=0.5, precision="float32", images="")
 
 
+def proximity_tolerance(width):
+    """How far apart two machines' distances of the same features and prototypes can be, in float32.
+
+    Twice the error of a product of two rounded rows of length 1, for any order of the sum.
+    """
+    return (width + 4) * torch.finfo(torch.float32).eps
+
+
 def image_set(count, side=16, seed=0):
     """Random smooth pictures with labels."""
     generator = torch.Generator().manual_seed(seed)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from tape import Watch, address
 from torch.overrides import TorchFunctionMode
-from toy import IMAGES, image_set, planned
+from toy import IMAGES, image_set, planned, proximity_tolerance
 
 from longtail.images import sources, views
 from longtail.learn import encode, train
@@ -228,7 +228,7 @@ def test_distances_of_two_machines_differ_by_the_stated_tolerance_at_most():
     pool, seed = (torch.randn(count, 300, generator=generator).relu() for count in (500, 60))
     order = torch.randperm(300, generator=generator)
     here, there = samplers.proximity(pool, seed, 5), samplers.proximity(pool[:, order], seed[:, order], 5)
-    assert 0 < (here - there).abs().max() <= samplers.proximity_tolerance(300)
+    assert 0 < (here - there).abs().max() <= proximity_tolerance(300)
 
 
 def test_spread_is_computed_where_the_cores_are(monkeypatch):
