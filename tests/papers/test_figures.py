@@ -31,7 +31,7 @@ def drawn(rows, folder):
     """Draw the rows from nothing, save, and give back the bytes of the three files."""
     figures.use_paper_style()
     axis = sns.lineplot(rows, x="M", y="phi", hue="method", style="method", **figures.METHOD)
-    figures.save(axis.figure, "phi", rows, folder)
+    figures.save(axis.figure, "phi", rows, folder, "φ by M, n = 2 runs; no bars.")
     plt.close("all")
     return {suffix: (folder / f"phi.{suffix}").read_bytes() for suffix in ("pdf", "png", "csv")}
 
@@ -52,13 +52,14 @@ def test_changed_rows_change_every_file_even_where_no_pixel_moves(folder):
 def test_sources_sit_inside_both_files(folder):
     files = drawn(ROWS, folder)
     source = json.loads(Image.open(folder / "phi.png").info["Description"])
+    assert source["caption"] == "φ by M, n = 2 runs; no bars." and b"n = 2 runs; no bars." in files["pdf"]
     assert source["runs"] == {"a": "1234abcd", "b": "unknown"}
     assert b"1234abcd" in files["pdf"] and b"CreationDate" not in files["pdf"]
 
 
 def test_a_figure_without_rows_is_refused(folder):
     with pytest.raises(ValueError, match="phi has no rows"):
-        figures.save(plt.figure(), "phi", ROWS[:0], folder)
+        figures.save(plt.figure(), "phi", ROWS[:0], folder, "nothing")
 
 
 def test_every_name_has_its_own_colour_marker_and_dash():

@@ -65,16 +65,17 @@ def use_paper_style():
     sns.set_theme(context="paper", style="ticks", palette="colorblind", rc=STYLE)
 
 
-def save(figure, name, rows, folder):
+def save(figure, name, rows, folder, caption):
     """Write ``<name>.pdf``, ``.png`` (200 dpi) and ``.csv``, exactly the plotted rows, into a profile's figure folder.
 
-    The runs (column ``run``, if there is one), the commits they were trained at and the digest of the rows sit inside both files
-    (PDF Keywords, PNG Description), no date does: equal rows give equal bytes. Raises ``ValueError`` when there are no rows.
+    The caption (what is shown, n, what the bars are), the runs (column ``run``, if there is one), the commits they were trained at and
+    the digest of the rows sit inside both files as JSON (PDF Keywords, PNG Description), no date does: equal rows give equal bytes.
+    Raises ``ValueError`` when there are no rows.
     """
     if not len(rows):
         raise ValueError(f"figure {name} has no rows to show; make the runs it needs first")
     table = rows.to_csv(index=False)
-    source = json.dumps({"figure": name, "rows": runs.sha256(table.encode()), "runs": _commits(rows)}, sort_keys=True)
+    source = json.dumps({"figure": name, "caption": caption, "rows": runs.sha256(table.encode()), "runs": _commits(rows)}, sort_keys=True)
     for suffix, options in {"pdf": {"metadata": {"Keywords": source, "CreationDate": None}},
                             "png": {"metadata": {"Description": source}, "dpi": 200}}.items():
         drawn = io.BytesIO()
