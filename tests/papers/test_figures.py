@@ -11,11 +11,12 @@ import seaborn as sns
 import torch
 from PIL import Image
 
+from longtail.learn.methods import METHODS
 from longtail.papers import figures
 from longtail.store import paths, runs
 
 matplotlib.use("agg")
-ROWS = pd.DataFrame({"run": ["a", "a", "b", "b"], "method": ["simclr", "simclr", "sdclr", "sdclr"], "M": [2, 10, 2, 10],
+ROWS = pd.DataFrame({"run": ["a", "a", "b", "b"], "method": ["SimCLR", "SimCLR", "SDCLR", "SDCLR"], "M": [2, 10, 2, 10],
                      "phi": [1.0, 1.5, 1.1, 1.9]})
 
 
@@ -66,6 +67,23 @@ def test_every_name_has_its_own_colour_marker_and_dash():
     for look in (figures.METHOD, figures.SAMPLER, figures.GROUP):
         for values in look.values():
             assert len(set(values.values())) == len(look["palette"])
+
+
+def test_names_are_shown_in_words():
+    said = {"sdclr+bcl": "SDCLR + BCL", "simclr, 3-layer head": "SimCLR, 3-layer head", "vs gamma=0.15": "VS, gamma 0.15", "few": "few",
+            "simclr, weight_decay 0.0005": "SimCLR, weight decay 0.0005", "mak": "MAK", "knn": "votes of 200 neighbours", "mine": "mine"}
+    assert [figures.word(name) for name in said] == list(said.values())
+    assert figures.in_words(ROWS.assign(method="sdclr"), "method").method.eq("SDCLR").all()
+    assert {figures.word(name) for name in METHODS} <= set(figures.METHOD["palette"]) | {"given"}
+    look = figures.look(figures.METHOD, ["SimCLR, 3-layer head", "SimCLR"])
+    assert look["hue_order"] == ["SimCLR", "SimCLR, 3-layer head"] and len(set(look["markers"])) == 2
+    assert len(set(look["palette"].values())) == 1
+
+
+def test_an_interval_is_that_of_students_t():
+    low, high = figures.interval([1.0, 2.0, 3.0])
+    assert np.isclose(low, 2 - 4.3027 / 3**0.5, atol=1e-3) and np.isclose(high, 2 + 4.3027 / 3**0.5, atol=1e-3)
+    assert np.isnan(figures.interval([1.0])).all()      # one pair says nothing of the next
 
 
 def test_image_grid_shows_the_pixels_it_was_given():
