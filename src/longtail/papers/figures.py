@@ -55,11 +55,11 @@ METHOD = _look(simclr=("SimCLR", 0, "o"), sdclr=("SDCLR", 3, "s"), simsiam=("Sim
                rwsam_oracle=("rwSAM, true sizes", "#882255", "*"))
 SAMPLER = _look(none=("seed alone", 7, "o"), **{name: (record.wording, record.colour, record.marker) for name, record in SAMPLERS.items()},
                 colt=("COLT", "#332288", "p"))
-LOSS = _look(ce=("cross-entropy", 7, "o"), focal=("focal loss", 7, "X"), cb=("class-balanced weights", 1, "s"),
-             cb_weighted=("the same, weighted mean", 1, "D"), resampling=("re-sampling", 8, "P"), ce_drw=("deferred weights", 5, "v"),
-             ldam=("LDAM", 2, "^"), ldam_drw=("LDAM-DRW", 2, "v"), posthoc_la=("logit adjustment, after training", 9, "o"),
-             la=("logit adjustment", 0, "o"), cdt=("CDT", 4, "s"), vs=("VS", 4, "D"), ddc=("DDC", 3, "X"),      # families share a colour
-             smote=("SMOTE", 6, "p"), cog_os=("COG-OS", 6, "h"))
+LOSS = _look(ce=("cross-entropy", 7, "o"), focal=("focal loss", 7, "X"), cb=("class-balanced weights", 1, "s"),     # families
+             cb_weighted=("the same, weighted mean", 1, "D"), resampling=("re-sampling", "#332288", "P"),    # share a colour
+             ce_drw=("deferred weights", 5, "v"), ldam=("LDAM", 2, "^"), ldam_drw=("LDAM-DRW", 2, "v"),
+             posthoc_la=("post-hoc adjustment", 9, "o"), la=("logit adjustment", 0, "o"), cdt=("CDT", 4, "s"), vs=("VS", 4, "D"),
+             ddc=("DDC", 3, "X"), smote=("SMOTE", 6, "p"), cog_os=("COG-OS", 6, "h"))
 VERDICT = _look(**{name: (name, *look) for name, look in {
     "supported": (0, "o"), "contradicted": (3, "X"), "smaller": (1, "v"), "undecided": (7, "s"), "not tested": ("0.35", "D")}.items()})
 GROUP = _look(many=("many", "#003f7d", "o"), medium=("medium", "#00806a", "s"), few=("few", "#e07b00", "^"), all=("all", "0.55", "D"),
@@ -113,10 +113,10 @@ def fit(grid, height, width=DOUBLE, columns=6):
 
 
 def log_ticks(*axes):
-    """Logarithmic x or y axes with plain numbers: 1, 2, 5, 10, …; with one number a decade where there are many decades."""
+    """Logarithmic x or y axes with plain numbers: 1, 2, 5, 10, …, fewer where the axis is long."""
     for axis in axes:
         low, high = axis.get_view_interval()
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1, 3) if high < 1000 * low else (1,)))
         axis.set_major_formatter("{x:,g}")
         axis.set_minor_formatter("")
 
