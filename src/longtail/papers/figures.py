@@ -7,6 +7,7 @@ import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import LogLocator
 
@@ -185,8 +186,12 @@ def _caption(axis, texts, cell, columns):
 
 
 def aligned(checked):
-    """The directions that have an interval, turned so that right is as claimed; with a short ``label``. Rows as ``claims.judged``."""
-    shown = checked[checked.test.isin(["above", "below"]) & checked.low.notna()].sort_values("unit", ascending=False, kind="stable")
+    """The directions that have an interval, turned so that right is as claimed; with a short ``label``. Rows as ``claims.judged``.
+
+    Papers keep their order; within a paper lines of one unit stand together.
+    """
+    shown = checked[checked.test.isin(["above", "below"]) & checked.low.notna()]
+    shown = pd.concat([part.sort_values("unit", kind="stable") for _, part in shown.groupby("paper", sort=False)] or [shown])
     turned = shown[["effect", "low", "high", "paper_effect"]].mul(shown.test.map({"above": 1, "below": -1}), axis=0)
     turned = turned.assign(low=turned[["low", "high"]].min(axis=1), high=turned[["low", "high"]].max(axis=1))
     label = shown.claim.where(shown.groupby("claim").data.transform("nunique") == 1, shown.claim + " (" + shown.data + ")")
