@@ -86,6 +86,16 @@ def test_an_interval_is_that_of_students_t():
     assert np.isnan(figures.interval([1.0])).all()      # one pair says nothing of the next
 
 
+def test_claims_are_turned_and_stand_by_paper():
+    lines = pd.DataFrame({"claim": list("abcd"), "paper": ["MAK", "SDCLR", "MAK", "MAK"], "unit": ["points", "points", "φ", "points"],
+                          "data": "digits", "test": ["above", "below", "above", "number"], "effect": [1.0, 2.0, 3.0, 4.0],
+                          "low": [0.0, 1.0, 2.0, 3.0], "high": [2.0, 3.0, 4.0, 5.0], "paper_effect": [1.0, -1.0, np.nan, 4.0]})
+    turned = figures.aligned(lines)
+    assert turned.paper.tolist() == ["MAK", "MAK", "SDCLR"] and turned.claim.tolist() == ["a", "c", "b"]
+    assert turned[["effect", "low", "high", "paper_effect"]].iloc[2].tolist() == [-2.0, -3.0, -1.0, 1.0]
+    assert not len(figures.aligned(lines.astype({"test": "str"}).assign(low=np.nan)))
+
+
 def test_image_grid_shows_the_pixels_it_was_given():
     pictures = torch.arange(5 * 3 * 4 * 4, dtype=torch.uint8).view(5, 3, 4, 4)
     sheet = figures._sheet(pictures.numpy(), columns=3)

@@ -192,7 +192,7 @@ def aligned(checked):
     """
     shown = checked[checked.test.isin(["above", "below"]) & checked.low.notna()]
     shown = pd.concat([part.sort_values("unit", kind="stable") for _, part in shown.groupby("paper", sort=False)] or [shown])
-    turned = shown[["effect", "low", "high", "paper_effect"]].mul(shown.test.map({"above": 1, "below": -1}), axis=0)
+    turned = shown[["effect", "low", "high", "paper_effect"]].mul(shown.test.map({"above": 1.0, "below": -1.0}).astype(float), axis=0)
     turned = turned.assign(low=turned[["low", "high"]].min(axis=1), high=turned[["low", "high"]].max(axis=1))
     label = shown.claim.where(shown.groupby("claim").data.transform("nunique") == 1, shown.claim + " (" + shown.data + ")")
     return shown.assign(**turned, label=label.map(lambda text: textwrap.fill(text, 62, break_on_hyphens=False)))
