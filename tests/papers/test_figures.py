@@ -73,7 +73,7 @@ def test_names_are_shown_in_words():
     said = {"sdclr+bcl": "SDCLR + BCL", "simclr, 3-layer head": "SimCLR, 3-layer head", "vs gamma=0.15": "VS, gamma 0.15", "few": "few",
             "simclr, weight_decay 0.0005": "SimCLR, weight decay 0.0005", "mak": "MAK", "knn": "votes of 200 neighbours", "mine": "mine"}
     assert [figures.word(name) for name in said] == list(said.values())
-    assert figures.in_words(ROWS.assign(method="sdclr"), "method").method.eq("SDCLR").all()
+    assert figures.worded(ROWS.assign(method="sdclr"), "method").method.eq("SDCLR").all()
     assert {figures.word(name) for name in METHODS} <= set(figures.METHOD["palette"]) | {"given"}
     look = figures.look(figures.METHOD, ["SimCLR, 3-layer head", "SimCLR"])
     assert look["hue_order"] == ["SimCLR", "SimCLR, 3-layer head"] and len(set(look["markers"])) == 2

@@ -74,7 +74,7 @@ def word(name):
     return ", ".join([words, *(WORDS.get(text, text.replace("=", " ").replace("_", " ")) for text in settings)])
 
 
-def in_words(rows, *columns):
+def worded(rows, *columns):
     """The rows with words in these columns, in place of names."""
     return rows.assign(**{column: rows[column].map(word) for column in columns})
 
@@ -105,7 +105,7 @@ def use_paper_style():
     sns.set_theme(context="paper", style="ticks", palette="colorblind", rc=STYLE)
 
 
-def fit(grid, height, width=DOUBLE, columns=6):
+def at_width(grid, height, width=DOUBLE, columns=6):
     """Give a seaborn grid a column's width (inches), its legend in lines of so many ``columns`` above it, without a title."""
     grid.figure.set_size_inches(width, height)
     grid.figure.set_layout_engine("constrained")
