@@ -245,7 +245,7 @@ def judge(claim, rows, floor=None):
             "mde": inference.detectable(error, freedom), "verdict": found if tested else "not tested", "note": note,
             "n_needed": inference.needed(0.0 if claim.test == "number" else paper, estimate, claim.tolerance),
             "p": np.nan if alone else float(estimate.p), "relative": _relative(claim, effect, sides, floor), **beside,
-            "runs": runs.digests(pd.concat(sides).run)}
+            "runs": runs.short_names(pd.concat(sides).run)}
 
 
 def _unjudged(note):
@@ -371,7 +371,8 @@ def judged(results, selection="last_epoch", kind="claims"):
     One row per claim and data. Columns: COLUMNS (effect ours, low to high its 95 % interval, n replicates, paper_effect in the same unit,
     mde: minimum detectable effect, n_needed: replicates that would find the paper's effect, both at 80 % power), then paper_data, where,
     scope (paper's data, own data), data, test, tolerance, p, p_holm, relative (percent of what lies above an untrained network),
-    above_floor, check, note, unit, notebook, runs (digests of those on either side). Runs on a paper's data at other settings count as own data, named "cifar10 (cut)".
+    above_floor, check, note, unit, notebook, runs (digests of those on either side). Runs on a paper's data at other settings count as own
+    data, named "cifar10 (cut)".
 
     Primary claims: their p values are corrected by Holm's method within each paper and data over all that have one; *supported* and
     *contradicted* then also need a corrected p of at most 0.05. The interval shown stays the plain one.
@@ -458,6 +459,14 @@ def write_claims(checked, folder):
     shown = shown.assign(primary=shown.primary.map({True: "true", False: "false"}),
                          **shown[numbers].map(lambda value: float(f"{value:.4g}")))
     runs.write(folder / "claims.csv", shown.to_csv(index=False))
+
+
+def read_claims(folder):
+    """The lines of a ``claims.csv`` that have rows; none where there is no file."""
+    file = folder / "claims.csv"
+    if not file.exists():
+        return pd.DataFrame(columns=[*COLUMNS, "scope", "data", "unit", "notebook", "runs"])
+    return pd.read_csv(file, dtype={"runs": str}).query("n > 0")
 
 
 def finding(line):

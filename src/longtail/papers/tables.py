@@ -13,6 +13,9 @@ NOTE = ("Percent. balance: population standard deviation over many, medium and f
         "own data: other images. A difference is shown for full rows only.")
 LOSSES_NOTE = ("Percent, last epoch, mean ± population standard deviation over splits and seeds. gain: balanced accuracy above "
                "cross-entropy's on the same list and seed, points; se: its standard error.")
+LATEX = {**{sign: f"\\{sign}" for sign in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+         "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$",
+         "α": r"$\alpha$", "η": r"$\eta$", "π": r"$\pi$", "τ": r"$\tau$", "φ": r"$\varphi$"}
 SINGLE = ("converged", "nearest")        # selections of protocols without a training length: nothing to choose
 SETTINGS = ["largest", "architecture", "size", "epochs", "policy", "batch_size", "learning_rate", "weight_decay", "warmup_epochs",
             "temperature", "prune_fraction", "options", "precision", "drops", "drop", "jpeg"]
@@ -181,7 +184,7 @@ def _lines(ours, printed, digits, table):
     lines = {} if printed is None else {"paper": {name: _printed(printed, name) for name in measures}}
     for source, rows in (("ours", ours[~ours.updates]), ("ours, equal updates", ours[ours.updates])):
         if len(rows):
-            lines[source] = {name: spread(rows[name], digits) for name in measures} | {"runs": runs.digests(rows.run)}
+            lines[source] = {name: spread(rows[name], digits) for name in measures} | {"runs": runs.short_names(rows.run)}
     if first["status"] == "full" and {"paper", "ours"} <= lines.keys():
         means = ours[~ours.updates][measures].mean()
         lines["difference"] = {name: f"{means[name] - printed[name]:+.{digits}f}" for name in measures if pd.notna(printed[name])}
@@ -202,10 +205,26 @@ def spread(values, digits=1):
     return f"{values.mean():.{digits}f}{deviation} (n={len(values)})" if len(values) else "not run"
 
 
-def summary(rows, keys):
+def with_papers_beside(table):
+    """The lines of a written table as dicts, the paper's and the difference not as lines of their own but with ours, by measure."""
+    if "source" not in table:
+        return table.to_dict("records")
+    lines, printed, place = [], {}, ["data", "pool", "row"]
+    for line in table.to_dict("records"):
+        if line["source"] == "paper":
+            printed = line
+        elif line["source"] == "difference":
+            next(one for one in reversed(lines) if one["source"] == "ours")["difference"] = line
+        else:
+            same = line["source"] == "ours" and [line.get(name) for name in place] == [printed.get(name) for name in place]
+            lines.append({**line, "paper": printed if same else {}})
+    return lines
+
+
+def spreads(rows, keys):
     """MEASURES of rows of ``outcomes`` as ``spread``, one line for each value of some keys, and the runs behind them."""
     groups = rows.groupby(keys)
-    return groups[MEASURES].agg(spread).assign(runs=groups.run.agg(runs.digests))
+    return groups[MEASURES].agg(spread).assign(runs=groups.run.agg(runs.short_names))
 
 
 # ---- gains
@@ -239,7 +258,8 @@ def family_gains(ours):
     pairs = pairs[pairs.against.notna()].assign(data=pairs.dataset + ", " + pairs.epochs.astype(str) + " epochs")
     kinds = ["data", "protocol", "encoder", "against"]
     of = pairs[pairs.group == "all"].groupby(kinds, sort=False)
-    known = pd.DataFrame({"n": of.size(), "runs": (of.run.agg(" ".join) + " " + of.partner.agg(" ".join)).str.split().map(runs.digests)})
+    both = (of.run.agg(" ".join) + " " + of.partner.agg(" ".join)).str.split()
+    known = pd.DataFrame({"n": of.size(), "runs": both.map(runs.short_names)})
     wide = pairs.dropna(subset="gain").groupby([*kinds, "group"], sort=False).gain.agg(_gain).unstack("group").reindex(columns=MEASURES)
     return known[["n"]].join(wide).join(known.runs).reset_index().rename(columns={"encoder": "method"})
 
@@ -264,7 +284,7 @@ def loss_table(scores):
         lines.append({"imbalance": tail, "method": method, "settings": arm.partition(" ")[2], "error": spread(100 - of["all"]),
                       "balanced error": spread(100 - of["balanced"]),
                       **{group: spread(of[group]) if group in of else "" for group in GROUPS},
-                      "gain": round(gain, 2), "se": round(error, 2), "runs": runs.digests(rows.run)})
+                      "gain": round(gain, 2), "se": round(error, 2), "runs": runs.short_names(rows.run)})
     order = {tail: place for place, tail in enumerate(scores.imbalance.unique())}
     return pd.DataFrame(lines).sort_values(["imbalance", "gain"], key=lambda part: part.map(order) if part.name == "imbalance" else -part)
 
@@ -288,10 +308,14 @@ def write_table(table, name, folder, note=NOTE):
     labels = [name for name in ("data", "pool", "row", "status") if name in table and "row" in table]
     for depth in range(len(labels), 0, -1):
         shown.loc[table[labels[:depth]].eq(table[labels[:depth]].shift()).all(axis=1), labels[depth - 1]] = ""
-    style = shown.style.hide(axis="index").format(precision=3, escape="latex").format_index(escape="latex", axis=1)
+    style = shown.style.hide(axis="index").format(latex).format_index(latex, axis=1)
     text = style.to_latex(hrules=True, column_format="l" * shown.shape[1]) + f"% {note}\n"
-    for sign, command in {"±": r"$\pm$", "φ": r"$\phi$", "−": "-", "≥": r"$\geq$"}.items():
-        text = text.replace(sign, command)
     content = table.to_csv(index=False), shown.to_markdown(index=False, disable_numparse=True) + f"\n\n{note}\n", text
     for file, part in zip(files, content, strict=True):
         runs.write(file, part)
+
+
+def latex(value):
+    """A cell or a caption as LaTeX; numbers with three decimals."""
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return "".join(LATEX.get(sign, sign) for sign in text)

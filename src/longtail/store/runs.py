@@ -100,7 +100,7 @@ def digest_of(data):
     return sha256(json.dumps(data, sort_keys=True).encode())[:8]
 
 
-def digests(names):
+def short_names(names):
     """The digests that end the names of some runs, each once, as one text; what tables and claims keep of the runs behind a number."""
     return " ".join(sorted({name.rpartition("-")[2] for name in names}))
 
