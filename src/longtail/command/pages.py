@@ -191,11 +191,14 @@ def write_page(notebook, folder, shown):
 
 def formulas(text):
     """HTML with its TeX formulas as pictures inside the page, which need neither a script nor a font; the text beside them is the TeX."""
+    import matplotlib
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.mathtext import math_to_image
+
     def drawn(found):
-        from matplotlib.font_manager import FontProperties
-        from matplotlib.mathtext import math_to_image
         tex, file = " ".join(html.unescape(found[1] or found[2]).split()), io.BytesIO()
-        depth = math_to_image(f"${tex}$", file, prop=FontProperties(size=12), dpi=72, format="svg")
+        with matplotlib.rc_context({"savefig.transparent": True}):
+            depth = math_to_image(f"${tex}$", file, prop=FontProperties(size=15 if found[1] else 12), dpi=72, format="svg")
         kind = "display" if found[1] else "inline"
         return (f'<img class="formula {kind}" alt="{html.escape(tex)}" style="vertical-align: -{depth / 12:.2f}em" '
                 f'src="data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}">')

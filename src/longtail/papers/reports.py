@@ -16,12 +16,13 @@ STATES = """- **available**: code, settings and the command are here; nothing of
 
 PREAMBLE = r"""\documentclass[10pt]{article}
 \usepackage[a4paper, textwidth=7in, textheight=10in]{geometry}
-\usepackage{adjustbox, booktabs, graphicx}
+\usepackage{adjustbox, booktabs, caption, graphicx}
+\setlength\parindent{0pt}
 \begin{document}
 """
-FLOAT = r"""\begin{{{0}}}[p]\centering\caption{{{1}}}
+PART = r"""\begin{{minipage}}{{\textwidth}}\centering\captionof{{{0}}}{{{1}}}
 \adjustbox{{max width=\textwidth, max totalheight=0.9\textheight}}{{{2}}}
-\end{{{0}}}\clearpage
+\end{{minipage}}\par\bigskip
 """
 END = "\\end{document}\n"
 
@@ -107,7 +108,7 @@ def document(profile, captions):
     figures = os.path.relpath(paths.FIGURES / profile, paths.RESULTS / profile / "notebooks")
     content = [("table", file.stem, rf"\input{{../tables/{file.name}}}") for file in tabulars]
     content += [("figure", caption or name, rf"\includegraphics{{{figures}/{name}.pdf}}") for name, caption in captions.items()]
-    return PREAMBLE + "".join(FLOAT.format(kind, tables.latex(caption.replace("_", " ")), part) for kind, caption, part in content) + END
+    return PREAMBLE + "".join(PART.format(kind, tables.latex(caption.replace("_", " ")), part) for kind, caption, part in content) + END
 
 
 def _table(names, lines):
@@ -177,7 +178,7 @@ def _claim_lines(paper, known):
 def _here(profile, root, file):
     """The cell that says what a profile, if one is named, has of a thing."""
     there = root / profile / file
-    return [f"[{there.name}]({quote(str(there.relative_to(paths.OUTPUT)))})" if there.exists() else ""] if profile else []
+    return [f"[{there.name}]({quote(os.path.relpath(there, paths.OUTPUT))})" if there.exists() else ""] if profile else []
 
 
 def _link(file):
