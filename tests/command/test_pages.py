@@ -25,7 +25,7 @@ RUN = {"dataset": "digits", "subset": "long_tail", "seed": 1, "head_layers": 2, 
        "epochs": 60, "batch_size": 128, "learning_rate": 0.5, "weight_decay": 1e-4, "warmup_epochs": 6, "temperature": 0.2,
        "prune_fraction": 0.9, "precision": "float32", "images": "00000000"}
 ENDED = {"seconds": 1800.0, "commit": "c" * 40, "device": "cpu", "threads": 2, "processes": 1, "torch": "2.13.0"}
-FORMULA = r"The loss $\ell_a < 1$ and $$\frac{\exp(z_a^\top z_b / \tau)}{\sum_{b \neq a} 2}$$"
+FORMULA = r"The loss $\ell_a < 1$ and $$\frac{\exp(z_a^\top z_b / \tau)}{\sum_{b \neq a} 2}$$ and $\oddity{a}$"
 
 
 class Page(HTMLParser):
@@ -150,7 +150,7 @@ def test_front_page_has_findings_then_notebooks_then_tables_then_cost(site):
 def test_formulas_are_drawn_with_their_source_as_words(site):
     page = site["04_ecle.html"]
     assert {r"\ell_a < 1", r"\frac{\exp(z_a^\top z_b / \tau)}{\sum_{b \neq a} 2}"} < {image["alt"] for image in page.images}
-    assert "$" not in page.text
+    assert "$" not in page.text and r"<code>\oddity{a}</code>" in page.text
 
 
 def test_pages_of_notebooks_are_made_once_for_each_copy(plan):

@@ -190,15 +190,19 @@ def write_page(notebook, folder, shown):
 
 
 def formulas(text):
-    """HTML with its TeX formulas as pictures inside the page, which need neither a script nor a font; the text beside them is the TeX."""
+    """HTML with its TeX formulas as pictures inside the page, without script or font; their TeX is the text beside, or alone if not drawn."""
     import matplotlib
     from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import math_to_image
 
     def drawn(found):
         tex, file = " ".join(html.unescape(found[1] or found[2]).split()), io.BytesIO()
-        with matplotlib.rc_context({"savefig.transparent": True}):
-            depth = math_to_image(f"${tex}$", file, prop=FontProperties(size=15 if found[1] else 12), dpi=72, format="svg")
+        known = tex.replace(r"\Bigl", r"\left").replace(r"\Bigr", r"\right")
+        try:
+            with matplotlib.rc_context({"savefig.transparent": True}):
+                depth = math_to_image(f"${known}$", file, prop=FontProperties(size=15 if found[1] else 12), dpi=72, format="svg")
+        except ValueError:      # Matplotlib knows a part of TeX
+            return f"<code>{html.escape(tex)}</code>"
         kind = "display" if found[1] else "inline"
         return (f'<img class="formula {kind}" alt="{html.escape(tex)}" style="vertical-align: -{depth / 12:.2f}em" '
                 f'src="data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}">')
