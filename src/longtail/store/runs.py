@@ -100,6 +100,11 @@ def digest_of(data):
     return sha256(json.dumps(data, sort_keys=True).encode())[:8]
 
 
+def short_names(names):
+    """The digests that end the names of some runs, each once, as one text; what tables and claims keep of the runs behind a number."""
+    return " ".join(sorted({name.rpartition("-")[2] for name in names}))
+
+
 def write(path, content):
     """Write bytes or text so that the file is either absent, old or whole; of several processes the first writes, the others wait."""
     if processes.world()[0] == 0:
