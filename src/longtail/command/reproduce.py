@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import yaml
 
 from longtail.command import estimate, execution, profiles
 from longtail.store import paths
-from longtail.store.settings import Refused, read_yaml, template
+from longtail.store.settings import Refused, read_value, read_yaml, template
 
 STOPPED = "stopped; finished runs and checkpoints are kept, the same command goes on from them"
 EPILOG = """run_all.sh itself takes, before everything else:
@@ -170,9 +169,9 @@ def parse(arguments):
                         help="print what a profile, or a request for picks from your own images, may say; request.json: for editors")
     options = parser.parse_intermixed_args(arguments)
     try:
-        options.p = {name: yaml.safe_load(value) for name, value in options.p}
-    except yaml.YAMLError as error:
-        raise Refused(f"-p: a value is no YAML: {' '.join(str(error).split())}") from None
+        options.p = {name: read_value(value) for name, value in options.p}
+    except ValueError as error:
+        raise Refused(f"-p: a value is no YAML: {error}") from None
     return options
 
 

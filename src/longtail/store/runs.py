@@ -147,7 +147,7 @@ def recorded(file):
     """The JSON data of a file; ``ValueError`` naming the file if it is cut."""
     try:
         return json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no whole JSON file ({error}); restore it, or delete it and what it describes") from error
 
 
