@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-
 from longtail.command import estimate, execution, profiles
 from longtail.store import paths
 from longtail.store.settings import Refused, read_value, read_yaml, template
