@@ -80,8 +80,13 @@ def mistakes(model, given, **context):
     except pydantic.ValidationError as error:
         wrong = {}
         for fault in error.errors():
-            wrong.setdefault(str((*fault["loc"], "")[0]), explained(fault, model, given))
+            wrong.setdefault(str((*fault["loc"], "")[0]), in_one_line(explained(fault, model, given)))
         return {name: value for name, value in given.items() if name not in wrong}, list(wrong.items())
+
+
+def in_one_line(text):
+    """Text with line breaks and what else a terminal would obey written out, such as \\n."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def refusal(title, wrong, lines=None):
