@@ -45,8 +45,8 @@ BAD = ("silently wrong", "no name", "hang", "code run", "outside", "memory", "or
 SIZES = {       # values of each parameter, files, trainings and commands
     "small": {"parameters": 3, "requests": 30, "images": 60, "archives": 40, "disk": 13, "torn": 24, "checkpoints": 8, "kills": 4,
               "commands": 1},
-    "full": {"parameters": 20, "requests": 300, "images": 1200, "archives": 600, "disk": 60, "torn": 400, "checkpoints": 160, "kills": 40,
-             "commands": 6}}
+    "full": {"parameters": 20, "requests": 120, "images": 1200, "archives": 520, "disk": 20, "torn": 308, "checkpoints": 144, "kills": 36,
+             "commands": 3}}
 COUNTS = Path(__file__).with_name("counts.csv")
 PATIENCE = 300      # seconds after which a case hangs
 ALLOWED = 2**30     # bytes that a case may take beyond what its process has
@@ -169,7 +169,7 @@ def torn(count, draw, folder):
     """Every file of a run and its plan cut, flipped, emptied, lost or another's; then the run is read, and training goes on."""
     whole, other = folder / "whole", folder / "other"
     reference, _ = told(lambda: trained(whole), folder)[1], told(lambda: trained(other, "simclr"), folder)
-    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and path.name != "claim")
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and not path.name.startswith("claim"))
     for case in range(count):
         file, damage = files[case % len(files)], draw.choice(["cut", "flip", "empty", "lost", "swap"])
         root = folder / f"torn-{case}"
@@ -473,20 +473,14 @@ def until(condition, seconds):
 KINDS = (parameters, requests, images, archives, disk, torn, checkpoints, kills, commands)
 
 
-def campaign(size, seed, kinds=KINDS, show=print):
-    """Run the kinds at a size; returns the table of counts and the cases that ended badly."""
-    torch.set_num_threads(1)
-    table, bad = {}, []
-    for kind in kinds:
-        with tempfile.TemporaryDirectory() as folder:
-            before, began = outside(), time.perf_counter()
-            paths.RESULTS = Path(folder) / "results"
-            cases = list(kind(SIZES[size][kind.__name__], random.Random(f"{seed} {kind.__name__}"), Path(folder).resolve()))
-            cases += [(f"written: {path}", "outside") for path in outside() - before]
-        table[kind.__name__] = {"cases": len(cases), **Counter(ended for _, ended in cases), "seconds": round(time.perf_counter() - began)}
-        bad += [(kind.__name__, *case) for case in cases if case[1] in BAD]
-        show(f"{kind.__name__:<12}", table[kind.__name__], *[case for case in cases if case[1] in BAD][:9], flush=True)
-    return pd.DataFrame(table).T.reindex(columns=["cases", *GOOD, *BAD, "seconds"]).fillna(0).astype(int).rename_axis("kind"), bad
+def campaign(kind, size, seed):
+    """All cases of a kind at a size, as (what was tried, how it ended), and a row of counts."""
+    with tempfile.TemporaryDirectory() as folder:
+        before, paths.RESULTS = outside(), Path(folder) / "results"
+        cases = list(kind(SIZES[size][kind.__name__], random.Random(f"{seed} {kind.__name__}"), Path(folder).resolve()))
+        cases += [(f"written: {path}", "outside") for path in outside() - before]
+    counts = Counter(ended for _, ended in cases)
+    return cases, {"cases": len(cases), **{ended: counts[ended] for ended in (*GOOD, *BAD)}}
 
 
 def outside():
@@ -505,13 +499,23 @@ def sentence(counts):
             f"{cases.disk // 2} full disks. {bad.capitalize()}.")
 
 
-if __name__ == "__main__":
-    size, seed, *named = [*sys.argv[1:], *["small", "1"][len(sys.argv) - 1:]]
-    counts, failures = campaign(size, seed, [kind for kind in KINDS if not named or kind.__name__ in named])
-    print(counts.to_markdown())
-    print(*failures[:40], sep="\n")
+def main(size="small", seed="1", *named):
+    """Run all kinds, or those named, and print the table; the number of cases that ended badly."""
+    torch.set_num_threads(1)
+    table, bad = pd.read_csv(COUNTS, index_col="kind").T.to_dict() if size == "full" and named else {}, []
+    for kind in KINDS:
+        if not named or kind.__name__ in named:
+            began = time.perf_counter()
+            cases, table[kind.__name__] = campaign(kind, size, seed)
+            print(f"{kind.__name__}: {len(cases)} cases in {time.perf_counter() - began:.0f} s", flush=True)
+            bad += [(kind.__name__, *case) for case in cases if case[1] in BAD]
+            print(*bad[-9:], sep="\n", end="\n" * bool(bad), flush=True)
+    counts = pd.DataFrame(table).T.rename_axis("kind")
     if size == "full":
-        known = pd.read_csv(COUNTS, index_col="kind") if named and COUNTS.exists() else counts[:0]
-        new = counts.drop(columns="seconds").combine_first(known).reindex([kind.__name__ for kind in KINDS], columns=counts.columns[:-1])
-        new.dropna().astype(int).to_csv(COUNTS)
-    sys.exit(bool(failures))
+        counts.to_csv(COUNTS)
+    print(counts.to_markdown())
+    return len(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(*sys.argv[1:])))
