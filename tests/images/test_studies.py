@@ -581,7 +581,7 @@ def test_published_lists_index_the_official_order(disk):
     (dict(largest=5), "the published list has classes of 4 to 1 images, 7 in all; largest, factor and kind ask for 5 to 1, 8 in all"),
     (dict(kind="step"), "ask for 4 to 1, 6 in all; set them to the list's"),
     (dict(skip_broken=True), "name every image; leave them empty for cifar10, or give up skip_broken"),
-    (dict(dataset="digits"), "lists are for cifar10, cifar100 and imagenet100"),
+    (dict(dataset="digits"), "lists are for cifar10, cifar100, imagenet100"),
 ])
 def test_lists_overrule_nothing_silently(disk, change, message):
     fabricated_cifar(disk)

@@ -192,11 +192,12 @@ def check_tail(text):
 
 def check_data_set(name):
     """One of the named data sets, something in the data folder, or what a shipped profile names: its notebook tells what to fetch."""
+    from longtail.images.datasets import NAMED
     from longtail.images.places import container
     shipped = {item for settings in read_yaml(paths.NOTEBOOKS / "profiles.yaml").values() for key in ("dataset", "transfer", "outsiders")
                for item in [settings.get(key, [])] for item in (item if isinstance(item, list) else [item])}
-    if name and name not in {"digits", "cifar10", "cifar100", "imagenet100", "letters", *shipped} and not container(paths.DATA / name):
-        raise ValueError(f"there is no data set {name!r}; there are digits, cifar10, cifar100, imagenet100, and what is in {paths.DATA}")
+    if name and name not in {"letters", *NAMED, *shipped} and not container(paths.DATA / name):
+        raise ValueError(f"there is no data set {name!r}; there are {', '.join(NAMED)}, and what is in {paths.DATA}")
 
 
 NAMES = {       # what text has to name: told before anything runs, by the functions that read it when a notebook does
@@ -223,12 +224,13 @@ def at_odds(values):
             run = {**values, **(own := read_arm(arm)[0]), **methods.find(own["method"]).fixed}
             if 0 < run["epochs"] <= run.get("warmup_epochs", 0):
                 yield key, f"{arm}: {run['warmup_epochs']} warm-up epochs leave nothing of {run['epochs']} epochs; lower warmup_epochs"
-    classes = {"digits": 10, "cifar10": 10, "cifar100": 100, "imagenet100": 100}.get(values.get("dataset"))
-    if classes and values.keys() >= {"largest", "factor", "kind", "group_rule"} and not values["lists"]:
+    from longtail.images.datasets import NAMED
+    data = NAMED.get(values.get("dataset"))
+    if data and values.keys() >= {"largest", "factor", "kind", "group_rule"} and not values["lists"]:
         from longtail.images.studies import long_tail_counts
         from longtail.measure.groups import SIZE_GROUPS, size_groups
         try:
-            counts = long_tail_counts(values["largest"], classes, values["factor"], values["kind"])
+            counts = long_tail_counts(values["largest"], data.classes, values["factor"], values["kind"])
         except ValueError as error:
             yield "factor", str(error)
             return

@@ -23,7 +23,7 @@ EPILOG = """run_all.sh itself takes, before everything else:
 examples:
   ./run_all.sh                          the demo: all notebooks, no download
   ./run_all.sh cifar10-small 09 10      tables and claims from the shipped results
-  ./run_all.sh 04 -p views 6            one notebook with another value; results go beside, to results/demo-custom
+  ./run_all.sh 04 -p phi_views 6        one notebook with another value; results go beside, to results/demo-custom
   ./run_all.sh mine.yaml                a profile of your own, or picks from your own images
 """
 

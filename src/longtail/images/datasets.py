@@ -35,6 +35,26 @@ class Source:
     published: Callable | None = None       # split -> positions of the authors' own D_i, D_b, S_b, where their lists are used
 
 
+@dataclass(frozen=True)
+class Named:
+    """A data set that a profile can name."""
+
+    load: Callable          # (size, folder of the authors' index lists, "" for none) -> Source
+    classes: int
+    listed: bool            # whether there are such lists, which name every image
+
+
+NAMED = {}
+
+
+def data_set(name, classes, listed=False):
+    """Register the function below as what loads the data set of that name; to add a data set is to write one such function."""
+    def register(load):
+        NAMED[name] = Named(load, classes, listed)
+        return load
+    return register
+
+
 def class_orders(labels, positions, classes, generator):
     """One random order of the given positions for each class: list of int64 arrays, of which lists are prefixes."""
     return [generator.permutation(positions[labels[positions] == label]) for label in range(classes)]
@@ -46,19 +66,17 @@ def load(dataset, size, lists="", skip_broken=False):
 
     ``lists``: folder of the authors' index lists. The last two are kept in memory: each split of a study asks again.
     """
-    if lists and (skip_broken or dataset not in ("cifar10", "cifar100", "imagenet100")):
-        raise ValueError(f"lists are for cifar10, cifar100 and imagenet100, and name every image; leave them empty for {dataset}, or give "
-                         "up skip_broken")
-    if dataset == "digits":
-        return hold_out(digits(size), tuple("0123456789"), test=40, validation=10)
-    if dataset in ("cifar10", "cifar100"):
-        return cifar(dataset, size, lists)
-    if dataset == "imagenet100":
-        return imagenet100(size, lists)
+    known = NAMED.get(dataset)
+    if lists and (skip_broken or not (known and known.listed)):
+        with_lists = [name for name, data in NAMED.items() if data.listed]
+        raise ValueError(f"lists are for {', '.join(with_lists)}, and name every image; leave them empty for {dataset}, or give up "
+                         "skip_broken")
+    if known:
+        return known.load(size, lists)
     if container(place := paths.DATA / Path(dataset).expanduser()):
         return class_folders(place, size, skip_broken)
-    raise ValueError(f"no data set {dataset!r}: there are digits, cifar10, cifar100, imagenet100, and any folder or zip of class folders "
-                     f"by its path (looked for {place}; LONGTAIL_DATA says where data lie)")
+    raise ValueError(f"no data set {dataset!r}: there are {', '.join(NAMED)}, and any folder or zip of class folders by its path "
+                     f"(looked for {place}; LONGTAIL_DATA says where data lie)")
 
 
 def class_folders(path, size, skip_broken):
@@ -179,6 +197,12 @@ def hold_out(images, classes, test=0, validation=0):
                   images.subset(np.concatenate([order[:count] for order, count in zip(orders, tests, strict=True)])), classes)
 
 
+@data_set("digits", classes=10)
+def digits_apart(size, lists):
+    """The digits with 40 images of each class for testing and 10 for validation."""
+    return hold_out(digits(size), tuple("0123456789"), test=40, validation=10)
+
+
 def digits(size):
     """Handwritten digits (UCI, in scikit-learn): 1,797 images of 8×8 pixels, enlarged."""
     from sklearn.datasets import load_digits
@@ -217,6 +241,18 @@ def letters(size, count):
         drawn.append(np.rint(np.asarray(picture.resize((8, 8), Image.BOX), dtype=float) * 16 / 255))
         names.append(f"letters/{letter}/{k:04d}")
     return ImageSet(upscaled(drawn, size), torch.full((count,), UNKNOWN), tuple(names))
+
+
+@data_set("cifar10", classes=10, listed=True)
+def cifar10(size, lists):
+    """CIFAR-10: see ``cifar``."""
+    return cifar("cifar10", size, lists)
+
+
+@data_set("cifar100", classes=100, listed=True)
+def cifar100(size, lists):
+    """CIFAR-100: see ``cifar``."""
+    return cifar("cifar100", size, lists)
 
 
 def cifar(dataset, size, lists):
@@ -276,6 +312,7 @@ IMAGENET_LISTS = {"long_tail": "imageNet_100_LT_train", "balanced": "imageNet_10
                   "validation": "ImageNet_100_val", "test": "ImageNet_100_test"}
 
 
+@data_set("imagenet100", classes=100, listed=True)
 def imagenet100(size, lists):
     """ImageNet-100 by SDCLR's index lists, one split; its images stay in their files, below ``imagenet`` in the data folder.
 
