@@ -34,7 +34,7 @@ def test_holds_no_trace_of_a_run(path):
     assert book["metadata"].keys() <= {"kernelspec", "language_info"}
     assert book["metadata"]["kernelspec"]["name"] == "python3"
     for cell in book["cells"]:
-        assert cell["metadata"] in ({}, {"tags": ["parameters"]}), cell["metadata"]
+        assert cell["metadata"] in ({}, {"tags": ["parameters"]}, {"tags": ["key"]}), cell["metadata"]
         assert not cell.get("outputs") and cell.get("execution_count") is None, "clear the outputs"
 
 

@@ -46,7 +46,8 @@ def test_a_new_paper_is_one_file_and_its_table_and_claims_appear(added, monkeypa
                                 "all": few + 9.0, "many": 80.0, "medium": 70.0, "balance": 5.0, "error": 0.0}
                          for split in (1, 2, 3) for method, layers, few in (("simclr", 2, 60), ("sdclr", 3, 65.5 + split / 10))])
     table = tables.with_ours(ours, printed.papers()["New"], "new_linear").set_index(["row", "source"])
-    assert table.few["sdclr, 3-layer head", "difference"] == "-0.1" and list(table)[-3:] == ["few", "all", "status"]
+    assert table.few["sdclr, 3-layer head", "difference"] == "-0.1" and list(table)[-4:] == ["few", "all", "status", "runs"]
+    assert table.runs["sdclr, 3-layer head", "ours"] == "sdclr1 sdclr2 sdclr3" and pd.isna(table.runs["sdclr, 3-layer head", "paper"])
     monkeypatch.setattr(tables, "outcomes", lambda *_: ours)
     checked = claims.judged(runs.Results("nothing"))
     new = checked[checked.paper == "New"].set_index("id")

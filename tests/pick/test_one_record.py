@@ -17,7 +17,7 @@ SAMPLERS["first"] = Sampler(lambda budget, **_: torch.arange(budget), "the first
 ASK = '''
 from longtail.own import gallery, request
 from longtail.papers import figures
-assert figures.SAMPLER["palette"]["first"] == "#123456" and figures.SAMPLER["markers"]["first"] == "h"
+assert figures.SAMPLER["palette"]["the first"] == "#123456" and figures.SAMPLER["markers"]["the first"] == "h"
 assert "first" in str(request.ASKED["samplers"].annotation) and gallery.SAMPLERS["first"].takes == "As they come."
 '''
 DOCUMENTED = '''

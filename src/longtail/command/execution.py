@@ -56,7 +56,7 @@ def stamp(notebook, values, now):
 
 def past_runs(plan):
     """What is known of the notebooks that ran: name -> seconds, runs, stamp. A damaged record is none."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         known = json.loads((plan.folder / "record.json").read_text())
         if isinstance(known, dict) and all(isinstance(entry, dict) for entry in known.values()):
             return known
@@ -126,8 +126,6 @@ def execute(notebook, values, executed, expected=None):
     """Run one notebook; ``executed`` is replaced only if every cell succeeded, whatever the output file itself says."""
     import nbformat
     import papermill
-
-    from longtail.command import pages
     tried = executed.with_suffix(".failed.ipynb")
     terminal, main = Terminal(notebook.name, tried, expected), threading.current_thread() is threading.main_thread()
     usual = signal.signal(signal.SIGINT, terminal.interrupt) if main else None
@@ -141,7 +139,6 @@ def execute(notebook, values, executed, expected=None):
             signal.signal(signal.SIGINT, usual)
     done = without_chance(nbformat.read(tried, as_version=4))
     nbformat.write(done, tried)
-    pages.write_page(done, notebook.title, executed.with_suffix(".html"))
     tried.replace(executed)
 
 
@@ -242,7 +239,7 @@ def alone(folder):
 def run_notebooks(plan):
     """Run the selected notebooks that are not fresh, each in a kernel of its own; the first failure ends it."""
     os.environ.pop("MPLBACKEND", None)      # kernels inherit it; another back end than theirs would keep the figures out of the pages
-    from longtail.command.pages import write_index
+    from longtail.command.pages import write_site
     with alone(plan.folder):
         known, succeeded, now = past_runs(plan), [], state(plan.profile)
         try:
@@ -260,7 +257,7 @@ def run_notebooks(plan):
                 succeeded.append((notebook, values))
         finally:
             note(plan, known, succeeded)
-        print(write_index(plan, known), flush=True)
+        print(write_site(plan, known), flush=True)
         return 0 if len(succeeded) == len(plan.jobs) else 1
 
 

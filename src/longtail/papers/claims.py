@@ -219,7 +219,7 @@ def judge(claim, rows, floor=None):
     second arm: the one-sample t interval. Of several lengths only the longest counts, and the lengths of both sides are equal unless a
     side is the overhead control, whose point is to differ. One replicate has no interval and decides nothing. Where a claim cannot be
     judged the note says why.
-    ``floor``: rows of untrained networks. Keys: those of COLUMNS from effect on, tolerance, p, relative, above_floor, check, note.
+    ``floor``: rows of untrained networks. Keys: those of COLUMNS from effect on, tolerance, p, relative, above_floor, check, note, runs.
     """
     asked = [side for side in (claim.left, claim.right) if isinstance(side, dict)]
     sides = [_matching(rows, side) for side in asked]
@@ -244,7 +244,8 @@ def judge(claim, rows, floor=None):
     return {"effect": effect, "low": low, "high": high, "n": estimate.replicates, "paper_effect": paper, "paper_data": printed_for,
             "mde": inference.detectable(error, freedom), "verdict": found if tested else "not tested", "note": note,
             "n_needed": inference.needed(0.0 if claim.test == "number" else paper, estimate, claim.tolerance),
-            "p": np.nan if alone else float(estimate.p), "relative": _relative(claim, effect, sides, floor), **beside}
+            "p": np.nan if alone else float(estimate.p), "relative": _relative(claim, effect, sides, floor), **beside,
+            "runs": runs.short_names(pd.concat(sides).run)}
 
 
 def _unjudged(note):
@@ -370,7 +371,8 @@ def judged(results, selection="last_epoch", kind="claims"):
     One row per claim and data. Columns: COLUMNS (effect ours, low to high its 95 % interval, n replicates, paper_effect in the same unit,
     mde: minimum detectable effect, n_needed: replicates that would find the paper's effect, both at 80 % power), then paper_data, where,
     scope (paper's data, own data), data, test, tolerance, p, p_holm, relative (percent of what lies above an untrained network),
-    above_floor, check, note, unit, notebook. Runs on a paper's data at other settings count as own data, named "cifar10 (cut)".
+    above_floor, check, note, unit, notebook, runs (digests of those on either side). Runs on a paper's data at other settings count as own
+    data, named "cifar10 (cut)".
 
     Primary claims: their p values are corrected by Holm's method within each paper and data over all that have one; *supported* and
     *contradicted* then also need a corrected p of at most 0.05. The interval shown stays the plain one.
@@ -419,14 +421,14 @@ def _line(claim, scope, data, rows, floor, lists=False):
     """One row of ``judged``, before the correction."""
     blank = dict.fromkeys(["effect", "low", "high", "mde", "n_needed", "p", "p_holm", "relative", "above_floor"], np.nan)
     paper, printed_for = claim.printed(data.partition(" (")[0])
-    found = blank | {"paper_effect": paper, "paper_data": printed_for, "check": ""} | judge(claim, rows, floor)
+    found = blank | {"paper_effect": paper, "paper_data": printed_for, "check": "", "runs": ""} | judge(claim, rows, floor)
     if lists and found["n"] == 1 and claim.left["rows"] == "labels":
         found["note"] = "one list has no interval, whatever its seeds; run other splits"
     line = {"id": f"{claim.id}@{data.replace(' ', '-')}", "claim": claim.claim, "paper": claim.paper, "primary": claim.primary}
     line |= {name: found[name] for name in COLUMNS[4:]} | {"paper_data": found["paper_data"], "where": claim.where, "scope": scope,
                                                            "data": data, "test": claim.test, "tolerance": claim.tolerance}
     return line | {name: found[name] for name in ("p", "p_holm", "relative", "above_floor", "check", "note")} | {
-        "unit": _UNITS.get(claim.left["rows"], "points"), "notebook": claim.notebook}
+        "unit": _UNITS.get(claim.left["rows"], "points"), "notebook": claim.notebook, "runs": found["runs"]}
 
 
 def corrected(lines):
@@ -457,6 +459,14 @@ def write_claims(checked, folder):
     shown = shown.assign(primary=shown.primary.map({True: "true", False: "false"}),
                          **shown[numbers].map(lambda value: float(f"{value:.4g}")))
     runs.write(folder / "claims.csv", shown.to_csv(index=False))
+
+
+def read_claims(folder):
+    """The lines of a ``claims.csv`` that have rows; none where there is no file."""
+    file = folder / "claims.csv"
+    if not file.exists():
+        return pd.DataFrame(columns=[*COLUMNS, "scope", "data", "unit", "notebook", "runs"])
+    return pd.read_csv(file, dtype={"runs": str}).query("n > 0")
 
 
 def finding(line):

@@ -1,14 +1,30 @@
 """Two pages that are generated: results/README.md, what every profile found, and REPRODUCE.md, how each printed thing is reproduced."""
 
+import os
+from functools import cache
+from urllib.parse import quote
+
 import pandas as pd
 
-from longtail.papers import claims, printed
+from longtail.papers import claims, printed, tables
 from longtail.store import paths, runs
 from longtail.store.settings import read_yaml
 
 STATES = """- **available**: code, settings and the command are here; nothing of it has been run.
 - **functional**: it has run on other data or at other settings; such numbers are never held against the paper's.
 - **reproduced**: it has run on the paper's data at its published settings (m of n: so many of its rows or claims)."""
+
+PREAMBLE = r"""\documentclass[10pt]{article}
+\usepackage[a4paper, textwidth=7in, textheight=10in]{geometry}
+\usepackage{adjustbox, booktabs, caption, graphicx}
+\setlength\parindent{0pt}
+\begin{document}
+"""
+PART = r"""\begin{{minipage}}{{\textwidth}}\centering\captionof{{{0}}}{{{1}}}
+\adjustbox{{max width=\textwidth, max totalheight=0.9\textheight}}{{{2}}}
+\end{{minipage}}\par\bigskip
+"""
+END = "\\end{document}\n"
 
 
 def write_reports():
@@ -17,23 +33,30 @@ def write_reports():
     runs.write(paths.OUTPUT / "REPRODUCE.md", reproduce_page())
 
 
+@cache
 def profiles():
     """Every profile, name -> its settings."""
     return read_yaml(paths.NOTEBOOKS / "profiles.yaml")
 
 
+@cache
 def shipped():
     """Profiles whose results are kept with the code; one that git ignores, such as the demo, is yours alone."""
     ignored = (paths.ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     return [name for name in profiles() if f"results/{name}/" not in ignored]
 
 
-def findings(judged):
-    """Sentences on the primary claims of lines of ``claims.judged`` or a claims.csv, then on the exploratory ones that were decided."""
+def worth_telling(judged):
+    """Of lines of ``claims.judged`` or ``claims.read_claims`` the primary ones, then the exploratory ones that were decided, by kind."""
     primary = judged.primary.astype(str).str.lower().eq("true")
     decided = judged.verdict.isin(["supported", "contradicted", "smaller"])
     kinds = {"primary": judged[primary], "exploratory": judged[~primary & decided]}
-    return [f"{claims.finding(line)} ({line['paper']}, {kind})" for kind, lines in kinds.items() for _, line in lines.iterrows()]
+    return {kind: lines.to_dict("records") for kind, lines in kinds.items()}
+
+
+def findings(judged):
+    """Sentences on ``worth_telling`` claims."""
+    return [f"{claims.finding(line)} ({line['paper']}, {kind})" for kind, lines in worth_telling(judged).items() for line in lines]
 
 
 def results_page():
@@ -42,7 +65,7 @@ def results_page():
              "not run: [REPRODUCE.md](../REPRODUCE.md)."]
     for name in shipped():
         tables = sorted((paths.RESULTS / name / "tables").glob("*.md"))
-        judged = _judged(name)
+        judged = claims.read_claims(paths.RESULTS / name)
         if not len(judged) and not tables:
             continue
         sentences = findings(judged)
@@ -60,20 +83,32 @@ def results_page():
     return "\n\n".join(parts) + "\n"
 
 
-def reproduce_page():
-    """REPRODUCE.md: each table, figure and claim of the papers with its command, hardware, cost and state."""
+def reproduce_page(here=""):
+    """REPRODUCE.md: each table, figure and claim of the papers with its command, hardware, cost and state.
+
+    With the name of a profile the first list says too what that profile has of each thing.
+    """
     known = profiles()
     lines = ["# How each table, figure and claim is reproduced\n\nWritten by `10_claims` from the papers' files, the profiles and the "
              "results; do not edit. A command makes everything that its profile has; finished runs are reused.\n\n" + STATES,
              "## Finder: tables and figures", _table(
-                 ["paper", "table or figure", "data", "file", "command", "hardware", "cost", "state"],
-                 [line for paper in printed.papers().values() for line in _printed_things(paper, known)]),
+                 ["paper", "table or figure", "data", *(["here"] if here else []), "file", "command", "hardware", "cost", "state"],
+                 [line for paper in printed.papers().values() for line in _printed_things(paper, known, here)]),
              "## Claims", "Each line is one statement of a paper, asked of several protocols, measures and data sets. Whether a printed "
              "number is met is a claim as well; those go with the tables above."]
     for paper in printed.papers().values():
         names = ["claim", "where", "command", "hardware", "cost", "state"]
         lines += [f"### {paper.name}: {paper.title}", _table(names, _claim_lines(paper, known))]
     return "\n\n".join(lines) + "\n"
+
+
+def document(profile, captions):
+    """LaTeX that puts the tables of a profile and its figures (name -> caption) into one document, for ``results/<profile>/notebooks``."""
+    tabulars = sorted((paths.RESULTS / profile / "tables").glob("*.tex"))
+    figures = os.path.relpath(paths.FIGURES / profile, paths.RESULTS / profile / "notebooks")
+    content = [("table", file.stem, rf"\input{{../tables/{file.name}}}") for file in tabulars]
+    content += [("figure", caption or name, rf"\includegraphics{{{figures}/{name}.pdf}}") for name, caption in captions.items()]
+    return PREAMBLE + "".join(PART.format(kind, tables.latex(caption.replace("_", " ")), part) for kind, caption, part in content) + END
 
 
 def _table(names, lines):
@@ -92,25 +127,27 @@ def _costs(names, known):
             f"{hours:g} {words[1]}"]
 
 
-def _printed_things(paper, known):
-    """The lines of a paper's tables, by data set, and of its figures."""
+def _printed_things(paper, known, here):
+    """The lines of a paper's tables, by data set, and of its figures; ``here`` as for ``reproduce_page``."""
     for name, table in paper.tables.items():
         rows = paper.table(name)
-        for dataset, here in rows.groupby("dataset", sort=False):
+        for dataset, theirs in rows.groupby("dataset", sort=False):
             made = table.get("profiles", paper.profiles.get(dataset, [])) if "missing" not in table else []
             full, others = 0, 0
             for where in shipped():
                 ours = _ours(where, name)
-                here_full = ours.status.eq("full") & ours.data.str.startswith(dataset + " ")
-                full, others = full + here_full.sum(), others + len(ours)
+                fully = ours.status.eq("full") & ours.data.str.startswith(dataset + " ")
+                full, others = full + fully.sum(), others + len(ours)
             files = ", ".join(_link(f"results/{profile}/tables/{name}.md") for profile in made)
-            yield [paper.name, f"{table['table']}: {printed.IN_WORDS[table['protocol']]}", dataset, files, *_costs(made, known),
-                   _state(full, len(here), others, made) + (f": {table['missing']}" if "missing" in table else "")]
+            yield [paper.name, f"{table['table']}: {printed.IN_WORDS[table['protocol']]}", dataset,
+                   *_here(here, paths.RESULTS, f"tables/{name}.md"), files, *_costs(made, known),
+                   _state(full, len(theirs), others, made) + (f": {table['missing']}" if "missing" in table else "")]
     for title, figure in paper.figures.items():
         drawn = [file for file in (f"figures/{name}/{figure['file']}.pdf" for name in shipped()) if (paths.OUTPUT / file).exists()]
         wanted = f"figures/{figure['profile']}/{figure['file']}.pdf"
         state = _state(int(wanted in drawn), 1, drawn, [figure["profile"]])
-        yield [paper.name, title, "", _link(wanted), *_costs([figure["profile"]], known), ", ".join([state, *map(_link, drawn)])]
+        yield [paper.name, title, "", *_here(here, paths.FIGURES, f"{figure['file']}.pdf"), _link(wanted),
+               *_costs([figure["profile"]], known), ", ".join([state, *map(_link, drawn)])]
 
 
 def _ours(profile, name):
@@ -126,7 +163,7 @@ def _claim_lines(paper, known):
     for claim in claims.claims_of(paper):
         if not claim.data:
             asked.setdefault((claim.entry["claim"], claim.entry["where"]), []).append(claim)
-    judged = {name: lines for name in shipped() if len(lines := _judged(name))}
+    judged = {name: lines for name in shipped() if len(lines := claims.read_claims(paths.RESULTS / name))}
     for (statement, where), group in asked.items():
         ids = {claim.id for claim in group}
         found = {name: lines[lines.id.str.split("@").str[0].isin(ids)] for name, lines in judged.items()}
@@ -138,10 +175,10 @@ def _claim_lines(paper, known):
         yield [statement, where, *_costs(made, known), _state(done, every, own, made) + (f" on {', '.join(own)}" if own else "")]
 
 
-def _judged(profile):
-    """The claims.csv of a profile; empty where it has none."""
-    file = paths.RESULTS / profile / "claims.csv"
-    return pd.read_csv(file).query("n > 0") if file.exists() else pd.DataFrame(columns=[*claims.COLUMNS, "scope", "data", "unit"])
+def _here(profile, root, file):
+    """The cell that says what a profile, if one is named, has of a thing."""
+    there = root / profile / file
+    return [f"[{there.name}]({quote(os.path.relpath(there, paths.OUTPUT))})" if there.exists() else ""] if profile else []
 
 
 def _link(file):

@@ -13,6 +13,9 @@ NOTE = ("Percent. balance: population standard deviation over many, medium and f
         "own data: other images. A difference is shown for full rows only.")
 LOSSES_NOTE = ("Percent, last epoch, mean ± population standard deviation over splits and seeds. gain: balanced accuracy above "
                "cross-entropy's on the same list and seed, points; se: its standard error.")
+LATEX = {**{sign: f"\\{sign}" for sign in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+         "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$",
+         "α": r"$\alpha$", "η": r"$\eta$", "π": r"$\pi$", "τ": r"$\tau$", "φ": r"$\varphi$"}
 SINGLE = ("converged", "nearest")        # selections of protocols without a training length: nothing to choose
 SETTINGS = ["largest", "architecture", "size", "epochs", "policy", "batch_size", "learning_rate", "weight_decay", "warmup_epochs",
             "temperature", "prune_fraction", "options", "precision", "drops", "drop", "jpeg"]
@@ -115,7 +118,8 @@ def with_ours(ours, paper, name):
     """A paper's table with our numbers (rows of ``outcomes``): for each of its rows that we ran a line for theirs and a line for ours.
 
     Columns: data, pool (where images were added), row, source (paper, ours, ours with equal updates, difference), the measures that the
-    paper prints, status. Rows of ours that the paper has not come last. A row without a number of ours is left out: ``not_run`` counts.
+    paper prints, status, runs. Rows of ours that the paper has not come last. A row without a number of ours is left out: ``not_run``
+    counts.
     """
     printed, ours = paper.table(name), _candidates(ours, paper.table(name))
     ours = ours.assign(status=status(ours, paper))
@@ -131,7 +135,7 @@ def with_ours(ours, paper, name):
     own = own.assign(order=[places[pair] for pair in zip(own.method, own.added, strict=True)]).sort_values("order", kind="stable")
     for group in _alike(own):
         lines += _lines(group, None, paper.digits, printed)
-    table = pd.DataFrame(lines, columns=["data", "pool", "row", "source", *_measures(printed), "status"])
+    table = pd.DataFrame(lines, columns=["data", "pool", "row", "source", *_measures(printed), "status", "runs"])
     return table.drop(columns="pool") if table.pool.eq("none").all() else table
 
 
@@ -180,7 +184,7 @@ def _lines(ours, printed, digits, table):
     lines = {} if printed is None else {"paper": {name: _printed(printed, name) for name in measures}}
     for source, rows in (("ours", ours[~ours.updates]), ("ours, equal updates", ours[ours.updates])):
         if len(rows):
-            lines[source] = {name: spread(rows[name], digits) for name in measures}
+            lines[source] = {name: spread(rows[name], digits) for name in measures} | {"runs": runs.short_names(rows.run)}
     if first["status"] == "full" and {"paper", "ours"} <= lines.keys():
         means = ours[~ours.updates][measures].mean()
         lines["difference"] = {name: f"{means[name] - printed[name]:+.{digits}f}" for name in measures if pd.notna(printed[name])}
@@ -201,18 +205,40 @@ def spread(values, digits=1):
     return f"{values.mean():.{digits}f}{deviation} (n={len(values)})" if len(values) else "not run"
 
 
+def with_papers_beside(table):
+    """The lines of a written table as dicts, the paper's and the difference not as lines of their own but with ours, by measure."""
+    if "source" not in table:
+        return table.to_dict("records")
+    lines, printed, place = [], {}, ["data", "pool", "row"]
+    for line in table.to_dict("records"):
+        if line["source"] == "paper":
+            printed = line
+        elif line["source"] == "difference":
+            next(one for one in reversed(lines) if one["source"] == "ours")["difference"] = line
+        else:
+            same = line["source"] == "ours" and [line.get(name) for name in place] == [printed.get(name) for name in place]
+            lines.append({**line, "paper": printed if same else {}})
+    return lines
+
+
+def spreads(rows, keys):
+    """MEASURES of rows of ``outcomes`` as ``spread``, one line for each value of some keys, and the runs behind them."""
+    groups = rows.groupby(keys)
+    return groups[MEASURES].agg(spread).assign(runs=groups.run.agg(runs.short_names))
+
+
 # ---- gains
 
 def paired_gains(rows, bases):
-    """Rows of scores (method, group, accuracy) with ``gain``, in points, over each method that they are set against, in ``against``.
+    """Rows of scores (run, method, group, accuracy) with ``gain``, in points, over each method that they are set against, in ``against``.
 
     ``bases``: method -> names of those methods; rows of methods without any are left out. A pair is equal in PAIRED; a row without a
-    partner has no gain, NaN. Where rows have a column ``encoder``, partners are told apart by it.
+    partner, whose run is ``partner``, has no gain, NaN. Where rows have a column ``encoder``, partners are told apart by it.
     """
     keys, named = [name for name in PAIRED if name in rows], "encoder" if "encoder" in rows else "method"
-    partners = rows[list(dict.fromkeys([*keys, "method", named, "accuracy"]))].assign(against=rows[named], base=rows.method)
+    partners = rows[keys].assign(against=rows[named], base=rows.method, plain=rows.accuracy, partner=rows.run)
     asked = rows.assign(base=rows.method.map(bases)).explode("base").dropna(subset="base")
-    found = asked.merge(partners.rename(columns={"accuracy": "plain"})[[*keys, "base", "against", "plain"]], on=[*keys, "base"], how="left")
+    found = asked.merge(partners, on=[*keys, "base"], how="left")
     return found.assign(gain=found.accuracy - found.plain)
 
 
@@ -224,16 +250,18 @@ def builds_on(method):
 def family_gains(ours):
     """What each method changes in the one that it builds on, with an equal head: points, mean ± sd over n pairs of split and seed.
 
-    ``ours``: rows of ``outcomes``. Columns: data, protocol, method, against, n, and each of MEASURES.
+    ``ours``: rows of ``outcomes``. Columns: data, protocol, method, against, n, each of MEASURES, and runs.
     """
     ours = ours[ours.subset.eq("long_tail") & ours.added.eq("none") & ours.protocol.ne("labels")]
     ours = ours.assign(encoder=encoders(ours))
     pairs = paired_gains(ours.melt([name for name in ours if name not in MEASURES], MEASURES, "group", "accuracy"), builds_on)
     pairs = pairs[pairs.against.notna()].assign(data=pairs.dataset + ", " + pairs.epochs.astype(str) + " epochs")
     kinds = ["data", "protocol", "encoder", "against"]
-    counts = pairs[pairs.group == "all"].groupby(kinds, sort=False).size().rename("n")
-    wide = pairs.dropna(subset="gain").groupby([*kinds, "group"], sort=False).gain.agg(_gain).unstack("group")
-    return counts.to_frame().join(wide.reindex(columns=MEASURES)).reset_index().rename(columns={"encoder": "method"})
+    of = pairs[pairs.group == "all"].groupby(kinds, sort=False)
+    both = (of.run.agg(" ".join) + " " + of.partner.agg(" ".join)).str.split()
+    known = pd.DataFrame({"n": of.size(), "runs": both.map(runs.short_names)})
+    wide = pairs.dropna(subset="gain").groupby([*kinds, "group"], sort=False).gain.agg(_gain).unstack("group").reindex(columns=MEASURES)
+    return known[["n"]].join(wide).join(known.runs).reset_index().rename(columns={"encoder": "method"})
 
 
 def _gain(values):
@@ -244,7 +272,7 @@ def loss_table(scores):
     """One line a list and method, best first, from ``with_labels``: errors and accuracies as mean ± sd (n), and the paired gain.
 
     Columns: imbalance, method, settings, error, balanced error, many, medium, few, gain (balanced accuracy over cross-entropy's, points),
-    se (of the gain).
+    se (of the gain), runs.
     """
     scores = scores.assign(arm=told_apart(scores.arm, scores, SETTINGS))
     gained = paired_gains(scores[scores.group == "balanced"], lambda method: [] if method == "ce" else ["ce"])
@@ -256,7 +284,7 @@ def loss_table(scores):
         lines.append({"imbalance": tail, "method": method, "settings": arm.partition(" ")[2], "error": spread(100 - of["all"]),
                       "balanced error": spread(100 - of["balanced"]),
                       **{group: spread(of[group]) if group in of else "" for group in GROUPS},
-                      "gain": round(gain, 2), "se": round(error, 2)})
+                      "gain": round(gain, 2), "se": round(error, 2), "runs": runs.short_names(rows.run)})
     order = {tail: place for place, tail in enumerate(scores.imbalance.unique())}
     return pd.DataFrame(lines).sort_values(["imbalance", "gain"], key=lambda part: part.map(order) if part.name == "imbalance" else -part)
 
@@ -266,6 +294,8 @@ def loss_table(scores):
 def write_table(table, name, folder, note=NOTE):
     """Write a table as ``<name>.csv`` (every cell), ``.md`` and ``.tex`` (repeated labels left blank, booktabs), with a note below.
 
+    A column ``runs``, digests of the runs behind each line, is in the CSV alone.
+
     A table without rows is not written, and what an earlier run wrote under its name is removed.
     """
     files = [folder / f"{name}.{suffix}" for suffix in ("csv", "md", "tex")]
@@ -273,14 +303,19 @@ def write_table(table, name, folder, note=NOTE):
         for file in files:
             file.unlink(missing_ok=True)
         return
-    shown = table.astype(object).where(table.notna(), "")
+    shown = table.drop(columns="runs", errors="ignore").astype(object)
+    shown = shown.where(shown.notna(), "")
     labels = [name for name in ("data", "pool", "row", "status") if name in table and "row" in table]
     for depth in range(len(labels), 0, -1):
         shown.loc[table[labels[:depth]].eq(table[labels[:depth]].shift()).all(axis=1), labels[depth - 1]] = ""
-    style = shown.style.hide(axis="index").format(precision=3, escape="latex").format_index(escape="latex", axis=1)
-    text = style.to_latex(hrules=True, column_format="l" * table.shape[1]) + f"% {note}\n"
-    for sign, command in {"±": r"$\pm$", "φ": r"$\phi$", "−": "-", "≥": r"$\geq$"}.items():
-        text = text.replace(sign, command)
+    style = shown.style.hide(axis="index").format(latex).format_index(latex, axis=1)
+    text = style.to_latex(hrules=True, column_format="l" * shown.shape[1]) + f"% {note}\n"
     content = table.to_csv(index=False), shown.to_markdown(index=False, disable_numparse=True) + f"\n\n{note}\n", text
     for file, part in zip(files, content, strict=True):
         runs.write(file, part)
+
+
+def latex(value):
+    """A cell or a caption as LaTeX; numbers with three decimals."""
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return "".join(LATEX.get(sign, sign) for sign in text)

@@ -158,7 +158,7 @@ SAMPLERS = {        # what the first six fix is after MAK's table 2 and its ship
                       suits="Comparison."),
     "k_center": Sampler(_diverse, "K-center", "As far as can be from the seed and from each other.", "#de8f05", "^", balances=False,
                         suits="Seeing all that the pool holds, new subjects first."),
-    "tailness": Sampler(_ranked, "tailness alone", "The hardest for the encoder, whatever they show.", "#ece133", "D",
+    "tailness": Sampler(_ranked, "tailness alone", "The hardest for the encoder, whatever they show.", "#999933", "D",
                         "ecle", True, {"alpha": 1.0, "ratio": 1.0},
                         "Finding what the encoder does not know: odd, crowded and foreign pictures, too."),
     "proximity": Sampler(_ranked, "proximity alone", "The closest to a prototype of the seed.", "#cc78bc", "v",
@@ -171,7 +171,7 @@ SAMPLERS = {        # what the first six fix is after MAK's table 2 and its ship
                                     "#ca9161", "<", fixed={"levels": slice(None)},
                                     suits="A training set from the pool alone, without regard to the seed."),
     "k_means_balanced": Sampler(_balanced, "one level of k-means", "Equal shares for the pool's clusters, found at once.",
-                                "#fbafe4", ">", fixed={"levels": slice(-1, None)}, suits="The same, where the pool's clusters are few."),
+                                "#882255", ">", fixed={"levels": slice(-1, None)}, suits="The same, where the pool's clusters are few."),
 }
 SETTINGS_OF_A_ROW = ("budget", "alpha", "ratio", "prototypes")      # what rows of the tables may differ in (MAK's tables 1 and 3)
 
