@@ -16,7 +16,7 @@ import shelf
 import torch
 from tape import stand_in
 from torch.nn import functional
-from toy import FAMILY, image_set, planned
+from toy import FAMILY, image_set, planned, proximity_tolerance
 
 from longtail.bench import budget, floor
 from longtail.images import views
@@ -168,7 +168,7 @@ def picks():
     here, there = (selection.k_center(pool.to(where), seed.to(where), count // 3) for where in ("cpu", gpu.device()))
     assert torch.equal(here, there.cpu()), f"{int((here != there.cpu()).sum())} of {len(here)} picks differ"
     near, far = (samplers.proximity(pool.to(where), seed.to(where), 10).cpu() for where in ("cpu", gpu.device()))
-    error, bound = float((near - far).abs().max()), samplers.proximity_tolerance(64)
+    error, bound = float((near - far).abs().max()), proximity_tolerance(64)
     return f"{len(here)} picks equal; distances: {checked(error, bound)}"
 
 

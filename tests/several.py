@@ -87,6 +87,7 @@ def selecting(folder):
 
 
 def _select(path, counts):
+    from longtail.bench.greedy import certificate
     from longtail.pick import samplers
     from longtail.pick.hierarchical_k_means import hierarchical_k_means
     group = shards.everyone()
@@ -102,7 +103,7 @@ def _select(path, counts):
                   for name in samplers.SAMPLERS if group.size < 3}          # of more it takes minutes
     swapped = picks[0].clone()
     swapped[[50, 200]] = picks[0][[200, 50]]
-    violations = [selection.certificate(pool[mine], seed, order, group=group) for order in (picks[0], swapped)]
+    violations = [certificate(pool[mine], seed, order, group=group) for order in (picks[0], swapped)]
     broken = pool[mine].clone()
     broken[:group.rank] = torch.nan                     # on the first process all is well
     refused = ""

@@ -169,9 +169,9 @@ def several(count=2):
 
 
 @contextlib.contextmanager
-def stand_in(records=True):
-    """Inside, all branches of a GPU are taken, uncompiled; ``records`` says whether updates are recorded or made one by one."""
-    names = {"computes": lambda x: True, "Graph": Graph, "pool": object, "compiler": lambda: False, "eager": lambda: not records}
+def stand_in(records=True, compiles=False):
+    """Inside, all branches of a GPU are taken; ``records`` says whether updates are recorded or made one by one."""
+    names = {"computes": lambda x: True, "Graph": Graph, "pool": object, "compiler": lambda: compiles, "eager": lambda: not records}
     before = {name: getattr(gpu, name) for name in names}
     Graph.made.clear()
     try:

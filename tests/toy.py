@@ -1,5 +1,6 @@
 """A run small enough to be made again and again, here and in processes of its own: ``toy.py folder kills 'method images epochs'…``."""
 
+import contextlib
 import os
 import random
 import signal
@@ -19,6 +20,14 @@ from longtail.store import paths, runs
 RUN = runs.Run(dataset="toy", subset="long_tail", split=1, seed=1, method="simclr", head_layers=2, architecture="convnet", size=16,
                policy="digits", epochs=4, batch_size=8, learning_rate=0.1, weight_decay=1e-4, warmup_epochs=1, temperature=0.2,
                prune_fraction=0.5, precision="float32", images="")
+
+
+def proximity_tolerance(width):
+    """How far apart two machines' distances of the same features and prototypes can be, in float32.
+
+    Twice the error of a product of two rounded rows of length 1, for any order of the sum.
+    """
+    return (width + 4) * torch.finfo(torch.float32).eps
 
 
 def image_set(count, side=16, seed=0):
@@ -72,19 +81,23 @@ def main(folder, kills, *jobs):
     """Pre-train toy runs, each job a method, how many images and how many epochs, killed ``kills`` times before they may end."""
     torch.set_num_threads(1)
     paths.RESULTS = Path(folder)
-    if os.environ.get("TOY_STAND_IN"):      # takes the branches of a GPU
-        tape.stand_in().__enter__()
-    for method, count, epochs in map(str.split, jobs):
-        images = image_set(int(count))
-        run = planned(images, method=method, epochs=int(epochs), warmup_epochs=0, learning_rate=1e-3)
-        draw = random.Random(method)
-        moments = ["checkpoint" if k % 4 == 3 else draw.uniform(0.05, 0.4) for k in range(int(kills))]
+    with tape.stand_in() if os.environ.get("TOY_STAND_IN") else contextlib.nullcontext():      # takes the branches of a GPU
+        for job in jobs:
+            make(int(kills), *job.split())
 
-        def work():
-            train.pretrain(run, images, runs.Results("toy"), progress=False, checkpoint_seconds=0)      # noqa: B023
-        if not all([killed(work, moment) for moment in moments]):
-            sys.exit("a process ended before it was killed: the run is too short")
-        work()
+
+def make(kills, method, count, epochs):
+    """One of these runs."""
+    images = image_set(int(count))
+    run = planned(images, method=method, epochs=int(epochs), warmup_epochs=0, learning_rate=1e-3)
+    draw = random.Random(method)
+    moments = ["checkpoint" if k % 4 == 3 else draw.uniform(0.05, 0.4) for k in range(kills)]
+
+    def work():
+        train.pretrain(run, images, runs.Results("toy"), progress=False, checkpoint_seconds=0)
+    if not all([killed(work, moment) for moment in moments]):
+        sys.exit("a process ended before it was killed: the run is too short")
+    work()
 
 
 if __name__ == "__main__":

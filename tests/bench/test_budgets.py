@@ -110,12 +110,13 @@ def counted():
     recorded = {"simclr": lambda records: of_update(records, "simclr"), "gh": lambda records: of_update(records, "gh"), **more}
     return {"kernels of an update": {name: of_update(False, name) for name in FAMILY} | {name: ask(False) for name, ask in more.items()},
             "launches of a recorded update": {name: ask(True) for name, ask in recorded.items()},
-            "threads that decode": {f"{cores} cores": decoders(cores) for cores in (1, 16)},
+            "threads that decode": {f"{cores} core{'s' * (cores > 1)}": decoders(cores) for cores in (1, 16)},
             "messages of an update": {f"{name}, {architecture}": exchanges(name, architecture) for name, architecture in
                                       (("simclr", "convnet"), ("simclr", "resnet18_cifar"), ("sdclr", "resnet18_cifar"))},
             "batch norm over processes": synchronised_norm(),
             "KiB kept of a view": {f"{architecture}, {size} px": round(budget.network(architecture, size)[2] / 1024)
-                                   for architecture, size in (("resnet18_cifar", 32), ("resnet18_cifar", 64), ("resnet50", 224))}}
+                                   for architecture, size in (("resnet18_cifar", 32), ("resnet18_cifar", 64), ("resnet50", 224))},
+            "GiB kept of an update": budget.published_profiles().set_index("profile")["kept, GiB"].round(1).to_dict()}
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +140,10 @@ def test_a_recorded_update_is_one_launch_and_its_inputs(found):
     assert max(counts.values()) <= 5 and min(found["kernels of an update"][name] for name in counts) > 300
 
 
-def test_every_profile_fits_the_memory_that_is_stated():
-    for name, row in budget.published_profiles().set_index("profile").iterrows():
+def test_every_profile_for_a_gpu_fits_the_memory_that_is_stated():
+    rows = budget.published_profiles().set_index("profile")
+    assert {"cifar10", "imagenet100-mix", "cifar100-supervised"} < set(rows.index) and "cifar10-small" not in rows.index
+    for name, row in rows.iterrows():
         assert 0 < row["kept, GiB"] < 0.75 * row["stated, GiB"], name       # the rest is for weights, views and convolutions' work space
 
 
@@ -153,15 +156,28 @@ def test_floors_are_those_found_by_hand():
 
 
 def test_hours_follow_from_runs_and_updates():
-    """By hand: four arms of 2,000 epochs on five splits."""
+    """By hand: four arms of 2,000 epochs on five splits of 11,165 images."""
     settings = budget.gpu_profiles()["cifar10"]
     runs = list(budget.trainings(settings))
-    assert len(runs) == 20 and {run[2:] for run in runs} == {(2000, 512)}
-    updates = sum(images / 512 * epochs for _, images, epochs, _ in runs)
+    assert len(runs) == 20 and {(run.epochs, *run.network) for run in runs} == {(2000, "resnet18_cifar", 32, 512, 2)}
     step = budget.least_seconds(budget.update_cost("resnet18_cifar", 32, 512), "H100")
-    assert budget.hours("H100", settings) == pytest.approx(updates * step / 3600)
+    assert budget.hours("H100", settings) == pytest.approx(20 * 11_165 / 512 * 2000 * step / 3600)
     doubled = {**settings, "arms": ["simsiam+rwsam long_tail"]}, {**settings, "arms": ["simsiam long_tail"]}
     assert budget.hours("H100", doubled[0]) == pytest.approx(2 * budget.hours("H100", doubled[1]))
+
+
+def test_what_is_trained_follows_from_the_profile():
+    """Picked images join the seed, but not where the updates stay as many; COLT's pool images do; labels need one view."""
+    small = {**budget.gpu_profiles()["tiny"], "splits": [1], "seeds": [1], "arms": ["simclr long_tail", "untrained long_tail"]}
+    runs = list(budget.trainings({**small, "retrain": ["mak", "mak budget=6000"], "equal_updates": ["mak"], "overhead_epochs": 850}))
+    seed = runs[0].images
+    assert seed == 3575 and [(run.images - seed, run.epochs) for run in runs] == [
+        (0, 500), (0, 0), (3000, 500), (6000, 500), (0, 500), (3000, 850)]
+    family = {**budget.gpu_profiles()["cifar10-family"], "splits": [1], "arms": ["simclr long_tail", "colt long_tail budget=10000"]}
+    assert [run.images for run in budget.trainings(family)] == [11_165, 21_165]
+    labelled = list(budget.trainings(budget.gpu_profiles()["cifar10-supervised"]))
+    assert len(labelled) == 264 and {run.network for run in labelled} == {("resnet32", 32, 128, 1)}
+    assert labelled[0].images == 11_203     # ratio 200, as LDAM's code counts
 
 
 if __name__ == "__main__":

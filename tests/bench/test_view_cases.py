@@ -46,7 +46,7 @@ def test_pixel_checks_notice_other_pixels(monkeypatch, policy):
 
 def test_blur_is_checked_where_the_law_has_none(monkeypatch):
     monkeypatch.setattr(cases, "p_values", lambda *arguments: {"area": 0.5})
-    monkeypatch.setattr(views, "blur", lambda x, sigma, rounded: x)
+    monkeypatch.setattr(views, "blur", lambda x, sigma: x)
     checks = cases.view_checks(cases.photographs(16, 32), CIFAR, False, 0)
     assert [error > bound for error, bound in checks.values()] == [False, True, False]
 

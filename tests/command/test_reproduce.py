@@ -19,7 +19,7 @@ from conftest import PARAMETERS, reproduce
 
 from longtail.command import estimate, profiles
 from longtail.command.execution import alone, images
-from longtail.command.reproduce import main, make_plan
+from longtail.command.reproduce import customised, main, make_plan
 from longtail.store import paths, runs
 from longtail.store.settings import Refused
 
@@ -228,6 +228,19 @@ def test_a_second_command_waits_for_the_notebooks_of_the_first(book, capsys):
     second.join(120)
     assert ended == [0] and (paths.RESULTS / "demo/notebooks/01_says.ipynb").exists()
     assert "another command runs notebooks of demo; waiting" in capsys.readouterr().out
+
+
+def test_commands_with_other_values_do_not_forget_each_others_plan(book, capsys):
+    """Those with the same values share a custom profile; one with others is refused while they run, and takes it over afterwards."""
+    folder = book("01_says", "from longtail.store import runs\nruns.Results(profile).keep('data', {'seeds': seeds})")
+    with customised(make_plan([], {"seeds": [2]}, folder)):
+        assert main(["--plain", "-p", "seeds", "[2]"], folder) == 0
+        before = (paths.RESULTS / "demo-custom/plan.json").read_bytes()
+        assert main(["--plain", "-p", "seeds", "[3]"], folder) == 2
+        assert capsys.readouterr().err == "refused: another command runs demo-custom with other values of -p; wait for it to end\n"
+        assert (paths.RESULTS / "demo-custom/plan.json").read_bytes() == before
+    assert main(["--plain", "-p", "seeds", "[3]"], folder) == 0
+    assert runs.Results("demo-custom").kept("data") == {"seeds": [3]}
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -58,21 +58,19 @@ def test_views_are_still_compiled_after_a_measurement(programs, monkeypatch):
         def __init__(self, work, memory):
             self.result, self.replay = work(), work
     monkeypatch.setattr(floor, "matmul_rate", lambda precision: 1e9)
-    with stand_in():
-        monkeypatch.setattr(gpu, "compiler", lambda: True)
-        monkeypatch.setattr(gpu, "Graph", Plain)
+    with stand_in(compiles=True), monkeypatch.context() as patch:
+        patch.setattr(gpu, "Graph", Plain)
         assert floor.training_rate(planned(), 20, 1, 1)["gflop_per_update"] > 0
     assert programs.frame_count == 1        # the size of a batch
     fused(5, "digits")
     assert programs.frame_count == 2
 
 
-def test_all_rounds_of_sinkhorn_are_one_program(programs, monkeypatch):
+def test_all_rounds_of_sinkhorn_are_one_program(programs):
     generator = torch.Generator().manual_seed(0)
     logits, prior = torch.randn(3, 2, 8, 6, generator=generator), torch.rand(6, generator=generator)
     uncompiled = [gh.sinkhorn(each, prior) for each in logits]
-    with stand_in():
-        monkeypatch.setattr(gpu, "compiler", lambda: True)
+    with stand_in(compiles=True):
         compiled = [gh.sinkhorn(each, prior) for each in logits]
     torch.testing.assert_close(compiled, uncompiled, rtol=1e-4, atol=1e-6)
     assert programs.frame_count == 1 and programs.op_count < 10

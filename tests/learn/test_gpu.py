@@ -7,6 +7,7 @@ import pytest
 import torch
 from tape import stand_in
 
+from longtail.images import views
 from longtail.store import gpu, paths
 
 
@@ -19,6 +20,16 @@ def test_line(tmp_path, monkeypatch, name):
             assert gpu_smoke.CHECKS[name]()
         except gpu_smoke.Left as reason:
             pytest.skip(str(reason))
+
+
+def test_views_are_compiled_in_both_updates_that_are_compared(tmp_path, monkeypatch):
+    """A compiled view differs in the last place, of which updates that learn make much: the comparison would fail where all is right."""
+    asked, whole = [], views.augment
+    monkeypatch.setattr(views, "augment", lambda *given, fused=False, **named: asked.append(fused) or whole(*given, **named))
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    with stand_in(compiles=True):
+        gpu_smoke.replays("simclr")
+    assert all(asked) and len(asked) > 24       # two views of twelve updates, then of what is recorded
 
 
 def test_exit_status_is_the_number_of_failures(monkeypatch, capsys):

@@ -217,16 +217,19 @@ def test_numbers_copied_from_the_host_at_every_call_are_refused(monkeypatch):
         trained(planned(method="bcl"), "bcl")
 
 
+OLD = torch.ones(4)     # that the update recorded did not read before
+
+
 @pytest.mark.parametrize("work", [
     lambda x, places: x.sum().item(), lambda x, places: float(x.sum()), lambda x, places: bool(x.sum() > 0), lambda x, places: x.tolist(),
-    lambda x, places: torch.allclose(x, x), lambda x, places: x.equal(x), 
-    lambda x, places: x.repeat_interleave(places),
+    lambda x, places: torch.allclose(x, x), lambda x, places: x.equal(x), lambda x, places: x.repeat_interleave(places),
     lambda x, places: torch.linalg.inv(x.view(2, 2)), lambda x, places: torch.randperm(4)[places[0]].item(),
     lambda x, places: x.nonzero(), lambda x, places: x[x > 0], lambda x, places: x.masked_select(x > 0),
     lambda x, places: x.index_put_((x > 0,), x.new_zeros(())), lambda x, places: x.clone().__setitem__(x > 0, 1.0),
-    lambda x, places: places.bincount(), lambda x, places: places.unique(), lambda x, places: torch.where(x > 0),
-    lambda x, places: x + x.new_tensor([1.0]), lambda x, places: x + torch.tensor(2.0), lambda x, places: x + torch.from_numpy(np.ones(4)),
-    lambda x, places: x.cpu(), lambda x, places: x.numpy(),
+    lambda x, places: places.bincount(), lambda x, places: x.histc(2), lambda x, places: torch.where(x > 0),
+    lambda x, places: places.unique(), lambda x, places: places.unique(dim=0), lambda x, places: places.unique_consecutive(),
+    lambda x, places: x.new_tensor([1.0]), lambda x, places: x + torch.tensor(2.0), lambda x, places: x + torch.from_numpy(np.ones(4)),
+    lambda x, places: x + OLD, lambda x, places: x.cpu(), lambda x, places: x.numpy(),
 ])
 def test_what_waits_for_the_device_or_copies_from_the_host_is_refused(work):
     x, places = torch.tensor([1.0, -1.0, 2.0, -2.0]), torch.tensor([0, 1, 2, 3])

@@ -256,10 +256,14 @@ def other_seeds(content):
     return Path(os.environ["OTHER"]).read_bytes()
 
 
+HOSTILE = b"cposix\nsystem\n(S'false'\ntR."       # what pickle makes of ``os.system("false")``
+
+
 @pytest.mark.parametrize("damage", [
     lambda content: content[:len(content) // 2], lambda content: content[:100], lambda content: b"", lambda content: b"something else",
     lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:], other_seeds,
-], ids=["half", "start", "empty", "foreign", "one bit", "another seed"])
+    lambda content: runs.sha256(HOSTILE).encode() + b" " + planned().name.encode() + b"\n" + HOSTILE,
+], ids=["half", "start", "empty", "foreign", "one bit", "another seed", "a pickle that starts a program, with its right digest"])
 def test_a_checkpoint_that_is_damaged_or_anothers_is_not_used_and_a_line_says_so(results, monkeypatch, tmp_path, damage, capsys):
     run, file = planned(), results.folder(planned()) / "last.pt"
     monkeypatch.setenv("OTHER", str(tmp_path / "other.pt"))

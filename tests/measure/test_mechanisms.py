@@ -9,7 +9,7 @@ import torch
 from toy import image_set, planned
 
 from longtail.images import studies
-from longtail.learn import methods, models, train
+from longtail.learn import encode, methods, models, train
 from longtail.measure import mechanisms
 from longtail.store import paths, runs
 
@@ -105,13 +105,13 @@ def test_the_oracles_weights_are_active_unless_they_are_equal(results, step, exp
 
 def test_chance_is_what_shuffled_classes_give():
     values = np.random.default_rng(1).random(60)
-    rows = pd.DataFrame(mechanisms._of_images("strength", values, GROUPS), columns=["mechanism", "group", "value"])
+    rows = mechanisms.as_rows_of({"strength": mechanisms.of_images(values, GROUPS)})
     generator, found = np.random.default_rng(5), []
     for _ in range(4000):
         mixed = generator.permutation(GROUPS)
         found.append(values[mixed == "few"].mean() - values[mixed == "many"].mean())
     assert value(rows, "chance") == pytest.approx(np.quantile(found, 0.99), rel=0.15)
-    assert not mechanisms._of_images("strength", values, np.where(GROUPS == "few", "many", GROUPS))
+    assert not mechanisms.of_images(values, np.where(GROUPS == "few", "many", GROUPS))
 
 
 # ---- the prior: GH
@@ -130,7 +130,7 @@ def test_gh(results, monkeypatch, harmony, expected):
 
 def test_a_prior_drawn_from_equal_classes_is_inactive():
     drawn = np.random.default_rng(3).multinomial(2000, np.full(20, 1 / 20)) / 2000
-    rows = pd.DataFrame(mechanisms._of_prior(drawn, 1.0, STUDY.counts, 2000), columns=["mechanism", "group", "value"])
+    rows = mechanisms.as_rows_of({"prior": mechanisms.of_prior(drawn, 1.0, STUDY.counts, 2000)})
     assert not mechanisms.active("prior", rows)
 
 
@@ -177,7 +177,7 @@ def test_sdclr(results, fraction):
 @pytest.mark.parametrize("few, pruned, expected", [(5.0, 0.9, True), (5.0, 0.0, False), (0.9, 0.9, False)])
 def test_pruning_that_points_at_rare_classes_is_active(few, pruned, expected):
     found = pd.DataFrame({"phi": [0.6, 0.9, few, 1.0], "images": [360, 160, 80, 600], "pruned": pruned}, index=[*SIZES, "all"])
-    rows = pd.DataFrame(mechanisms._of_pruning(found), columns=["mechanism", "group", "value"])
+    rows = mechanisms.as_rows_of({"pruning": mechanisms.of_pruning(found)})
     assert mechanisms.active("pruning", rows) is expected
 
 
@@ -224,6 +224,15 @@ def test_an_ordinary_encoder_is_pruned_after_training_with_statistics_of_its_own
     assert found.mean() > 1e-4 and share == pytest.approx(0.5, abs=1e-3)
     unpruned, share = mechanisms.disagreements(trained(results, "simclr", prune_fraction=0.0), results, STUDY)
     assert share == 0 and unpruned.abs().max() < 1e-6
+
+
+def test_statistics_are_renewed_in_batches_that_fit_the_memory(results, monkeypatch):
+    run, sizes, forward = trained(results, "simclr"), [], models.Encoder.forward
+    monkeypatch.setattr(encode.BUDGET, "total", 10 * 16**2 * 4 * 256)       # ten images of 16 pixels at once
+    monkeypatch.setattr(models.Encoder, "forward",
+                        lambda encoder, x, **how: sizes.append(len(x)) or forward(encoder, x, **how))
+    mechanisms.twin_of(run, results, SEED.images)
+    assert sizes == [10] * 12       # two branches
 
 
 def test_the_balanced_list_is_asked_about_its_own_images(results):

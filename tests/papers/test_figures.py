@@ -11,11 +11,12 @@ import seaborn as sns
 import torch
 from PIL import Image
 
+from longtail.learn.methods import METHODS
 from longtail.papers import figures
 from longtail.store import paths, runs
 
 matplotlib.use("agg")
-ROWS = pd.DataFrame({"run": ["a", "a", "b", "b"], "method": ["simclr", "simclr", "sdclr", "sdclr"], "M": [2, 10, 2, 10],
+ROWS = pd.DataFrame({"run": ["a", "a", "b", "b"], "method": ["SimCLR", "SimCLR", "SDCLR", "SDCLR"], "M": [2, 10, 2, 10],
                      "phi": [1.0, 1.5, 1.1, 1.9]})
 
 
@@ -31,7 +32,7 @@ def drawn(rows, folder):
     """Draw the rows from nothing, save, and give back the bytes of the three files."""
     figures.use_paper_style()
     axis = sns.lineplot(rows, x="M", y="phi", hue="method", style="method", **figures.METHOD)
-    figures.save(axis.figure, "phi", rows, folder)
+    figures.save(axis.figure, "phi", rows, folder, "φ by M, n = 2 runs; no bars.")
     plt.close("all")
     return {suffix: (folder / f"phi.{suffix}").read_bytes() for suffix in ("pdf", "png", "csv")}
 
@@ -52,19 +53,47 @@ def test_changed_rows_change_every_file_even_where_no_pixel_moves(folder):
 def test_sources_sit_inside_both_files(folder):
     files = drawn(ROWS, folder)
     source = json.loads(Image.open(folder / "phi.png").info["Description"])
+    assert source["caption"] == "φ by M, n = 2 runs; no bars." and b"n = 2 runs; no bars." in files["pdf"]
     assert source["runs"] == {"a": "1234abcd", "b": "unknown"}
     assert b"1234abcd" in files["pdf"] and b"CreationDate" not in files["pdf"]
 
 
 def test_a_figure_without_rows_is_refused(folder):
     with pytest.raises(ValueError, match="phi has no rows"):
-        figures.save(plt.figure(), "phi", ROWS[:0], folder)
+        figures.save(plt.figure(), "phi", ROWS[:0], folder, "nothing")
 
 
 def test_every_name_has_its_own_colour_marker_and_dash():
     for look in (figures.METHOD, figures.SAMPLER, figures.GROUP):
         for values in look.values():
             assert len(set(values.values())) == len(look["palette"])
+
+
+def test_names_are_shown_in_words():
+    said = {"sdclr+bcl": "SDCLR + BCL", "simclr, 3-layer head": "SimCLR, 3-layer head", "vs gamma=0.15": "VS, gamma 0.15", "few": "few",
+            "simclr, weight_decay 0.0005": "SimCLR, weight decay 0.0005", "mak": "MAK", "knn": "votes of 200 neighbours", "mine": "mine"}
+    assert [figures.word(name) for name in said] == list(said.values())
+    assert figures.worded(ROWS.assign(method="sdclr"), "method").method.eq("SDCLR").all()
+    assert {figures.word(name) for name in METHODS} <= set(figures.METHOD["palette"]) | {"given"}
+    look = figures.look(figures.METHOD, ["SimCLR, 3-layer head", "SimCLR"])
+    assert look["hue_order"] == ["SimCLR", "SimCLR, 3-layer head"] and len(set(look["markers"])) == 2
+    assert len(set(look["palette"].values())) == 1
+
+
+def test_an_interval_is_that_of_students_t():
+    low, high = figures.interval([1.0, 2.0, 3.0])
+    assert np.isclose(low, 2 - 4.3027 / 3**0.5, atol=1e-3) and np.isclose(high, 2 + 4.3027 / 3**0.5, atol=1e-3)
+    assert np.isnan(figures.interval([1.0])).all()      # one pair says nothing of the next
+
+
+def test_claims_are_turned_and_stand_by_paper():
+    lines = pd.DataFrame({"claim": list("abcd"), "paper": ["MAK", "SDCLR", "MAK", "MAK"], "unit": ["points", "points", "φ", "points"],
+                          "data": "digits", "test": ["above", "below", "above", "number"], "effect": [1.0, 2.0, 3.0, 4.0],
+                          "low": [0.0, 1.0, 2.0, 3.0], "high": [2.0, 3.0, 4.0, 5.0], "paper_effect": [1.0, -1.0, np.nan, 4.0]})
+    turned = figures.aligned(lines)
+    assert turned.paper.tolist() == ["MAK", "MAK", "SDCLR"] and turned.claim.tolist() == ["a", "c", "b"]
+    assert turned[["effect", "low", "high", "paper_effect"]].iloc[2].tolist() == [-2.0, -3.0, -1.0, 1.0]
+    assert not len(figures.aligned(lines.astype({"test": "str"}).assign(low=np.nan)))
 
 
 def test_image_grid_shows_the_pixels_it_was_given():

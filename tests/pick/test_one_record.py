@@ -17,8 +17,17 @@ SAMPLERS["first"] = Sampler(lambda budget, **_: torch.arange(budget), "the first
 ASK = '''
 from longtail.own import gallery, request
 from longtail.papers import figures
-assert figures.SAMPLER["palette"]["first"] == "#123456" and figures.SAMPLER["markers"]["first"] == "h"
+assert figures.SAMPLER["palette"]["the first"] == "#123456" and figures.SAMPLER["markers"]["the first"] == "h"
 assert "first" in str(request.ASKED["samplers"].annotation) and gallery.SAMPLERS["first"].takes == "As they come."
+'''
+DOCUMENTED = '''
+import re, sys, torch
+from longtail.pick import samplers
+[code] = re.findall(r"```python\\n(.*?)```", open(sys.argv[1], encoding="utf-8").read(), re.DOTALL)
+exec(code, vars(samplers))
+pool, seed = torch.rand(9, 3, generator=torch.Generator().manual_seed(0)), torch.ones(2, 3)
+picks = samplers.sample("densest", torch.rand(9), torch.rand(9), pool, seed, 3, 0.3, 1.5, generator_seed=0)
+assert picks.tolist() == pool.norm(dim=1).argsort(descending=True)[:3].tolist()
 '''
 TINY = {"base": "demo", "about": "one epoch of one run", "hours": 0.1, "epochs": 1, "warmup_epochs": 0, "splits": [1], "seeds": [1],
         "once": [], "arms": ["simclr long_tail"], "views": 2, "budget": 40, "retrain": [], "equal_updates": [], "iterations": 50,
@@ -45,6 +54,10 @@ def python(root, *words):
 
 def test_one_record_reaches_figures_requests_and_pages(grown):
     python(grown, "-c", ASK)
+
+
+def test_the_documented_example_is_a_sampler(grown):
+    python(grown, "-c", DOCUMENTED, str(paths.ROOT / "CONTRIBUTING.md"))
 
 
 def test_one_record_reaches_the_notebooks(grown):

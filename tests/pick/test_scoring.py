@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -90,6 +91,20 @@ def test_other_settings_start_again(tmp_path):
     array.put(0, ROWS)
     assert not scoring.Stored(tmp_path, "array", 5, {"of": "b"}).whole()
     assert stored(tmp_path, "b").missing(5) == [0] and not array.whole()
+
+
+def test_what_another_run_or_view_measured_is_measured_again(tmp_path):
+    """Chunks and sums of one run, put into the folder of another with the same settings, or under another name, are none of its own."""
+    mine, other = ((tmp_path / run / "scoring/pool-1234") for run in ("one", "two"))
+    array = stored(mine)
+    array.put(0, ROWS)
+    scoring._keep_sum(mine / "sum.npz", {"of": "a"}, 3, ROWS)
+    shutil.copytree(mine, other)
+    assert array.intact() and not scoring.Stored(other, "array", 5, {"of": "a"}).whole()
+    assert scoring._kept_sum(mine / "sum.npz", {"of": "a"})[0] == 3 and scoring._kept_sum(other / "sum.npz", {"of": "a"}) == (0, 0)
+    for file in (array.path, *array.records()):
+        shutil.copy(file, file.with_name(file.name.replace("array", "view0")))
+    assert not scoring.Stored(mine, "view0", 5, {"of": "a"}).whole()
 
 
 def test_changed_rows_are_noticed_and_measured_again(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from several import LARGE, PICKED, SHARES, WIDTH, features, inputs
 
+from longtail.bench.greedy import certificate
 from longtail.pick import samplers, selection, shards
 from longtail.pick.hierarchical_k_means import hierarchical_k_means
 from longtail.store import paths
@@ -73,9 +74,8 @@ def test_two_threads_share_tiles_and_pick_alike(pool, seed, expected, monkeypatc
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        rounds = selection.k_center_rounds(pool, seed, 300)
-        assert torch.cat([(part, torch.get_num_threads() == 2 or pytest.fail("the caller's threads are gone"))[0]
-                          for part in rounds]).tolist() == expected[:300]
+        assert selection.k_center(pool, seed, 300).tolist() == expected[:300]
+        assert torch.get_num_threads() == 2         # the caller has its threads again
     finally:
         torch.set_num_threads(before)
     assert set(asked) == {(2, 1)}           # two threads with tiles of their own, no team that waits for its slowest
@@ -105,21 +105,19 @@ def test_rows_closer_than_float32_can_tell_are_told_apart(noise):
 
 
 def test_goes_on_from_the_picks_so_far(pool, seed, expected):
-    rounds = list(selection.k_center_rounds(pool, seed, 300, block=100))
-    assert len(rounds) > 3 and torch.cat(rounds).tolist() == expected[:300]
     for done in (1, 277, 300):
         assert selection.k_center(pool, seed, 300, picks=expected[:done]).tolist() == expected[:300]
 
 
 def test_certificate_accepts_greedy_and_nothing_else(pool, seed, expected):
     picks = torch.tensor(expected[:300])
-    assert selection.certificate(pool, seed, picks) == 0
-    assert selection.certificate(pool, seed, selection.k_center(pool.double(), seed, 2000)) == 0
+    assert certificate(pool, seed, picks) == 0
+    assert certificate(pool, seed, selection.k_center(pool.double(), seed, 2000)) == 0
     for first, second in ((0, 1), (10, 250), (298, 299)):
         swapped = picks.clone()
         swapped[[first, second]] = picks[[second, first]]
-        assert selection.certificate(pool, seed, swapped) > 0
-    assert selection.certificate(pool, seed, torch.arange(300)) > 0
+        assert certificate(pool, seed, swapped) > 0
+    assert certificate(pool, seed, torch.arange(300)) > 0
 
 
 def test_certificate_forgives_no_more_than_its_tolerance(pool, seed, expected):
@@ -129,8 +127,8 @@ def test_certificate_forgives_no_more_than_its_tolerance(pool, seed, expected):
     swapped[[gap, gap + 1]] = swapped[[gap + 1, gap]]
     step = values[gap + 1] - values[gap]
     assert step > 1e-4
-    assert selection.certificate(pool, seed, swapped, tolerance=1.01 * step) == 0
-    assert selection.certificate(pool, seed, swapped, tolerance=0.9 * step) > 0
+    assert certificate(pool, seed, swapped, tolerance=1.01 * step) == 0
+    assert certificate(pool, seed, swapped, tolerance=0.9 * step) > 0
 
 
 def test_lowest_and_highest_break_ties_by_index():

@@ -1,6 +1,8 @@
 """A run's name and folder, and measurements that are made once and cannot be altered unnoticed."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import pandas as pd
@@ -86,6 +88,19 @@ def test_other_settings_are_measured_beside_what_is_there(results):
     assert results.read("phi").accuracy.tolist() == [7, 2]              # the settings that were asked for last
     pd.testing.assert_frame_equal(results.remember(run, "phi", {"views": 2}, never), rows())
     assert results.read("phi").accuracy.tolist() == [1, 2]
+
+
+def test_of_two_commands_that_measure_at_once_the_first_is_kept_whole(tmp_path):
+    """Rows with times differ each time: a table of one command must never stand beside the digest of the other."""
+    both = threading.Barrier(2)
+
+    def measured(value):
+        both.wait()
+        return rows(value)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda value: runs.remember(tmp_path, "speed", {}, lambda: measured(value)), [3.0, 4.0]))
+    pd.testing.assert_frame_equal(*found)
+    pd.testing.assert_frame_equal(runs.remember(tmp_path, "speed", {}, never), found[0])
 
 
 def test_a_failed_measurement_leaves_nothing(tmp_path):

@@ -2,17 +2,18 @@
 
 import functools
 import re
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from longtail.command.profiles import Notebook
+from longtail.command import estimate, reproduce
+from longtail.command.profiles import notebooks_of
 from longtail.images import studies
 from longtail.learn import methods, models
-from longtail.pick import samplers
-from longtail.store import arms, paths, runs
+from longtail.store import paths
 
 # Operations a second of a large bfloat16 product, bytes a second of a copy on the device, counted twice (seen on one machine of each
 # kind), and of a product in float64 (datasheet).
@@ -45,15 +46,15 @@ def network(architecture, size):
     return counter.get_total_flops() / views, sum(outputs) / views, held / views
 
 
-def update_cost(architecture, size, batch):
-    """(operations, bytes) of one update by a batch of two views: backward takes twice the operations of forward."""
+def update_cost(architecture, size, batch, views=2):
+    """(operations, bytes) of one update by a batch, ``views`` of each image: backward takes twice the operations of forward."""
     operations, outputs, _ = network(architecture, size)
-    return 3 * 2 * batch * operations, TRAINING_PASSES * HALF * 2 * batch * outputs
+    return 3 * views * batch * operations, TRAINING_PASSES * HALF * views * batch * outputs
 
 
-def memory(architecture, size, batch):
+def memory(architecture, size, batch, views=2):
     """Bytes that an update keeps for the way back."""
-    return 2 * batch * network(architecture, size)[2]
+    return views * batch * network(architecture, size)[2]
 
 
 def scored(architecture, size, images, views):
@@ -97,46 +98,67 @@ def cases():
     return pd.DataFrame(rows)
 
 
+def told(seconds):
+    """A time in the unit that suits it."""
+    return next(f"{seconds / length:.3g} {unit}" for unit, length in (("min", 60), ("s", 1), ("ms", 1e-3)) if seconds >= length)
+
+
+# ---- of the published profiles
+
+@dataclass(frozen=True)
+class Training:
+    """A run, as far as its cost goes: rwSAM goes twice through its network in an update, and labels need one view of an image."""
+
+    method: str
+    images: int
+    epochs: int
+    network: tuple      # architecture, size, batch, views
+    passes: int = 1
+
+    def seconds(self, machine):
+        """The floor of all its updates."""
+        return self.passes * self.epochs * self.images / self.network[2] * least_seconds(update_cost(*self.network), machine)
+
+
 def gpu_profiles():
-    """Settings of the profiles that want a GPU and train without labels: name -> settings, with the notebooks' own where none is given."""
-    usual = {}
-    for book in sorted(paths.NOTEBOOKS.glob("0[125]_*.ipynb")):
-        usual |= Notebook(book).defaults
-    published_profiles = yaml.safe_load((paths.NOTEBOOKS / "profiles.yaml").read_text())
-    return {name: {**usual, **{"retrain": []} | settings} for name, settings in published_profiles.items()
-            if settings and "one GPU" in settings.get("about", "") and settings.get("arms")}
+    """Settings of the profiles that want a GPU, by name."""
+    profiles = yaml.safe_load((paths.NOTEBOOKS / "profiles.yaml").read_text())
+    return {name: settings for name, settings in profiles.items() if settings and settings.get("gpus")}
 
 
 def trainings(settings):
-    """(method, images, epochs, batch) of every run that a profile trains, on the seed and on the seed with picked images."""
-    classes = 10 if settings["dataset"] == "cifar10" else 100
-    seed = sum(studies.long_tail_counts(settings["largest"], classes, settings["factor"], settings["kind"]))
-    replicates = len(runs.pairs(settings["splits"], settings["seeds"]))
-    known = {name: settings[name] for name in ("budget", "alpha", "ratio", "prototypes")}
-    for arm in settings["arms"]:
-        own, _ = arms.read_arm(arm)
-        extra = own.get("budget", 0) if methods.find(own["method"]).picks else 0
-        yield from [(own["method"], seed + extra, own.get("epochs", settings["epochs"]), settings["batch_size"])] * replicates
-    for row in settings["retrain"]:
-        yield from [("simclr", seed + samplers.row(row, known)["budget"], settings["epochs"], settings["batch_size"])] * replicates
+    """The ``Training`` of every run that a profile makes: its arms, the seed with picked images, networks with labels."""
+    books = [book for book in notebooks_of(paths.NOTEBOOKS) if book.number in settings["notebooks"]]
+    values = reproduce.merged([(book, book.own(settings)) for book in books])
+    classes = 10 if values["dataset"] == "cifar10" else 100
+
+    def images(largest, factor, kind):
+        return sum(studies.long_tail_counts(values[largest], classes, factor, kind))
+    for book in (book for book in books if book.number in ("02", "05", "07")):
+        for run in estimate.wanted(reproduce.only(book, values)):
+            if "imbalance" in run:
+                yield Training(run["method"], images("largest_class", 1 / run["imbalance"], run["subset"]), run["epochs"],
+                               (run["architecture"], run["size"], values["supervised_batch"], 1))
+            else:
+                grows = run["added"] != "none" and run["schedule"] != "updates" or methods.find(run["method"]).picks
+                extra = run.get("budget", values.get("budget")) if grows else 0
+                count = images("largest", values["factor"], values["kind"]) + extra
+                yield Training(run["method"], count, run["epochs"], (run["architecture"], run["size"], run["batch_size"], 2),
+                               1 + ("rwsam" in run["method"]))
 
 
 def hours(machine, settings):
-    """The floor of a profile's pre-training, in hours: rwSAM takes two passes an update, every other method one."""
-    total = 0
-    for method, images, epochs, batch in trainings(settings):
-        passes = 1 + ("rwsam" in method)
-        total += passes * epochs * images / batch * least_seconds(update_cost(settings["architecture"], settings["size"], batch), machine)
-    return total / 3600
+    """The floor of a profile's training, in hours."""
+    return sum(run.seconds(machine) for run in trainings(settings)) / 3600
 
 
 def published_profiles():
-    """Hours of pre-training of each published profile: the floor, and ``EXPECTED`` times that. Computed, not measured.
+    """Hours of training of each published profile: the floor, and ``EXPECTED`` times that. Computed, not measured.
 
-    ``kept``: what an update keeps for the way back; ``stated``: the memory of the GPU that the profile asks for.
+    ``kept``: the most that an update keeps for the way back; ``stated``: the memory of the GPU that the profile asks for.
     """
-    return pd.DataFrame([{"profile": name, "runs": len(list(trainings(settings))),
-                          "kept, GiB": memory(settings["architecture"], settings["size"], settings["batch_size"]) / 2**30,
+    return pd.DataFrame([{"profile": name, "runs": len(found := list(trainings(settings))),
+                          "kept, GiB": max(memory(*run.network) for run in found) / 2**30,
                           "stated, GiB": int(re.search(r"one GPU of (\d+) GiB", settings["about"])[1]),
-                          **{f"{machine}, {word}": factor * hours(machine, settings) for machine in MACHINES
+                          **{f"{machine} {word}, h": factor * hours(machine, settings) for machine in MACHINES
                              for word, factor in (("floor", 1.0), ("expected", EXPECTED))}} for name, settings in gpu_profiles().items()])

@@ -61,21 +61,32 @@ def training_rate(run, images, updates, rounds):
             "run_minutes": run.epochs * images * 2 / views / 60, "rounds": rounds}
 
 
-def recorded_against_eager(run, images, updates, rounds):
-    """A GPU's recorded updates against the same ones made one by one: ratio of seconds, and how far the losses part; none on a CPU."""
-    if not gpu.here():
-        return None
-    (recorded, batches), (eager, _) = stepper(run, images), stepper(run, images)
-    eager.recorded.wanted = False
-    losses = [torch.stack([step(batches[turn % len(batches)], 0.01) for turn in range(updates)]) for step in (recorded, eager)]
-    error = ((losses[0] - losses[1]).abs() / losses[1].abs()).max().item()
-    times = timing.race({name: lambda step=step: [step(batches[0], 0.01) for _ in range(updates)]
-                         for name, step in (("eager", eager), ("recorded", recorded))}, rounds)
-    ratios = [slow / fast for slow, fast in zip(*times.values(), strict=True)]
-    return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "error": error}
+def recorded_against_eager(planned, images, updates, rounds):
+    """A GPU's recorded updates against the same ones made one by one, of ``timed`` runs: ratio of seconds, and how far the losses part.
+
+    No rows on a CPU, where nothing is recorded.
+    """
+    rows = []
+    for run in timed(planned):
+        (recorded, batches), (eager, _) = stepper(run, images), stepper(run, images)
+        if not gpu.computes(batches[0]):
+            break
+        eager.recorded.wanted = False
+        losses = [torch.stack([step(batches[turn % len(batches)], 0.01) for turn in range(updates)]) for step in (recorded, eager)]
+        times = timing.race({name: lambda step=step, index=batches[0]: [step(index, 0.01) for _ in range(updates)]
+                             for name, step in (("eager", eager), ("recorded", recorded))}, rounds)
+        ratios = [slow / fast for slow, fast in zip(*times.values(), strict=True)]
+        rows.append({"method": run.method, "head_layers": run.head_layers, "ratio": statistics.median(ratios), "low": min(ratios),
+                     "high": max(ratios), "error": ((losses[0] - losses[1]).abs() / losses[1].abs()).max().item()})
+    return pd.DataFrame(rows)
+
+
+def timed(planned):
+    """The runs of a plan that need nothing but images, of SimCLR and SDCLR: the first of each depth of head."""
+    first = {(run.method, run.head_layers): run for run in reversed(planned) if run.method in ("simclr", "sdclr")}
+    return [run for _, run in sorted(first.items())]
 
 
 def rates(planned, images, updates, rounds):
-    """``training_rate`` of the methods in a plan that need nothing but images, SimCLR and SDCLR: the first run of each depth of head."""
-    first = {(run.method, run.head_layers): run for run in reversed(planned) if run.method in ("simclr", "sdclr")}
-    return pd.DataFrame([training_rate(run, images, updates, rounds) for _, run in sorted(first.items())])
+    """``training_rate`` of the ``timed`` runs."""
+    return pd.DataFrame([training_rate(run, images, updates, rounds) for run in timed(planned)])

@@ -19,6 +19,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from longtail.bench import timing, training
+from longtail.bench.greedy import certificate
 from longtail.bench.views import photographs, reference_transform
 from longtail.images import sources
 from longtail.images import views as random_views
@@ -44,7 +45,7 @@ def paper_k_center(rounds, candidates=15_000, seeds=12_000, budget=10_000, width
         loops[GOOGLE] = google_loop(google_active_learning, pool, seed), some, 100.0
     others, calls = least_products(pool, seed, budget)
     for name, (loop, count, goal) in loops.items():
-        error = selection.certificate(pool, seed, loop(pool, nearest, count), tolerance=CLOSE)
+        error = certificate(pool, seed, loop(pool, nearest, count), tolerance=CLOSE)
         others[name], calls[name] = (partial(loop, pool, nearest, count), "picks not greedy to 2e-6", error, 0, goal), budget / count
     rows = timing.ratios(case, lambda: selection.k_center(pool, seed, budget), others, rounds, threads, calls)
     return rows if google_active_learning else timing.together(rows, timing.without_number(case, GOOGLE, "give google_active_learning"))
@@ -74,7 +75,7 @@ def least_products(pool, seed, budget):
         for left, right in tiles:
             left @ right.T
 
-    error = selection.certificate(pool, seed, selection.k_center(pool, seed, budget))
+    error = certificate(pool, seed, selection.k_center(pool, seed, budget))
     measured, name = sum(len(left) * len(right) for left, right in tiles), "its matrix products"
     return {name: (products, "times not greedy", error, 0, 1 / 1.5)}, {name: whole / measured}
 

@@ -56,7 +56,7 @@ def stamp(notebook, values, now):
 
 def past_runs(plan):
     """What is known of the notebooks that ran: name -> seconds, runs, stamp. A damaged record is none."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         known = json.loads((plan.folder / "record.json").read_text())
         if isinstance(known, dict) and all(isinstance(entry, dict) for entry in known.values()):
             return known

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -10,11 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import yaml
-
 from longtail.command import estimate, execution, profiles
 from longtail.store import paths
-from longtail.store.settings import Refused, read_yaml, template
+from longtail.store.settings import Refused, read_value, read_yaml, template
 
 STOPPED = "stopped; finished runs and checkpoints are kept, the same command goes on from them"
 EPILOG = """run_all.sh itself takes, before everything else:
@@ -24,7 +23,7 @@ EPILOG = """run_all.sh itself takes, before everything else:
 examples:
   ./run_all.sh                          the demo: all notebooks, no download
   ./run_all.sh cifar10-small 09 10      tables and claims from the shipped results
-  ./run_all.sh 04 -p views 6            one notebook with another value; results go beside, to results/demo-custom
+  ./run_all.sh 04 -p phi_views 6        one notebook with another value; results go beside, to results/demo-custom
   ./run_all.sh mine.yaml                a profile of your own, or picks from your own images
 """
 
@@ -67,13 +66,31 @@ def has_run(options, notebooks):
     return len(execution.fresh(plan)) == len(plan.jobs)
 
 
-def begin_custom(plan):
-    """Forget what other values of -p left in the plan of a custom profile, so that it starts from its profile's; no run is lost."""
+@contextlib.contextmanager
+def customised(plan):
+    """Forget what other values of -p left in the plan of a custom profile, so that it starts from its profile's; no run is lost.
+
+    Held until the command has ended: commands with the same values share the profile, one with others is refused.
+    """
     note, changes = plan.folder.parent / "changes.json", json.dumps(plan.changes, indent=1, sort_keys=True)
-    if plan.changes and not (note.exists() and note.read_text(encoding="utf-8") == changes):
-        (note.parent / "plan.json").unlink(missing_ok=True)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(changes, encoding="utf-8")
+    if not plan.changes:
+        yield
+        return
+    note.parent.mkdir(parents=True, exist_ok=True)
+    with open(note, "a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        file.seek(0)
+        if file.read() != changes:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Refused(f"another command runs {plan.profile} with other values of -p; wait for it to end") from None
+            (note.parent / "plan.json").unlink(missing_ok=True)
+            file.truncate(0)
+            file.write(changes)
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
 
 
 def dry_run(plan):
@@ -114,6 +131,7 @@ def only(notebook, values):
 def pick_own(name, settings, options):
     """Pick from images of one's own as the file asks, or print what lies in its places and what would be done."""
     from longtail.own import pool, request
+    from longtail.store.runs import claim
     numbers = [word for word in options.words if word.isdigit()]
     if numbers:
         raise Refused(f"{name} names images of your own, which no notebook reads; leave out {' '.join(numbers)}")
@@ -125,7 +143,8 @@ def pick_own(name, settings, options):
         pool.preview(asked)
         return 0
     settle(name, file)
-    return 0 if execution.attempt(name, partial(pool.make, asked)) else 1
+    with claim(paths.RESULTS / name, wait=True, name="claim-picks"):       # a second command waits
+        return 0 if execution.attempt(name, partial(pool.make, asked)) else 1
 
 
 def taken(name, file):
@@ -170,9 +189,9 @@ def parse(arguments):
                         help="print what a profile, or a request for picks from your own images, may say; request.json: for editors")
     options = parser.parse_intermixed_args(arguments)
     try:
-        options.p = {name: yaml.safe_load(value) for name, value in options.p}
-    except yaml.YAMLError as error:
-        raise Refused(f"-p: a value is no YAML: {' '.join(str(error).split())}") from None
+        options.p = {name: read_value(value) for name, value in options.p}
+    except ValueError as error:
+        raise Refused(f"-p: a value is no YAML: {error}") from None
     return options
 
 
@@ -190,10 +209,10 @@ def run(options, notebooks):
     plan = make_plan(options.words, options.p, notebooks, names=not looks and not has_run(options, notebooks))
     if options.dry_run:
         return dry_run(plan)
-    begin_custom(plan)
-    if file:
-        settle(profile, file)
-    return execution.run_plain(plan) if options.plain else execution.run_notebooks(plan)
+    with customised(plan):
+        if file:
+            settle(profile, file)
+        return execution.run_plain(plan) if options.plain else execution.run_notebooks(plan)
 
 
 def main(arguments=None, notebooks=paths.NOTEBOOKS):

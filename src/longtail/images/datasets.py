@@ -116,9 +116,12 @@ def parts_of(path):
         name_of = {other.stem: other.name for other in lists if part_of(other.stem)[1] == own[1]}
     else:
         place, name_of = path, {name: name for name in files_of(path).folders}
-        if len(name_of) == 1 and path.is_dir() and not part_of(next(iter(name_of)))[0] and not files_beside(path):
-            root, parts, others = parts_of(path / next(iter(name_of)))
-            return (root, parts, others) if parts else (path, {}, [])
+        if len(name_of) == 1 and path.is_dir():
+            [name] = name_of
+            beside = any("/" not in file for file, _ in files_of(path).files)
+            if not beside and not part_of(name)[0]:
+                root, parts, others = parts_of(path / name)
+                return (root, parts, others) if parts else (path, {}, [])
     alike = defaultdict(lambda: defaultdict(list))
     for name in sorted(name_of):
         part, others = part_of(name)
@@ -145,11 +148,6 @@ def part_of(name):
         if found := [word for word in words if word in spellings]:
             return part, tuple(word for word in words if word not in FILLERS and word != found[0])
     return "", tuple(words)
-
-
-def files_beside(path):
-    """Names of the images that lie in a folder itself."""
-    return [name for name, _ in files_of(path).files if "/" not in name]
 
 
 def labelled(path, size, skip_broken):
@@ -303,7 +301,9 @@ def torchvision_cifar(dataset, size):
                 f"put one there or set LONGTAIL_DATA to the folder that has it") from error
         labels = torch.tensor(part.targets)
         names = tuple(f"{'train' if train else 'test'}/{part.classes[label]}/{k:05d}" for k, label in enumerate(part.targets))
-        parts.append(ImageSet(pixels.stack([pixels.square(Image.fromarray(image), size) for image in part.data]), labels, names))
+        squares = np.stack([pixels.square(Image.fromarray(image), size) for image in part.data])
+        images = torch.from_numpy(squares).permute(0, 3, 1, 2).contiguous()
+        parts.append(ImageSet(images, labels, names))
     return *parts, tuple(part.classes)
 
 

@@ -4,7 +4,6 @@ import functools
 import io
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from longtail.images.memory import BUDGET
@@ -147,8 +146,3 @@ def square(picture, size):
         picture = picture.resize((wide, high), Image.BILINEAR)
     left, top = (wide - size) // 2, (high - size) // 2
     return np.asarray(picture.crop((left, top, left + size, top + size)))
-
-
-def stack(pictures):
-    """Arrays (s, s, 3) as one tensor (n, 3, s, s)."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()

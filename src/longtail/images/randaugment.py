@@ -46,7 +46,7 @@ def boost(levels, index, strength, draws, floor, seed, epoch, view):
 
 def change(x, operation, value, centre):
     """One operation to each image: operation, value (b,), centre (b, 2) of Cutout in pixels, x then y."""
-    x = views.clip(x.clone(), True)
+    x = (x + 0.5).floor().clamp_(0, 255)
     family = (operation >= 5).long() + (operation >= 10) + (operation >= 14)
     x = views.where(family == 0, x, warp, operation, value)
     x = views.where(family == 1, x, look_up, operation, value)
@@ -98,7 +98,7 @@ def look_up(x, operation, value):
 
 def enhance(x, operation, value):
     """Contrast, Color, Brightness or Sharpness: away from, or towards, the mean grey, the grey image, black, the smoothed image."""
-    grey, operation = views.luma(x, True), operation.view(-1, 1, 1, 1)
+    grey, operation = (views.luma(x) + 0.5).floor(), operation.view(-1, 1, 1, 1)
     mean = (grey.mean((1, 2, 3), keepdim=True, dtype=torch.float64) + 0.5).floor().to(x.dtype)
     other = torch.where(operation == 10, mean, torch.where(operation == 11, grey, 0)).expand_as(x)
     other = torch.where(operation == 13, smooth(x), other)

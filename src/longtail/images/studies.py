@@ -83,12 +83,6 @@ def split_by_rule(orders, counts, ranks, classes):
     return [np.concatenate([order[:n] for order, n in zip(orders, size, strict=True)]) for size in sizes]
 
 
-def as_they_are(orders):
-    """Positions of D_i, D_b and S_b of data with a long tail of their own: all images; of each class as many as the smallest has, twice."""
-    smallest = min(map(len, orders))
-    return [np.concatenate([order[:count] for order in orders]) for count in (None, smallest, smallest)]
-
-
 def as_published(source, split, counts):
     """Positions of D_i, D_b and S_b as the authors list them; an error unless the long tail asked for is theirs."""
     lists = source.published(split)
@@ -116,7 +110,9 @@ def study(dataset, size, split, largest, factor, kind, lists="", labelled_per_cl
     ranks = np.argsort(generator.permutation(classes))
     orders = class_orders(labels, np.setdiff1d(np.arange(len(labels)), source.validation), classes, generator)
     if kind == "as_is":
-        long_tail, balanced, few = as_they_are(orders)
+        smallest = min(map(len, orders))
+        long_tail = np.concatenate(orders)
+        balanced = few = np.concatenate([order[:smallest] for order in orders])
     else:
         counts = long_tail_counts(largest, classes, factor, kind)
         long_tail, balanced, few = (as_published(source, split, counts) if lists else

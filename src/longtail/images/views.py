@@ -44,13 +44,13 @@ POLICIES = {
 }
 
 
-def augment(images, index, policy, seed, epoch, view, rounded=False, fused=False, boost=None):
+def augment(images, index, policy, seed, epoch, view, fused=False, boost=None):
     """Random views of ``images[index]``.
 
     ``images`` uint8 (n, 3, s, s), ``index`` int64 (b,); ``epoch`` is an integer, or an int64 scalar on the images' device.
-    Returns float32 (b, 3, s, s) in [0, 1]. ``rounded`` keeps bytes after every operation as Pillow does, for comparison with it;
-    the default does not round. ``fused`` compiles the operations on pixels (torch.compile): the same views to 1e-5. ``boost`` is
-    what a method does to views beyond their policy: (levels, index, epoch, view) -> levels.
+    Returns float32 (b, 3, s, s) in [0, 1]. ``fused`` compiles the operations on pixels
+    (torch.compile): the same views to 1e-5. ``boost`` is what a method does to views beyond their
+    policy: (levels, index, epoch, view) -> levels.
     """
     side = images.shape[-1]
     result = torch.empty(len(index), 3, side, side, device=images.device)
@@ -62,7 +62,7 @@ def augment(images, index, policy, seed, epoch, view, rounded=False, fused=False
         for start in range(0, len(index), size):        # a process may have no image of a batch
             some = slice(start, start + size)
             mine = {name: values[some] for name, values in drawn.items()}
-            levels = change(images[index[some]], mine, policy, rounded)
+            levels = change(images[index[some]], mine, policy)
             torch.mul(boost(levels, index[some], epoch, view) if boost else levels, 1 / 255, out=result[some])
     return result
 
@@ -74,15 +74,15 @@ def _compiled():
     return gpu.compiled(apply)
 
 
-def apply(images, drawn, policy, rounded=False):
-    """The views that the parameters ``drawn`` describe, in levels 0 … 255: crop, jitter, grey, blur, in torchvision's order."""
-    x = (shift if policy.padding else resized_crop)(images.float(), drawn, policy, rounded)
+def apply(images, drawn, policy):
+    """The views that ``drawn`` describes, levels 0 … 255, by torchvision's operations in its order."""
+    x = (shift if policy.padding else resized_crop)(images.float(), drawn, policy)
     if any(policy.jitter):
-        x = (jitter_together if traced(x) else jitter)(x, drawn, policy, rounded)
+        x = jitter(x, drawn, policy)
     if policy.grey_share:
-        x = where(drawn["grey"], x, lambda rows: luma(rows, rounded).expand(-1, 3, -1, -1))
+        x = where(drawn["grey"], x, lambda rows: luma(rows).expand(-1, 3, -1, -1))
     if policy.blur_share:
-        x = where(drawn["blur"], x, lambda rows, sigma: blur(rows, sigma, rounded), drawn["sigma"])
+        x = where(drawn["blur"], x, blur, drawn["sigma"])
     return x
 
 
@@ -137,7 +137,7 @@ def parameters(index, policy, seed, epoch, view, side):
 
 # ---- geometry
 
-def shift(x, drawn, policy, rounded):
+def shift(x, drawn, policy):
     """Random crop of the zero-padded image, then the flip."""
     side, reach = x.shape[-1], torch.arange(x.shape[-1], device=x.device)
     x = functional.pad(x, [policy.padding] * 4)
@@ -147,19 +147,19 @@ def shift(x, drawn, policy, rounded):
     return x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).reshape(-1, 3, side, side)
 
 
-def resized_crop(x, drawn, policy, rounded):
+def resized_crop(x, drawn, policy):
     """Crop and resize as two products with Pillow's kernel, clipped after each as Pillow clips; the flip reverses columns."""
     n, _, side, _ = x.shape
     starts, lengths = torch.stack([drawn["y"], drawn["x"]]), torch.stack([drawn["height"], drawn["width"]])
     rows, columns = resampling(starts, lengths, side, policy.kernel)
     columns = torch.where(drawn["flip"][:, None, None], columns.flip(1), columns)
-    x = clip(torch.bmm(x.reshape(n, 3 * side, side), columns.mT), rounded)
-    return clip(torch.matmul(rows[:, None], x.view(n, 3, side, side)), rounded)
+    x = clip(torch.bmm(x.reshape(n, 3 * side, side), columns.mT))
+    return clip(torch.matmul(rows[:, None], x.view(n, 3, side, side)))
 
 
-def clip(x, rounded):
-    """Levels clipped to [0, 255], and to whole ones for comparison with Pillow."""
-    return (x + 0.5).floor_().clamp_(0, 255) if rounded else x.clamp_(0, 255)
+def clip(x):
+    """Levels clipped to [0, 255]."""
+    return x.clamp_(0, 255)
 
 
 def resampling(start, length, side, kernel):
@@ -201,7 +201,7 @@ def weights(start, length, side, kernel):
     return (value / value.sum(-1, keepdim=True)).float()
 
 
-def blur(x, sigma, rounded):
+def blur(x, sigma):
     """Pillow's GaussianBlur: three box blurs in each direction whose fractional radius matches ``sigma`` (b,)."""
     variance = sigma / 3 * sigma
     whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
@@ -213,51 +213,39 @@ def blur(x, sigma, rounded):
     taken = ((pixel[:, None] + offset).clamp(0, side - 1)[..., None] == pixel).float()           # edges repeat
     box = torch.einsum("bo,ios->bis", weight, taken)
     for _ in range(3):
-        x = clip(torch.matmul(x, box[:, None].mT), rounded)
+        x = clip(torch.matmul(x, box[:, None].mT))
     for _ in range(3):
-        x = clip(torch.matmul(box[:, None], x), rounded)
+        x = clip(torch.matmul(box[:, None], x))
     return x
 
 
 # ---- colour, in levels 0 … 255
 
-def luma(x, rounded):
+def luma(x):
     """Grey value (b, 1, h, w) as Pillow's convert("L")."""
     if traced(x):       # one fused pass instead of a product of its own
-        grey = sum(weight * x[:, channel:channel + 1] for channel, weight in enumerate(LUMA))
-    else:
-        grey = torch.matmul(x.new_tensor([LUMA]), x.flatten(2)).unflatten(-1, x.shape[2:])
-    return (grey + 0.5).floor() if rounded else grey
+        return sum(weight * x[:, channel:channel + 1] for channel, weight in enumerate(LUMA))
+    return torch.matmul(x.new_tensor([LUMA]), x.flatten(2)).unflatten(-1, x.shape[2:])
 
 
-def blend(x, other, factor, rounded):
-    """other + factor · (x − other), clipped; Pillow truncates."""
-    x = torch.lerp(other.expand_as(x), x, factor.view(-1, 1, 1, 1).to(x.dtype)).clamp_(0, 255)
-    return x.floor_() if rounded else x
+def blend(x, other, factor):
+    """other + factor · (x − other), clipped."""
+    return torch.lerp(other.expand_as(x), x, factor.view(-1, 1, 1, 1).to(x.dtype)).clamp_(0, 255)
 
 
-def jitter(x, drawn, policy, rounded):
-    """Brightness, contrast, saturation and hue in each image's own order; each touches only the images whose turn it is."""
-    for turn in drawn["order"].unbind(1):
-        x = where(drawn["jitter"] & (turn < 3), x, functools.partial(blend_by, rounded=rounded), turn, drawn["factor"])
-        if policy.jitter[3]:
-            x = where(drawn["jitter"] & (turn == 3), x, functools.partial(change_hue, rounded=rounded), drawn["factor"][:, 3])
-    return x
-
-
-def jitter_together(x, drawn, policy, rounded):
-    """The same with fixed shapes: every image goes through all turns, and keeps what was its own.
+def jitter(x, drawn, policy):
+    """Brightness, contrast, saturation and hue in each image's own order.
 
     Hue costs most, so it is made once, if the policy has it: the turns before it, hue, the turns after it.
     """
     order, factor = drawn["order"], drawn["factor"]
     hue = (order == 3).int().argmax(1)
     for place in (0, 1, 2):
-        x = chosen_of(drawn["jitter"] & (place < hue), blend_by(x, order[:, place], factor, rounded), x)
+        x = where(drawn["jitter"] & (place < hue), x, blend_by, order[:, place], factor)
     if policy.jitter[3]:
-        x = chosen_of(drawn["jitter"], change_hue(x, factor[:, 3], rounded), x)
+        x = where(drawn["jitter"], x, rotate_hue, factor[:, 3])
     for place in (1, 2, 3):
-        x = chosen_of(drawn["jitter"] & (place > hue), blend_by(x, order[:, place], factor, rounded), x)
+        x = where(drawn["jitter"] & (place > hue), x, blend_by, order[:, place], factor)
     return x
 
 
@@ -266,22 +254,17 @@ def chosen_of(chosen, new, old):
     return torch.where(chosen.view(-1, 1, 1, 1), new, old)
 
 
-def blend_by(x, operation, factor, rounded):
+def blend_by(x, operation, factor):
     """Brightness, contrast or saturation (0, 1, 2) of each image, as its ``operation`` (b,) says; others are not to be used."""
-    grey = luma(x, rounded)
+    grey = luma(x)
     mean = grey.mean((1, 2, 3), keepdim=True)
-    mean = (mean + 0.5).floor() if rounded else mean
     other = chosen_of(operation == 2, grey, chosen_of(operation == 1, mean, torch.zeros_like(mean)))
-    return blend(x, other, factor.gather(1, operation[:, None]), rounded)
+    return blend(x, other, factor.gather(1, operation[:, None]))
 
 
-def change_hue(x, factor, rounded):
-    """Rotate the hue of each image by ``factor`` (b,) of a full circle."""
-    return (rotate_hue_of_bytes if rounded else rotate_hue)(x, factor.to(x.dtype).view(-1, 1, 1))
-
-
-def rotate_hue(x, turn):
-    """Rotate the hue by ``turn`` (b, 1, 1) of a full circle, without leaving RGB."""
+def rotate_hue(x, factor):
+    """Rotate the hue of each image by ``factor`` (b,) of a full circle, without leaving RGB."""
+    turn = factor.to(x.dtype).view(-1, 1, 1)
     r, g, b = x.unbind(1)
     value = torch.maximum(torch.maximum(r, g), b)
     chroma = value - torch.minimum(torch.minimum(r, g), b)
@@ -290,21 +273,3 @@ def rotate_hue(x, turn):
     k = hue[:, None] + torch.arange(5, 0, -2, device=x.device).view(3, 1, 1)
     k.sub_((k / 6).floor_(), alpha=6)
     return torch.addcmul(value[:, None], chroma[:, None], k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1), value=-1)
-
-
-def rotate_hue_of_bytes(x, turn):
-    """The same through Pillow's HSV bytes, truncations included."""
-    r, g, b = x.unbind(1)
-    value = x.amax(1)
-    chroma = value - x.amin(1)
-    unit = 1 / chroma.clamp(min=1)
-    rc, gc, bc = ((value - channel) * unit for channel in (r, g, b))
-    hue = torch.where(r == value, bc - gc, torch.where(g == value, 2 + rc - bc, 4 + gc - rc)) / 6 + 1
-    hue = torch.where(chroma > 0, ((hue - hue.floor()) * 255).floor(), 0)
-    saturation = torch.where(chroma > 0, (chroma / value.clamp(min=1) * 255).floor(), 0) / 255
-    hue = (hue + (turn * 255).trunc() % 256) % 256 * 6 / 255
-    sector, part = hue.floor().long() % 6, hue - hue.floor()
-    p, q, t = ((value * (1 - saturation * f) + 0.5).floor() for f in (1, part, 1 - part))
-    sectors = (value, t, p), (q, value, p), (p, value, t), (p, q, value), (t, p, value), (value, p, q)
-    choices = torch.stack([torch.stack(colours) for colours in sectors])
-    return choices.gather(0, sector[None, None].expand(1, 3, *sector.shape))[0].transpose(0, 1)

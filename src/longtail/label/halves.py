@@ -16,6 +16,7 @@ from longtail.learn import encode, train
 
 DIGITS = tuple("0123456789")
 TEST, VALIDATION, LABELLED = 50, 20, 100        # pictures of each digit; the rarest, 8, has 174
+LABELS = [10, 100]      # of each class, that an encoder is judged with
 TASKS = ("frequent classes", "rare classes", "half B")      # their labels, in half A and in half B; what half B of frequent images shows
 
 
@@ -78,13 +79,13 @@ def questions(pictures, frequent, rare, count, generator):
     return {"frequent classes": both, "rare classes": beside(None, right), "half B": ImageSet(both.images, partner.labels, both.names)}
 
 
-def separability(encoder, study, precision, count, part="test"):
+def separability(encoder, study, precision, count):
     """Accuracy in percent of logistic regressions on frozen features, each trained to convergence on ``count`` labels of each class.
 
     The mean over all disjoint sets of so many labels that ``study.train`` has. Features are standardised by the images of ``study.train``,
-    no view is random; L2 weight 1 (scikit-learn's C). ``part``: validation or test, which is judged.
+    no view is random; L2 weight 1 (scikit-learn's C).
     """
-    known, judged = study.train, getattr(study, part)
+    known, judged = study.train, study.test
     scale = StandardScaler().fit(fit := encode.features(encoder, known, precision).numpy(force=True))
     fit, asked = scale.transform(fit), scale.transform(encode.features(encoder, judged, precision).numpy(force=True))
     labels, right = known.labels.numpy(), judged.labels.numpy()
@@ -94,17 +95,17 @@ def separability(encoder, study, precision, count, part="test"):
     return 100 * np.mean([LogisticRegression(max_iter=5000).fit(fit[one], labels[one]).score(asked, right) for one in sets])
 
 
-def measure_halves(run, results, asked, counts=(10, 100), part="test"):
+def measure_halves(run, results, asked):
     """Accuracy of a finished run's encoder on every task of ``studies``, measured once.
 
     Rows: task, labels (of each class), accuracy in percent, images judged.
     """
-    settings = {"labels": list(counts), "images": {task: [getattr(study, name).digest for name in ("train", part)]
-                                                   for task, study in asked.items()}}
+    settings = {"labels": LABELS, "images": {task: [study.train.digest, study.test.digest]
+                                             for task, study in asked.items()}}
 
     def rows():
         encoder = train.encoder_of(run, results)
-        found = [(task, count, separability(encoder, study, run.precision, count, part), len(getattr(study, part)))
-                 for task, study in asked.items() for count in counts]
+        found = [(task, count, separability(encoder, study, run.precision, count), len(study.test))
+                 for task, study in asked.items() for count in LABELS]
         return pd.DataFrame(found, columns=["task", "labels", "accuracy", "images"])
-    return results.remember(run, f"halves-{part}", settings, rows)
+    return results.remember(run, "halves-test", settings, rows)

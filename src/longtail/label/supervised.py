@@ -73,7 +73,6 @@ class Schedule:
     weight_decay: float = 2e-4
 
 
-PUBLISHED = Schedule(200, 128, 0.1, drops=(160, 180), drop=0.01)        # LDAM, VS and DDC, CIFAR
 PUBLISHED_NETWORK = "resnet32"
 PROTOCOL = "network"      # of scores: a network trained on labels decides by its own last layer
 

@@ -1,9 +1,11 @@
 """The one loop: pre-train a run, with checkpoints and resume; several runs side by side."""
 
+import contextlib
 import io
 import itertools
 import json
 import os
+import pickle
 import time
 from concurrent import futures
 from dataclasses import asdict, dataclass, replace
@@ -254,7 +256,8 @@ def load_checkpoint(run, path):
         return None
     head, _, content = path.read_bytes().partition(b"\n")
     if head == f"{runs.sha256(content)} {run.name}".encode():
-        return torch.load(io.BytesIO(content), map_location=runs.device(), weights_only=True)
+        with contextlib.suppress(pickle.UnpicklingError, EOFError, RuntimeError):      # somebody else wrote it
+            return torch.load(io.BytesIO(content), map_location=runs.device(), weights_only=True)
     print(f"{path} is damaged, or another run's; {run.name} starts again from its first epoch", flush=True)
     return None
 

@@ -63,23 +63,32 @@ def measure_mechanism(run, results, study, group_rule="thirds"):
     names = np.array(groups)[images.labels.numpy()]
     noted = results.rows_of(run, "notes.csv")
     noted = dict(list(noted.groupby("name"))) if noted is not None else {}
-    last = {name: rows[rows.epoch == rows.epoch.max()].value.to_numpy() for name, rows in noted.items()}
+    last = {name: rows[rows.epoch == rows.epoch.max()].value.to_numpy()
+            for name, rows in noted.items()}
 
     def rows():
-        found = []
-        for name in {"strength", "importance"} & last.keys():
-            found += _of_images(name, last[name][:len(names)], names)
+        found = {name: of_images(last[name][:len(names)], names)
+                 for name in ("strength", "importance") if name in last}
         if "prior" in last:
-            found += _of_prior(last["prior"], min(1, methods.find(run.method)(run).own["harmony"]), study.counts, len(names))
+            weight = min(1, methods.find(run.method)(run).own["harmony"])
+            found["prior"] = of_prior(last["prior"], weight, study.counts, len(names))
         if "picks" in last:
-            found += of_picks("colt", last["picks"].astype(int), sampled.pool_parts(study, group_rule))
+            parts = sampled.pool_parts(study, group_rule)
+            found["picks colt"] = of_picks(last["picks"].astype(int), parts)
         if prunes(run):
-            found += _of_pruning(disagreement(run, results, study, group_rule).set_index("group"))
-        return pd.DataFrame(found, columns=["mechanism", "group", "value"])
+            disagreed = disagreement(run, results, study, group_rule)
+            found["pruning"] = of_pruning(disagreed.set_index("group"))
+        return as_rows_of(found)
 
     settings = {"group_rule": group_rule, "counts": study.counts, "images": images.digest,
                 "pool": study.pool.digest if "picks" in last else ""}
     return results.remember(run, "mechanism", settings, rows)
+
+
+def as_rows_of(found):
+    """Rows mechanism, group, value of mechanism -> group -> value."""
+    rows = [(name, group, value) for name, own in found.items() for group, value in own.items()]
+    return pd.DataFrame(rows, columns=["mechanism", "group", "value"])
 
 
 def trained_on(run, study):
@@ -88,27 +97,13 @@ def trained_on(run, study):
 
 
 def measure_picks(run, results, study, picks, group_rule="thirds"):
-    """``picks <sampler>`` rows of what samplers took with a finished run as extractor (see ``measure``); ``picks``: sampler -> rows."""
+    """``picks <sampler>`` rows of what samplers took; ``picks``: sampler -> rows."""
     parts = sampled.pool_parts(study, group_rule)
-    settings = {"group_rule": group_rule, "counts": study.counts, "pool": study.pool.digest, "parts": runs.sha256("".join(parts).encode()),
-                "picks": samplers.digests(picks)}
-    return results.remember(run, "mechanism-picks", settings, lambda: pd.DataFrame(
-        [row for sampler, taken in picks.items() for row in of_picks(sampler, taken["index"].to_numpy(), parts)],
-        columns=["mechanism", "group", "value"]))
-
-
-def of_picks(sampler, index, parts):
-    """Rows for picks ``index`` of a pool whose images are ``parts``; none where all of the pool is one part."""
-    kinds, codes = np.unique(parts, return_inverse=True)
-    if len(kinds) < 2:
-        return []
-    fair = np.bincount(codes) / len(codes)
-
-    def shares(some):
-        return np.bincount(codes[some], minlength=len(kinds)) / len(some)
-    chance = _chance(lambda generator: abs(shares(generator.permutation(len(codes))[:len(index)]) - fair).sum() / 2)
-    return [*((f"picks {sampler}", kind, value) for kind, value in zip(kinds, shares(index) / fair, strict=True)),
-            (f"picks {sampler}", "contrast", abs(shares(index) - fair).sum() / 2), (f"picks {sampler}", "chance", chance)]
+    settings = {"group_rule": group_rule, "counts": study.counts, "pool": study.pool.digest,
+                "parts": runs.sha256("".join(parts).encode()), "picks": samplers.digests(picks)}
+    return results.remember(run, "mechanism-picks", settings, lambda: as_rows_of(
+        {f"picks {sampler}": of_picks(taken["index"].to_numpy(), parts)
+         for sampler, taken in picks.items()}))
 
 
 def _chance(draw):
@@ -117,43 +112,61 @@ def _chance(draw):
     return float(np.quantile([draw(generator) for _ in range(DRAWS)], 0.99))
 
 
-def _of_images(name, values, groups):
-    """Rows for one value an image: means by size group; none where few or many is empty."""
-    sizes = {group: (groups == group).sum() for group in SIZE_GROUPS}
-    if not sizes["few"] or not sizes["many"]:
-        return []
+def of_picks(index, parts):
+    """Group -> value for picks ``index`` of a pool of ``parts``; none where there is one part."""
+    kinds, codes = np.unique(parts, return_inverse=True)
+    if len(kinds) < 2:
+        return {}
+    fair = np.bincount(codes) / len(codes)
+
+    def shares(some):
+        return np.bincount(codes[some], minlength=len(kinds)) / len(some)
+
+    def exchanged(some):
+        return abs(shares(some) - fair).sum() / 2
+    chance = _chance(lambda generator: exchanged(generator.permutation(len(codes))[:len(index)]))
+    over_represented = dict(zip(kinds, shares(index) / fair, strict=True))
+    return over_represented | {"contrast": exchanged(index), "chance": chance}
+
+
+def of_images(values, groups):
+    """Group -> mean of one value an image; none where few or many is empty."""
+    if not {"few", "many"} <= set(groups):
+        return {}
 
     def contrast(values):
         return values[groups == "few"].mean() - values[groups == "many"].mean()
-    means = [(name, group, values[groups == group].mean()) for group in SIZE_GROUPS if sizes[group]]
-    return [*means, (name, "all", values.mean()), (name, "contrast", contrast(values)),
-            (name, "chance", _chance(lambda generator: contrast(generator.permutation(values))))]
+    means = {group: values[groups == group].mean() for group in SIZE_GROUPS if group in groups}
+    chance = _chance(lambda generator: contrast(generator.permutation(values)))
+    return means | {"all": values.mean(), "contrast": contrast(values), "chance": chance}
 
 
-def _of_prior(prior, weight, counts, images):
-    """Rows for GH's prior over its surrogate classes, beside the true classes' shares."""
+def of_prior(prior, weight, counts, images):
+    """Group -> value for GH's prior over its surrogate classes, beside the true classes' shares."""
+    fair = np.full(len(prior), 1 / len(prior))
+
     def distance(shares):
         return abs(shares - 1 / len(prior)).sum() / 2
-    chance = _chance(lambda generator: distance(generator.multinomial(images, np.full(len(prior), 1 / len(prior))) / images))
-    shares = {"": prior, "true_": np.array(counts) / sum(counts)}
-    thirds = [("prior", f"{kind}{group}", values[np.array(size_groups(values, "thirds")) == group].sum())
-              for kind, values in shares.items() for group in SIZE_GROUPS]
-    return [*thirds, ("prior", "all", distance(prior)), ("prior", "contrast", weight * distance(prior)),
-            ("prior", "chance", weight * chance)]
+    chance = _chance(lambda generator: distance(generator.multinomial(images, fair) / images))
+    thirds = {f"{kind}{group}": values[np.array(size_groups(values, "thirds")) == group].sum()
+              for kind, values in (("", prior), ("true_", np.array(counts) / sum(counts)))
+              for group in SIZE_GROUPS}
+    return thirds | {"all": distance(prior), "contrast": weight * distance(prior),
+                     "chance": weight * chance}
 
 
-def _of_pruning(found):
-    """Rows for ``disagreement`` (by group) of a run that prunes as it trains; none where few or many is empty."""
+def of_pruning(found):
+    """Group -> φ of ``disagreement``, rows by group; none where few or many is empty."""
     if not {"few", "many"} <= set(found.index):
-        return []
-    groups = np.repeat([group for group in found.index if group != "all"], found.images.drop("all")).tolist()
+        return {}
+    own = found.drop("all")
+    groups = np.repeat(own.index, own.images).tolist()
     contrast = (found.phi["few"] - found.phi["many"]) * (found.pruned["all"] > 0)
 
     def at_random(generator):
         shares = phi(generator.random(len(groups)), groups)
         return shares["few"] - shares["many"]
-    return [*(("pruning", group, value) for group, value in found.phi.items()), ("pruning", "contrast", contrast),
-            ("pruning", "chance", _chance(at_random))]
+    return {**found.phi, "contrast": contrast, "chance": _chance(at_random)}
 
 
 # ---- where the dense and the pruned network disagree
@@ -244,7 +257,7 @@ def renormalised(encoder, pixels):
         norm.momentum = None        # a plain mean
         norm.train()
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0)).to(pixels.device)
-    for index in order.tensor_split(-(-len(order) // encode.CHUNK)):
+    for index in order.tensor_split(-(-len(order) // encode.chunk_of(pixels.shape[-1]))):
         batch = (pixels[index].float() / 255).to(memory_format=torch.channels_last)
         for branch in (0, 1):
             encoder(batch, branch=branch)

@@ -71,7 +71,10 @@ def measure_phi(run, results, study, views, batch, repeats, test_per_class=0, gr
             apart = torch.stack([found[first, first + 1] for first in range(0, views - 1, 2)])
             yield from ((protocol, quantity, 2, value) for quantity, value in (variance_parts(apart) if half > 1 else {}).items())
             for count in range(2, half + 1):
-                yield protocol, "overlap", count, overlap(*(_mean(found, range(start, start + count)) for start in (0, half)))
+                parts = [range(start, start + count) for start in (0, half)]
+                both = [[found[pair] for pair in itertools.combinations(part, 2)] for part in parts]
+                means = [torch.stack(losses).mean(0) for losses in both]
+                yield protocol, "overlap", count, overlap(*means)
 
     settings = {"views": views, "batch": batch, "repeats": repeats, "counts": study.counts,
                 "images": {protocol: images.digest for protocol, images in sets.items()}}
@@ -79,8 +82,3 @@ def measure_phi(run, results, study, views, batch, repeats, test_per_class=0, gr
                   lambda: pd.DataFrame(list(shares()), columns=["protocol", "views", "group", "phi"]))
     results.remember(run, "view_noise", settings,
                   lambda: pd.DataFrame(list(noise()), columns=["protocol", "quantity", "views", "value"]))
-
-
-def _mean(losses, views):
-    """Mean over all pairs among these views."""
-    return torch.stack([losses[pair] for pair in itertools.combinations(views, 2)]).mean(0)

@@ -1,6 +1,5 @@
 """What samplers took, measured afterwards: whose classes it is, how far it reaches and what it cost. No sampler reads labels: these do."""
 
-import csv
 import functools
 from pathlib import Path
 
@@ -27,8 +26,8 @@ def counterparts():
     counterpart where that sense is the class itself or one of its hypernyms. So a cougar is a cat (wildcat, cat), a tailed toad is a
     frog (the sense is "frog, toad"), a moving van is a truck; a lion (big cat), a school bus, a tractor and a go-kart are outsiders.
     """
-    with open(Path(__file__).with_name("wordnet_cifar10.csv")) as file:
-        return {row["wnid"]: row["cifar10"] for row in csv.DictReader(file)}
+    table = pd.read_csv(Path(__file__).with_name("wordnet_cifar10.csv"))
+    return dict(zip(table.wnid, table.cifar10, strict=True))
 
 
 def pool_labels(study):

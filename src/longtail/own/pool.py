@@ -17,6 +17,7 @@ from longtail.learn import train
 from longtail.own import embeddings, encoders, gallery, inventory
 from longtail.own.request import DECIDED, TRAINING
 from longtail.pick import samplers, scoring
+from longtail.pick.hierarchical_k_means import fill
 from longtail.store import processes, runs
 from longtail.store.settings import text_of
 
@@ -43,7 +44,9 @@ def make(request):
     found = survey(request, results.root / "files")
     report_broken(request, results, found)
     alike = duplicates(request, found)
-    study = SeedAndPool(in_memory(found["seed"], request.size), pickable(found["pool"], alike).in_files(request.size))
+    seed = found["seed"].in_files(request.size)
+    study = SeedAndPool(seed.subset(range(len(seed))),
+                        pickable(found["pool"], alike).in_files(request.size))
     check_counts(request, found, study)
     run = extractor(request, results, study)
     results.ask("arms", [run], {"run": run.name})
@@ -59,7 +62,9 @@ def make(request):
     scored = samplers.score_pool(run, results, study, **settings)
     seed, near = neighbours(run, results, study, request.prototypes)
     whole = pool_table(request, study, found, scored, near)
-    picks = pd.concat(picked(request, run, results, study, sampler, groups_of(request, found, near), settings)
+    groups = {"none": None, "prototypes": near.prototype,
+              "classes": near.name.map(found["pool"].classes)}[request.quotas]
+    picks = pd.concat(picked(request, run, results, study, sampler, groups, settings)
                       for sampler in request.samplers)
     if request.export != "none":
         for part, rows in zip(("pool", "seed"), samplers.pool_and_seed(run, results, study), strict=True):
@@ -122,12 +127,6 @@ def report_broken(request, results, found):
         raise ValueError(f"{len(lines)} files are no readable images, such as {lines[0]}; {os.path.relpath(report)} names them all: "
                          f"mend or remove them, or leave them out with skip_broken: true")
     print(f"left out {len(lines)} files that are no readable images, named in {os.path.relpath(report)}", flush=True)
-
-
-def in_memory(seed, size):
-    """The seed's squares without labels."""
-    left = seed.in_files(size)
-    return sources.ImageSet(left.images[:], left.labels, left.names)
 
 
 def check_counts(request, found, study):
@@ -269,44 +268,38 @@ def pool_table(request, study, found, scored, near):
 
 # ---- picks
 
-def groups_of(request, found, near):
-    """What the budget is shared among: the class or nearest prototype of each pool image, None without quotas."""
-    return {"none": None, "prototypes": near.prototype, "classes": near.name.map(found["pool"].classes)}[request.quotas]
-
-
 def picked(request, run, results, study, sampler, groups, settings):
     """The picks of one sampler, rows of ``samplers.pick``; with groups (n,), so many of each as ``even_shares`` says.
 
     A sampler picks in each group as if that were the pool, and the ranks go round the groups.
     """
+    how = request.budget, request.alpha, request.ratio
     if groups is None:
-        return samplers.pick(run, results, study, sampler, request.budget, request.alpha, request.ratio, **settings)
-    alpha = samplers.SAMPLERS[sampler].fixed.get("alpha", request.alpha)
+        return samplers.pick(run, results, study, sampler, *how, **settings)
 
     def rows():
-        scored, (pool, seed), parts = samplers.score_pool(run, results, study, **settings), samplers.pool_and_seed(run, results, study), []
+        scored, parts = samplers.score_pool(run, results, study, **settings), []
+        pool, seed = samplers.pool_and_seed(run, results, study)
         for group, count in even_shares(Counter(groups), request.budget).items():
             members = torch.from_numpy(np.flatnonzero(groups == group))
-            index = members[samplers.sample(sampler, *(values[members] for values in (*scored, pool)), seed, count, request.alpha,
-                                            request.ratio, run.seed).cpu()]
-            parts.append(pd.DataFrame({"round": range(count), "index": index}))
+            mine = [values[members] for values in (*scored, pool)]
+            index = samplers.sample(sampler, *mine, seed, count, request.alpha, request.ratio,
+                                    run.seed)
+            parts.append(pd.DataFrame({"round": range(count), "index": members[index.cpu()]}))
         found = pd.concat(parts).sort_values("round", kind="stable")["index"].tolist()
-        ecle, distance, score = (values[found].numpy() for values in (*scored, samplers.score(*scored, alpha)))
-        return pd.DataFrame({"sampler": sampler, "rank": range(1, request.budget + 1), "index": found,
-                             "name": [study.pool.names[place] for place in found], "ecle": ecle, "distance": distance, "score": score})
+        return samplers.rows_of_picks(sampler, found, study.pool.names, *scored, request.alpha)
 
-    asked = {**settings, "groups": runs.sha256("\n".join(map(str, groups)).encode()), "pool": study.pool.digest, "seed": study.seed.digest}
-    record = samplers.record_of(sampler, request.budget, request.alpha, request.ratio, request.prototypes)
+    asked = {**settings, "groups": runs.sha256("\n".join(map(str, groups)).encode()),
+             "pool": study.pool.digest, "seed": study.seed.digest}
+    record = samplers.record_of(sampler, *how, request.prototypes)
     return results.remember(run, f"{record}-by-{request.quotas}", asked, rows)
 
 
 def even_shares(sizes, budget):
     """A budget shared among groups as evenly as their sizes allow, the largest first where it does not come out even: group -> count."""
-    shares, order = Counter(), sorted(sizes, key=lambda group: (-sizes[group], str(group)))
-    while (left := budget - shares.total()) and (open_ := [group for group in order if shares[group] < sizes[group]]):
-        for group in open_[:left]:
-            shares[group] += min(sizes[group] - shares[group], max(1, left // len(open_)))
-    return {group: shares[group] for group in order if shares[group]}
+    order = sorted(sizes, key=lambda group: (-sizes[group], str(group)))
+    shares = fill([sizes[group] for group in order], budget)
+    return {group: share for group, share in zip(order, shares.tolist(), strict=True) if share}
 
 
 def picks_table(picks, whole, alike):

@@ -7,8 +7,12 @@ import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
+from matplotlib.ticker import LogLocator
 
+from longtail.papers import inference
+from longtail.papers.printed import IN_WORDS
 from longtail.pick.samplers import SAMPLERS
 from longtail.store import paths, runs
 
@@ -23,40 +27,76 @@ STYLE = {
 }
 
 
-def _look(**names):
-    """Colour, marker and dash of every name, as keywords for seaborn's ``hue`` and ``style``.
+# What notebooks' columns hold, in words: names with a look of their own stand below, those of samplers in their records
+WORDS = {**IN_WORDS, "long_tail": "long-tailed list", "balanced": "balanced list",
+         "coverage": "coverage (cosine)", "nearest_pick_distance": "distance to the nearest\nother pick (cosine)",
+         "seed_distance": "distance to the\nnearest seed image", "covering_radius": "covering radius", "loss": "sum of ECLE",
+         "updates": "equal updates", "epochs": "equal epochs", "overhead": "random picks, trained longer", "none": "seed alone"}
 
-    A colour is any of matplotlib's, or its place in seaborn's `colorblind`.
+
+def _look(**names):
+    """Words, colour, marker and dash of every name; by the words, as keywords for seaborn's ``hue`` and ``style``.
+
+    A colour is any of matplotlib's, or its place in seaborn's `colorblind`. The words join WORDS.
     """
+    WORDS.update({name: words for name, (words, *_) in names.items()})
     colours = sns.color_palette("colorblind")
-    dashes = [(), (4, 1.5), (1, 1), (5, 1, 1, 1), (3, 1), (6, 2), (2, 1, 1, 1), (1, 2), (8, 2, 1, 2), (4, 1, 4, 2)]
-    return {"palette": {name: colours[colour] if isinstance(colour, int) else colour for name, (colour, _) in names.items()},
-            "markers": {name: marker for name, (_, marker) in names.items()},
-            "dashes": dict(zip(names, dashes, strict=False))}
+    dashes = [(), (4, 1.5), (1, 1), (5, 1, 1, 1), (3, 1), (6, 2), (2, 1, 1, 1), (1, 2), (8, 2, 1, 2), (4, 1, 4, 2), (2, 2), (7, 1, 1, 1),
+              (1, 3), (9, 3)]
+    return {"palette": {words: colours[colour] if isinstance(colour, int) else colour for words, colour, _ in names.values()},
+            "markers": {words: marker for words, _, marker in names.values()},
+            "dashes": {words: dash for (words, *_), dash in zip(names.values(), dashes, strict=False)}}
 
 
 # sns.lineplot(rows, x=…, y=…, hue="method", style="method", **figures.METHOD); a bar plot takes palette=figures.METHOD["palette"]
-METHOD = _look(simclr=(0, "o"), sdclr=(3, "s"), simsiam=(1, "^"), bcl=(2, "D"), gh=(4, "v"), colt=(8, "P"), two_stage=(7, "X"),
-               focal=(5, "<"), supervised=(9, "d"), rwsam=(6, "p"))
-SAMPLER = _look(none=(7, "o"), **{name: (record.colour, record.marker) for name, record in SAMPLERS.items()}, colt=(9, "p"))
-LOSS = _look(ce=(7, "o"), focal=(7, "X"), cb=(1, "s"), cb_weighted=(1, "D"), resampling=(8, "P"), ce_drw=(5, "v"), ldam=(2, "^"),
-             ldam_drw=(2, "v"), posthoc_la=(9, "o"), la=(0, "o"), cdt=(4, "s"), vs=(4, "D"), ddc=(3, "X"))     # families share a colour
-VERDICT = _look(**{"supported": (0, "o"), "contradicted": (3, "X"), "smaller": (1, "v"), "undecided": (7, "s"), "not tested": (8, "D")})
-GROUP = _look(many=(0, "o"), medium=(2, "s"), few=(3, "^"), all=(7, "D"), outsider=(1, "X"))
+METHOD = _look(simclr=("SimCLR", 0, "o"), sdclr=("SDCLR", 3, "s"), simsiam=("SimSiam", 1, "^"), bcl=("BCL", 2, "D"),
+               gh=("GH", 4, "v"), colt=("COLT", "#999933", "P"), two_stage=("GH's rates alone", 7, "X"),
+               focal=("focal loss", 5, "<"), ts=("TS", "#117733", "h"), supervised=("trained on labels", 9, "d"),
+               rwsam=("rwSAM", "#aa4499", "p"), untrained=("untrained", "0.3", ">"),
+               rwsam_oracle=("rwSAM, true sizes", "#882255", "*"))
+SAMPLER = _look(none=("seed alone", 7, "o"), **{name: (record.wording, record.colour, record.marker) for name, record in SAMPLERS.items()},
+                colt=("COLT", "#332288", "p"))
+LOSS = _look(ce=("cross-entropy", 7, "o"), focal=("focal loss", 7, "X"), cb=("class-balanced weights", 1, "s"),     # families
+             cb_weighted=("the same, weighted mean", 1, "D"), resampling=("re-sampling", "#332288", "P"),    # share a colour
+             ce_drw=("deferred weights", 5, "v"), ldam=("LDAM", 2, "^"), ldam_drw=("LDAM-DRW", 2, "v"),
+             posthoc_la=("post-hoc adjustment", 9, "o"), la=("logit adjustment", 0, "o"), cdt=("CDT", 4, "s"), vs=("VS", 4, "D"),
+             ddc=("DDC", 3, "X"), smote=("SMOTE", 6, "p"), cog_os=("COG-OS", 6, "h"))
+VERDICT = _look(**{name: (name, *look) for name, look in {
+    "supported": (0, "o"), "contradicted": (3, "X"), "smaller": (1, "v"), "undecided": (7, "s"), "not tested": ("0.35", "D")}.items()})
+GROUP = _look(many=("many", "#003f7d", "o"), medium=("medium", "#00806a", "s"), few=("few", "#e07b00", "^"), all=("all", "0.55", "D"),
+              outsider=("outsiders", "black", "X"))      # dark to light, so that prints in grey tell them apart, too
 
 
-def look(kind, names, style=False):
-    """Keywords for seaborn that give each of ``names`` its fixed look in METHOD, SAMPLER or GROUP, others the colours left over.
+def word(name):
+    """The words for a name of the results: "sdclr+bcl" is SDCLR + BCL, "vs gamma=0.15" VS, gamma 0.15; one without words stays."""
+    head, *settings = str(name).split(" ") if ", " not in str(name) else str(name).split(", ")
+    words = " + ".join(WORDS.get(part, part) for part in head.split("+"))
+    return ", ".join([words, *(WORDS.get(text, text.replace("=", " ").replace("_", " ")) for text in settings)])
 
-    A joined name such as sdclr+bcl has the colour of its last part. ``names`` is any column; the order is the fixed one. With ``style``
+
+def worded(rows, *columns):
+    """The rows with words in these columns, in place of names."""
+    return rows.assign(**{column: rows[column].map(word) for column in columns})
+
+
+def look(kind, words, style=False):
+    """Keywords for seaborn that give each of these ``words``, any column, its fixed look in METHOD, SAMPLER or LOSS, in the fixed order.
+
+    SDCLR + BCL has the colour of its last part, SimCLR, 3-layer head that of SimCLR; others have the colours left over. With ``style``
     markers come as a mapping, as line plots want them.
     """
-    order = [name for name in kind["palette"] if name in set(names)] + sorted(set(names) - set(kind["palette"]))
-    spare = zip(sorted(set(names) - set(kind["palette"])), sns.color_palette("colorblind")[4:] * 9, ">*hH8" * 9, strict=False)
-    more = {name: (kind["palette"].get(name.rpartition("+")[2], colour), marker) for name, colour, marker in spare}
+    others = sorted(set(words) - set(kind["palette"]))
+    order = [name for name in kind["palette"] if name in set(words)] + others
+    spare = zip(others, sns.color_palette("colorblind")[4:] * 9, ">*hH8" * 9, strict=False)
+    more = {name: (kind["palette"].get(name.split(" + ")[-1].split(", ")[0], colour), marker) for name, colour, marker in spare}
     markers = {name: kind["markers"].get(name) or more[name][1] for name in order}
     return {"hue_order": order, "palette": {name: kind["palette"].get(name) or more[name][0] for name in order},
             "markers": markers if style else list(markers.values())}
+
+
+def interval(values):
+    """The 95 % t interval of the mean of paired differences, as seaborn's ``errorbar``; of one it is unknown, (NaN, NaN)."""
+    return inference.mean(values).interval
 
 
 def use_paper_style():
@@ -65,16 +105,34 @@ def use_paper_style():
     sns.set_theme(context="paper", style="ticks", palette="colorblind", rc=STYLE)
 
 
-def save(figure, name, rows, folder):
+def at_width(grid, height, width=DOUBLE, columns=6):
+    """Give a seaborn grid a column's width (inches), its legend in lines of so many ``columns`` above it, without a title."""
+    grid.figure.set_size_inches(width, height)
+    grid.figure.set_layout_engine("constrained")
+    if grid.legend:
+        sns.move_legend(grid, "outside upper center", ncols=min(columns, len(grid.legend.texts)), title=None)
+
+
+def log_ticks(*axes):
+    """Logarithmic x or y axes with plain numbers: 1, 2, 5, 10, …, fewer where the axis is long."""
+    for axis in axes:
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1, 3) if high < 1000 * low else (1,)))
+        axis.set_major_formatter("{x:,g}")
+        axis.set_minor_formatter("")
+
+
+def save(figure, name, rows, folder, caption):
     """Write ``<name>.pdf``, ``.png`` (200 dpi) and ``.csv``, exactly the plotted rows, into a profile's figure folder.
 
-    The runs (column ``run``, if there is one), the commits they were trained at and the digest of the rows sit inside both files
-    (PDF Keywords, PNG Description), no date does: equal rows give equal bytes. Raises ``ValueError`` when there are no rows.
+    The caption (what is shown, n, what the bars are), the runs (column ``run``, if there is one), the commits they were trained at and
+    the digest of the rows sit inside both files as JSON (PDF Keywords, PNG Description), no date does: equal rows give equal bytes.
+    Raises ``ValueError`` when there are no rows.
     """
     if not len(rows):
         raise ValueError(f"figure {name} has no rows to show; make the runs it needs first")
     table = rows.to_csv(index=False)
-    source = json.dumps({"figure": name, "rows": runs.sha256(table.encode()), "runs": _commits(rows)}, sort_keys=True)
+    source = json.dumps({"figure": name, "caption": caption, "rows": runs.sha256(table.encode()), "runs": _commits(rows)}, sort_keys=True)
     for suffix, options in {"pdf": {"metadata": {"Keywords": source, "CreationDate": None}},
                             "png": {"metadata": {"Description": source}, "dpi": 200}}.items():
         drawn = io.BytesIO()
@@ -128,9 +186,13 @@ def _caption(axis, texts, cell, columns):
 
 
 def aligned(checked):
-    """The directions that have an interval, turned so that right is as claimed; with a short ``label``. Rows as ``claims.judged``."""
-    shown = checked[checked.test.isin(["above", "below"]) & checked.low.notna()].sort_values("unit", ascending=False, kind="stable")
-    turned = shown[["effect", "low", "high", "paper_effect"]].mul(shown.test.map({"above": 1, "below": -1}), axis=0)
+    """The directions that have an interval, turned so that right is as claimed; with a short ``label``. Rows as ``claims.judged``.
+
+    Papers keep their order; within a paper lines of one unit stand together.
+    """
+    shown = checked[checked.test.isin(["above", "below"]) & checked.low.notna()]
+    shown = pd.concat([part.sort_values("unit", kind="stable") for _, part in shown.groupby("paper", sort=False)] or [shown])
+    turned = shown[["effect", "low", "high", "paper_effect"]].mul(shown.test.map({"above": 1.0, "below": -1.0}).astype(float), axis=0)
     turned = turned.assign(low=turned[["low", "high"]].min(axis=1), high=turned[["low", "high"]].max(axis=1))
     label = shown.claim.where(shown.groupby("claim").data.transform("nunique") == 1, shown.claim + " (" + shown.data + ")")
     return shown.assign(**turned, label=label.map(lambda text: textwrap.fill(text, 62, break_on_hyphens=False)))

@@ -38,6 +38,7 @@ IN_WORDS = {"linear": "linear separability", "linear_converged": "converged line
             "linear_transfer": "linear separability on another data set", "adam_full": "BCL's probe, 40,000 labels",
             "adam_100shot": "BCL's probe, 10,000 labels", "adam_50shot": "BCL's probe, 5,000 labels",
             "linear_50000": "SimSiam's probe, 50,000 labels", "knn1": "nearest neighbour", "knn10": "votes of 10 neighbours",
+            "knn": "votes of 200 neighbours",
             "svm_few": "linear SVM, few-shot", "svm_longtail": "linear SVM on the long-tailed list",
             "labels": "trained on labels", "error": "error", "all": "overall accuracy",
             "many": "accuracy on many", "medium": "accuracy on medium", "few": "accuracy on few", "balance": "balance (smaller is fairer)",

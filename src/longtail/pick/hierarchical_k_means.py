@@ -125,10 +125,12 @@ def _starts(rows, clusters, generator, group):
         own[group.rank] = distances.sum(1)
         return group.total(own)
 
-    centers = [collect(rows, torch.tensor([generator.integers(total)], device=rows.device), base, group)]
-    closest = distances(centers[0])[0]
+    # One tensor for all centers and one for what is closest: small results kept between large temporaries would split up the heap.
+    centers, count = rows.new_empty(clusters, rows.shape[1]), 1
+    centers[:1] = collect(rows, torch.tensor([generator.integers(total)], device=rows.device), base, group)
+    closest = distances(centers[:1])[0]
     weights = sums(closest[None])[:, 0]
-    while len(centers) < clusters and (whole := int(weights.sum())):        # nothing is left where every row is like a center
+    while count < clusters and (whole := int(weights.sum())):       # nothing is left where every row is like a center
         drawn = torch.from_numpy(generator.integers(whole, size=trials)).to(rows.device) - weights[:group.rank].sum()
         mine = (drawn >= 0) & (drawn < weights[group.rank])
         tried = rows.new_zeros(trials, rows.shape[1])
@@ -137,24 +139,28 @@ def _starts(rows, clusters, generator, group):
         left = torch.minimum(closest, distances(tried))
         each = sums(left)
         best = int(each.sum(0).argmin())
-        closest, weights = left[best], each[:, best]
-        centers.append(tried[best:best + 1])
-    return torch.cat(centers)
+        closest.copy_(left[best])
+        weights = each[:, best].clone()
+        centers[count] = tried[best]
+        count += 1
+    return centers[:count]
 
 
 # ---- the shares, top down
 
-def fill(sizes, budget, generator):
+def fill(sizes, budget, generator=None):
     """Equal shares of a budget, none above its size: (k,) -> (k,) that add up to the budget, or the sizes where it is enough for all.
 
-    What is left when one more for everyone would be too much goes to clusters drawn by lot among those that have more.
+    What is left when one more for everyone would be too much goes to the first of those that have
+    more, or to some drawn by lot.
     """
     sizes = np.asarray(sizes)
     if sizes.sum() <= budget:
         return sizes.copy()
     cap = bisect.bisect_right(range(sizes.max()), budget, key=lambda most: np.minimum(sizes, most).sum()) - 1
     shares = np.minimum(sizes, cap)
-    shares[generator.choice(np.flatnonzero(sizes > cap), budget - shares.sum(), replace=False)] += 1
+    more, left = np.flatnonzero(sizes > cap), budget - shares.sum()
+    shares[generator.choice(more, left, replace=False) if generator else more[:left]] += 1
     return shares
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 import torch
 from sklearn.cluster import KMeans
+from torch.nn.functional import normalize
 
 from longtail.pick import scoring, selection, shards
 from longtail.pick.hierarchical_k_means import default_clusters, hierarchical_k_means
@@ -21,31 +22,24 @@ COMPARED = 4096     # pool rows compared with the prototypes at once
 def proximity(pool, seed, prototypes, random_state=0):
     """Cosine distance of every pool image to the nearest seed prototype; small is close (MAK, section 3.1).
 
-    pool (n, d), seed (s, d) -> (n,) in the pool's precision. Sums are rounded, in another order on another device, so that distances of
-    two machines differ, by ``proximity_tolerance`` at most; images whose scores are closer than that may change places.
+    pool (n, d), seed (s, d) -> (n,) in the pool's precision. Sums are rounded, in another order on
+    another device: distances of two machines differ, by d + 4 units in the last place of 1 at most,
+    and images whose scores are closer than that may change places.
     """
     pool, seed = selection.as_rows(pool), selection.as_rows(seed)
     selection.check_width(pool, seed)
-    means = _unit(centroids(seed, prototypes, random_state).to(seed.device, pool.dtype))
+    means = normalize(centroids(seed, prototypes, random_state).to(seed.device, pool.dtype))
     nearest = torch.empty(len(pool), dtype=pool.dtype, device=means.device)
     for tile, similarity in zip(pool.split(COMPARED), nearest.split(COMPARED), strict=True):
-        similarity.copy_((_unit(tile.to(means.device)) @ means.T).amax(1))
+        similarity.copy_((normalize(tile.to(means.device)) @ means.T).amax(1))
     selection.refuse_nonfinite("pool", nearest)
     return 1 - nearest
 
 
-def proximity_tolerance(width, kind=torch.float32):
-    """How far apart two machines' distances of the same features and prototypes can be: features of this width and precision.
-
-    Twice the error of a product of two rows of length 1 that were themselves rounded: (width + 4) units in the last place of 1 at most,
-    for any order of the sum.
-    """
-    return (width + 4) * torch.finfo(kind).eps
-
-
 def centroids(seed, prototypes, random_state=0):
     """The seed's prototypes: means of the k-means clusters of its unit features (s, d) -> (prototypes, d)."""
-    return torch.as_tensor(_k_means(_unit(seed).cpu().numpy(), prototypes, random_state).cluster_centers_)
+    rows = normalize(seed).cpu().numpy()
+    return torch.as_tensor(_k_means(rows, prototypes, random_state).cluster_centers_)
 
 
 def _k_means(rows, prototypes, random_state):
@@ -54,10 +48,6 @@ def _k_means(rows, prototypes, random_state):
     if not 1 <= prototypes <= len(rows):
         raise ValueError(f"{prototypes} prototypes from {len(rows)} seed images; choose 1 to {len(rows)} prototypes")
     return KMeans(prototypes, init="k-means++", n_init=10, max_iter=300, tol=1e-4, random_state=random_state).fit(rows)
-
-
-def _unit(rows):
-    return torch.nn.functional.normalize(rows, dim=-1)
 
 
 def score(ecle, distance, alpha, group=None):
@@ -168,7 +158,7 @@ SAMPLERS = {        # what the first six fix is after MAK's table 2 and its ship
                       suits="Comparison."),
     "k_center": Sampler(_diverse, "K-center", "As far as can be from the seed and from each other.", "#de8f05", "^", balances=False,
                         suits="Seeing all that the pool holds, new subjects first."),
-    "tailness": Sampler(_ranked, "tailness alone", "The hardest for the encoder, whatever they show.", "#ece133", "D",
+    "tailness": Sampler(_ranked, "tailness alone", "The hardest for the encoder, whatever they show.", "#999933", "D",
                         "ecle", True, {"alpha": 1.0, "ratio": 1.0},
                         "Finding what the encoder does not know: odd, crowded and foreign pictures, too."),
     "proximity": Sampler(_ranked, "proximity alone", "The closest to a prototype of the seed.", "#cc78bc", "v",
@@ -181,7 +171,7 @@ SAMPLERS = {        # what the first six fix is after MAK's table 2 and its ship
                                     "#ca9161", "<", fixed={"levels": slice(None)},
                                     suits="A training set from the pool alone, without regard to the seed."),
     "k_means_balanced": Sampler(_balanced, "one level of k-means", "Equal shares for the pool's clusters, found at once.",
-                                "#fbafe4", ">", fixed={"levels": slice(-1, None)}, suits="The same, where the pool's clusters are few."),
+                                "#882255", ">", fixed={"levels": slice(-1, None)}, suits="The same, where the pool's clusters are few."),
 }
 SETTINGS_OF_A_ROW = ("budget", "alpha", "ratio", "prototypes")      # what rows of the tables may differ in (MAK's tables 1 and 3)
 
@@ -236,12 +226,19 @@ def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, 
     def rows():
         pool, seed = pool_and_seed(run, results, study)
         mine = [processes.share(values) for values in (*scored, pool)]
-        index = sample(sampler, *mine, seed, budget, alpha, ratio, run.seed, shards.everyone()).cpu()
-        values = [value[index] for value in (*scored, score(*scored, SAMPLERS[sampler].fixed.get("alpha", alpha)))]
-        return pd.DataFrame({"sampler": sampler, "rank": range(1, budget + 1), "index": index, "name": [study.pool.names[i] for i in index],
-                             **dict(zip(("ecle", "distance", "score"), values, strict=True))})
+        index = sample(sampler, *mine, seed, budget, alpha, ratio, run.seed, shards.everyone())
+        return rows_of_picks(sampler, index.tolist(), study.pool.names, *scored, alpha)
 
     return results.remember(run, record_of(sampler, budget, alpha, ratio, prototypes), settings, rows)
+
+
+def rows_of_picks(sampler, index, names, ecle, distance, alpha):
+    """Rows of ``pick`` for pool positions ``index``, best first; names … distance: the whole pool's."""
+    whole = {"ecle": ecle, "distance": distance,
+             "score": score(ecle, distance, SAMPLERS[sampler].fixed.get("alpha", alpha))}
+    return pd.DataFrame({"sampler": sampler, "rank": range(1, len(index) + 1), "index": index,
+                         "name": [names[place] for place in index],
+                         **{column: values[index].numpy() for column, values in whole.items()}})
 
 
 def record_of(sampler, budget, alpha, ratio, prototypes, **_):

@@ -26,6 +26,11 @@ CHUNK_LINE = re.compile(r"\d+ \d+ [0-9a-f]{64}")      # start and stop of a chun
 
 # ---- arrays on disk
 
+def addressed(path, settings):
+    """One line of JSON: the settings that decide a file, and its place, ``<run>/scoring/<folder>/<file>``, so that no other's passes."""
+    return json.dumps({"file": "/".join(path.parts[-4:]), **settings}, sort_keys=True)
+
+
 class Stored:
     """An array (n, …) in ``<folder>/<name>.npy``, filled in chunks of rows: a chunk counts while it has the digest recorded for it.
 
@@ -34,7 +39,7 @@ class Stored:
 
     def __init__(self, folder, name, rows, settings):
         self.path, self.rows = folder / f"{name}.npy", rows
-        self.head = json.dumps({**settings, "rows": rows, "recipe": runs.RECIPE}, sort_keys=True)
+        self.head = addressed(self.path, {**settings, "rows": rows, "recipe": runs.RECIPE})
 
     def records(self):
         """The files that record chunks."""
@@ -155,7 +160,7 @@ def losses(run, results, images, name, views, batch, repeats):
 def _keep_sum(path, settings, done, total):
     """Write the sum of the losses of the first ``done`` cuts, whole or not at all."""
     content = io.BytesIO()
-    np.savez(content, settings=json.dumps(settings), done=done, total=total.cpu().numpy())
+    np.savez(content, settings=addressed(path, settings), done=done, total=total.cpu().numpy())
     runs.write(path, content.getvalue())
 
 
@@ -163,7 +168,7 @@ def _kept_sum(path, settings):
     """(cuts, sum of their losses) that an earlier process has kept, none for other settings."""
     with contextlib.suppress(OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):      # a damaged one is none
         kept = np.load(path)
-        if kept["settings"] == json.dumps(settings):
+        if kept["settings"] == addressed(path, settings):
             return int(kept["done"]), torch.from_numpy(kept["total"])
     return 0, 0
 

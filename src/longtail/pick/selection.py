@@ -100,11 +100,11 @@ def cover(bounds, grid, centers, threads=1):
     """
     def raise_bounds(start):
         part = slice(start, start + TILE_ROWS)
-        bounds[part] = _raised(bounds[part], grid[part], centers)
+        bounds[part] = raised(bounds[part], grid[part], centers)
     _share_out(raise_bounds, range(0, len(bounds), TILE_ROWS), threads)
 
 
-def _raised(bound, rows, centers):
+def raised(bound, rows, centers):
     """The larger of ``bound`` (n,) and each row's largest product with a center, exact, float64."""
     plain = not gpu.computes(rows) and torch.get_float32_matmul_precision() == "highest"
     for some in centers.split(PANEL) if len(centers) else []:
@@ -136,50 +136,34 @@ def _contenders(bound, rows, centers):
 def k_center(candidates, centers, budget, *, block=GREEDY_ROWS, picks=(), group=None):
     """Exact greedy K-center: again and again the candidate farthest, by cosine, from all centers and earlier picks.
 
-    candidates (c, d), also a memory map larger than memory; centers (s, d) -> (budget,) indices in pick order; ties: lowest index.
-    ``picks``: the first of them, where an earlier call or ``k_center_rounds`` stopped. ``group``: the processes that hold the
-    candidates between them; indices then count through all of them, and everyone gets all. Computed where ``centers`` are.
+    candidates (c, d), also a memory map larger than memory; centers (s, d) -> (budget,) indices in
+    pick order; ties: lowest index. ``picks``: the first of them, where they are known. ``group``:
+    the processes that hold the candidates between them; indices then count through all of them,
+    and everyone gets all. Computed where ``centers`` are.
+
+    Similarity to the nearest center only grows, so old values are bounds: greedy runs inside the
+    ``block`` worst-covered rows, on one table of their similarities, until a row left out may be
+    farther. Only rows that could be in the next block meet all centers.
     """
-    known = torch.as_tensor(picks, dtype=torch.long)
-    found = [known.cpu(), *k_center_rounds(candidates, centers, budget, block=block, picks=known, group=group)]
-    return torch.cat(found).to(as_rows(candidates).device)
-
-
-def k_center_rounds(candidates, centers, budget, *, block=GREEDY_ROWS, picks=(), group=None):
-    """The new picks of ``k_center`` round by round, so that a long run can note them and go on from there.
-
-    Similarity to the nearest center only grows, so old values are bounds: greedy runs inside the ``block`` worst-covered rows, on one
-    table of their similarities, until a row left out may be farther. Only rows that could be in the next block meet all centers.
-    """
-    rounds = None
-    while True:
-        with one_thread() as threads:
-            rounds = rounds or _rounds(candidates, centers, budget, block, picks, group, threads)
-            new = next(rounds, None)
-        if new is None:
-            return
-        yield new
-
-
-def _rounds(candidates, centers, budget, block, picks, group, threads):
     group, centers = group or Alone(), torch.as_tensor(centers)
-    threads = threads if centers.device.type == "cpu" else 1
     base, total = group.span(len(candidates))
     check_budget(budget, total)
-    grid, seed = grids(candidates, centers, group)
-    done = check_picks(torch.as_tensor(picks, dtype=torch.long, device=centers.device), total, budget)
-    front = _Front(grid, seed, collect(grid, done, base, group), budget, threads)
-    front.set(done - base, torch.full_like(done, torch.inf, dtype=torch.float64))
-    left = budget - len(done)
-    while left:
-        front.renew(block + 1)
-        index, bound, limit = _block(front.bounds, block, base, group)
-        members = collect(grid, index, base, group)
-        new = _greedy(members, bound, index, limit, left, threads)
-        yield index[new].cpu()
-        left -= len(new)
-        front.add(members[new])
-        front.set(index - base, bound)          # greedy has kept its members up to date
+    with one_thread() as threads:
+        threads = 1 if gpu.computes(centers) else threads
+        grid, seed = grids(candidates, centers, group)
+        picks = torch.as_tensor(picks, dtype=torch.long, device=centers.device)
+        check_picks(picks, total, budget)
+        front = _Front(grid, seed, collect(grid, picks, base, group), budget, threads)
+        front.set(picks - base, torch.full_like(picks, torch.inf, dtype=torch.float64))
+        while len(picks) < budget:
+            front.renew(block + 1)
+            index, bound, limit = _block(front.bounds, block, base, group)
+            members = collect(grid, index, base, group)
+            new = _greedy(members, bound, index, limit, budget - len(picks), threads)
+            picks = torch.cat([picks, index[new]])
+            front.add(members[new])
+            front.set(index - base, bound)          # greedy has kept its members up to date
+    return picks.to(as_rows(candidates).device)
 
 
 class _Front:
@@ -213,7 +197,7 @@ class _Front:
                 stop = min((start // PANEL + 1) * PANEL, self.count)        # so that rows of several rounds meet again
 
                 def meet(rows, start=start, stop=stop):
-                    self.bounds[rows] = _raised(self.bounds[rows], self.grid[rows], self.centers[start:stop])
+                    self.bounds[rows] = raised(self.bounds[rows], self.grid[rows], self.centers[start:stop])
                     self.met[rows] = stop
                 rows = behind[self.met[behind] == start]
                 _share_out(meet, rows.split(min(TILE_ROWS, -(-len(rows) // self.threads))), self.threads)
@@ -277,37 +261,6 @@ def _greedy(members, bound, index, limit, wanted, threads):
     return torch.tensor(new, device=bound.device)
 
 
-def certificate(candidates, centers, picks, *, tolerance=0.0, group=None):
-    """How often a row should have come before a pick: 0 exactly when ``picks`` are K-center's, however they were found.
-
-    Greedy's similarities never fall, so every row can be asked alone: before pick t, was it covered worse than pick t? One product
-    with the picks, no search; each process asks its own rows. ``tolerance``, in cosine, forgives the rounding of others' picks.
-    """
-    group, centers = group or Alone(), torch.as_tensor(centers)
-    base, total = group.span(len(candidates))
-    picks = check_picks(torch.as_tensor(picks, device=centers.device), total)
-    grid, seed = grids(candidates, centers, group)
-    taken = collect(grid, picks, base, group)
-    when = torch.arange(len(picks), device=centers.device)
-    value = torch.cat([_before(taken[part], seed, taken).gather(1, part[:, None])[:, 0] for part in when.split(TILE_ROWS // 4)])
-    rank, violations, here = torch.full((len(grid),), len(picks), device=centers.device), 0, below(picks - base, len(grid))
-    rank[picks[here] - base] = when[here]
-    for rows in torch.arange(len(grid), device=centers.device).split(TILE_ROWS // 4):
-        before = _before(grid[rows], seed, taken)
-        worse = before < value - tolerance * SCALE**2
-        if not tolerance:
-            worse |= (before == value) & (rows[:, None] + base < picks)
-        violations += int((worse & (when < rank[rows, None])).sum())
-    return int(group.total(torch.tensor([violations])))
-
-
-def _before(rows, seed, taken):
-    """Similarity of each row with its nearest center before each pick, (n, picks): the seed alone before the first."""
-    bound = _raised(torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=rows.device), rows, seed)
-    products = rows.double() @ taken[:-1].double().T
-    return torch.cat([bound[:, None], products], 1).cummax(1).values
-
-
 # ---- what is refused
 
 def grids(rows, centers, group):
@@ -334,11 +287,10 @@ def refuse_nonfinite(name, values, group=None):
 
 
 def check_picks(picks, images, most=None):
-    """The picks themselves; refused unless they are different indices, not more than ``most``."""
+    """Refuse picks unless they are different indices, not more than ``most``."""
     if len(picks[below(picks, images)].unique()) < len(picks) or len(picks) > (most or images):
         raise ValueError(f"{len(picks)} picks to check or to go on from must be different indices of the {images} candidates, at most "
                          f"{most or images}; give those of the same pool")
-    return picks
 
 
 def check_budget(budget, images):

@@ -152,7 +152,7 @@ def recorded(file):
     """The JSON data of a file; ``ValueError`` naming the file if it is cut."""
     try:
         return json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no whole JSON file ({error}); restore it, or delete it and what it describes") from error
 
 
@@ -181,21 +181,25 @@ def remember(folder, name, settings, compute):
     if not processes.first(record.exists):
         began = time.perf_counter()
         text = compute().to_csv(index=False)
-        write(record.with_suffix(".csv"), text)
-        write_record(record, {"settings": {**settings, "recipe": RECIPE}, "sha256": sha256(text.encode()), **machine(),
-                              "seconds": round(time.perf_counter() - began, 2)})
+        with claim(folder, wait=True, name="claim-rows"):       # of two commands that measured it at once the first is kept
+            if not processes.first(record.exists):
+                write(record.with_suffix(".csv"), text)
+                write_record(record, {"settings": {**settings, "recipe": RECIPE}, "sha256": sha256(text.encode()), **machine(),
+                                      "seconds": round(time.perf_counter() - began, 2)})
     return read_rows(record.with_suffix(".csv"))
 
 
 @contextlib.contextmanager
-def claim(folder, wait):
-    """Hold a run or a plan for this process; yields False at once if another process holds it and ``wait`` is false.
+def claim(folder, wait, name="claim"):
+    """Hold a run or a plan for this process, or what else has a ``name`` there.
+
+    Yields False at once if another process holds it and ``wait`` is false.
 
     An advisory lock, so that a killed process leaves nothing stale behind. Of several processes the first holds it for all; while it
     tries, all agree again and again, since one that waits for another's lock would leave the rest in an exchange until they give up.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / "claim")
+    lock = filelock.FileLock(folder / name)
     try:
         while not (held := processes.first(lambda: _taken(lock))) and wait:
             time.sleep(POLL_SECONDS)

@@ -13,6 +13,7 @@ import yaml
 
 MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}     # what a text of these encodings begins with
 TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+VALUES, DEPTH, LONGEST = 20_000, 20, 3_000      # of one document: values, aliases counted again; nesting; characters of a value
 
 
 class Refused(Exception):
@@ -79,8 +80,13 @@ def mistakes(model, given, **context):
     except pydantic.ValidationError as error:
         wrong = {}
         for fault in error.errors():
-            wrong.setdefault(str((*fault["loc"], "")[0]), explained(fault, model, given))
+            wrong.setdefault(str((*fault["loc"], "")[0]), in_one_line(explained(fault, model, given)))
         return {name: value for name, value in given.items() if name not in wrong}, list(wrong.items())
+
+
+def in_one_line(text):
+    """Text with line breaks and what else a terminal would obey written out, such as \\n."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def refusal(title, wrong, lines=None):
@@ -162,11 +168,40 @@ def text_of(path, what):
     raise ValueError(f"{path} is no text; save {what} as UTF-8")
 
 
+def bounded(root):
+    """The root node of a YAML document; ``ValueError`` where it is larger than settings are, once aliases are written out."""
+    waiting, count = [(root, 0)], 0
+    while waiting:
+        node, depth = waiting.pop()
+        if isinstance(node, yaml.CollectionNode):
+            pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
+            waiting += [(part, depth + 1) for pair in pairs for part in pair]
+        elif node and len(node.value) > LONGEST:
+            raise ValueError(f"a value has {len(node.value)} characters; settings have at most {LONGEST}")
+        count += 1
+        if depth > DEPTH or count + len(waiting) > VALUES:
+            raise ValueError(f"it has more than {VALUES} values, or they are nested more than {DEPTH} deep; "
+                             f"an alias (*name) counts as all that it stands for")
+    return root
+
+
+def read_value(text):
+    """What one YAML value means, as ``-p`` takes it; ``ValueError`` for what is none."""
+    try:
+        loader = yaml.SafeLoader(text)
+        node = bounded(loader.get_single_node())
+        return loader.construct_document(node) if node else None
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
 def read_yaml(path):
     """A mapping from a YAML file, as ``Written``, its keys as text; a refusal that names file, line and remedy."""
     try:
         loader = yaml.SafeLoader(text := text_of(path, "the settings"))
-        node = loader.get_single_node()
+        node = bounded(loader.get_single_node())
         if node is not None and not isinstance(node, yaml.MappingNode):
             raise Refused(f"{path} is no mapping of names to values; write lines such as `epochs: 10`")
         refuse_twice(path, node)
@@ -180,6 +215,8 @@ def read_yaml(path):
         mark = error.problem_mark or error.context_mark
         what = f"line {mark.line + 1}: {error.problem}{remedy(text.splitlines(), mark.line)}"
         raise Refused(f"{path} cannot be read as YAML: {what}") from None
+    except RecursionError:
+        raise Refused(f"{path} cannot be read as YAML: it is nested too deep") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise Refused(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
 
