@@ -200,7 +200,7 @@ def case():
 
 
 def throughput():
-    """SDCLR's update against its floor, and the hours that follow for every published profile."""
+    """SDCLR's update against its floor, and the hours of training that follow for every published profile."""
     run = case()
     row = floor.training_rate(run, 11_165 if gpu.here() else 20, 50 if gpu.here() else 1, 3 if gpu.here() else 1)
     machine = "H200" if "H200" in gpu.name() else "H100"
@@ -208,7 +208,7 @@ def throughput():
     times = 2 * row["batch"] / row["views_per_second"] / least if gpu.here() else budget.EXPECTED
     for name, settings in budget.gpu_profiles().items():
         hours = times * budget.hours(machine, settings)
-        print(f"     {name}: {hours:.1f} hours of pre-training expected on one {machine}", flush=True)
+        print(f"     {name}: {hours:.1f} hours of training expected on one {machine}", flush=True)
     of_floor = f", {times:.1f} times the floor of one {machine}" if gpu.here() else ", hours computed from twice the floor"
     return f"{row['views_per_second']:.0f} views a second, {row['share']:.0%} of a product's rate{of_floor}"
 

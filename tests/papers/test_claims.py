@@ -146,6 +146,15 @@ def test_the_papers_effect_is_that_of_the_data_or_the_smallest_printed(results):
     assert found.loc["sdclr-gain-linear-few@cifar100"].tolist() == pytest.approx([52.10 - 43.36, "cifar100"])      # not run, still printed
 
 
+def test_what_would_decide_a_primary_claim_reckons_with_the_correction(results):
+    encoders(results, [(0, 0, -3), (0, 0, 9), (0, 0, 1)])
+    few, estimate = verdict(claims.judged(results), FEW), inference.mean([-3.0, 9.0, 1.0])
+    [paper] = [paper for paper in printed.papers().values() if paper.name == "SDCLR"]
+    level = 0.05 / sum(claim.primary for claim in claims.claims_of(paper))
+    assert level < 0.02 and few.mde == pytest.approx(inference.detectable(estimate.error, 2, level))
+    assert few.n_needed == inference.needed(few.paper_effect, estimate, level=level) > inference.needed(few.paper_effect, estimate)
+
+
 def test_primary_claims_are_corrected_within_their_paper(results):
     """Three splits give p of 0.02 and 0.04 on few and all: enough alone, not among three."""
     encoders(results, [(-1, 0, 4), (1, 0, 6), (0, 0, 2)])

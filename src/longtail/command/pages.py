@@ -190,7 +190,7 @@ def write_page(notebook, folder, shown):
 
 
 def formulas(text):
-    """HTML with its TeX formulas as pictures inside the page, without script or font; their TeX is the text beside, or alone if not drawn."""
+    """HTML with its TeX formulas as pictures inside the page, without script or font; what Matplotlib cannot draw stays TeX."""
     import matplotlib
     from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import math_to_image

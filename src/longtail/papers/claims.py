@@ -4,7 +4,7 @@ A claim about numbers of a table is judged on the paper's own data at its publis
 judged, apart and marked "own data", on whatever other data a profile has. Nothing printed in a paper ever enters our side.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
 
@@ -55,6 +55,7 @@ class Claim:
     tolerance: float        # in the unit of the rows: points of accuracy, or φ
     effect: dict = field(default_factory=dict, hash=False)      # data -> what the paper prints for left − right; empty: nothing
     primary: bool = False
+    family: int = 1         # how many primary claims its paper has, which Holm's correction is over; 1 for an exploratory one
     even: bool = False      # asked of lists with equal classes, and of no others
     data: str = ""          # the one data set that a printed number is for
     entry: dict = field(default_factory=dict, hash=False)      # as the paper's file has it
@@ -91,6 +92,8 @@ class Claim:
 def claims_of(paper, kind="claims"):
     """All claims of a paper: those that its file names (or, by ``kind``, its ``tried`` ones) and one for each number in its tables."""
     named = [claim for entry in getattr(paper, kind) for claim in _named(paper, entry)]
+    family = sum(claim.primary for claim in named)
+    named = [replace(claim, family=family) if claim.primary else claim for claim in named]
     return named + (list(_numbers(paper)) if kind == "claims" else [])
 
 
@@ -111,7 +114,7 @@ def _named(paper, entry):
         half = min((abs(value) / 2 for value in effect.values()), default=0.0) if test == "number" else 0.0    # no gain is no support
         yield Claim("-".join([entry["id"], *cell.values()]), paper.name, entry["claim"] + (f": {words}" if words else "") + gain, where,
                     left, right, test, entry.get("tolerance", min(1.0, half)), effect, entry.get("primary", False),
-                    entry.get("even", False), entry=entry)
+                    even=entry.get("even", False), entry=entry)
 
 
 def _side(paper, given, cell):
@@ -241,9 +244,10 @@ def judge(claim, rows, floor=None):
     tested, beside = _tested(claim, rows, sides, floor)
     note = "one replicate has no interval; run another split or seed" if alone else ""
     effect, error, freedom = float(estimate.effect), float(estimate.error), 0 if alone else estimate.freedom
+    level = inference.LEVEL / claim.family      # what Holm's correction asks of the first of them
     return {"effect": effect, "low": low, "high": high, "n": estimate.replicates, "paper_effect": paper, "paper_data": printed_for,
-            "mde": inference.detectable(error, freedom), "verdict": found if tested else "not tested", "note": note,
-            "n_needed": inference.needed(0.0 if claim.test == "number" else paper, estimate, claim.tolerance),
+            "mde": inference.detectable(error, freedom, level), "verdict": found if tested else "not tested", "note": note,
+            "n_needed": inference.needed(0.0 if claim.test == "number" else paper, estimate, claim.tolerance, level),
             "p": np.nan if alone else float(estimate.p), "relative": _relative(claim, effect, sides, floor), **beside,
             "runs": runs.short_names(pd.concat(sides).run)}
 
@@ -369,7 +373,8 @@ def judged(results, selection="last_epoch", kind="claims"):
     """Judge every claim on its paper's own data, and those about directions also on whatever other data the profile has.
 
     One row per claim and data. Columns: COLUMNS (effect ours, low to high its 95 % interval, n replicates, paper_effect in the same unit,
-    mde: minimum detectable effect, n_needed: replicates that would find the paper's effect, both at 80 % power), then paper_data, where,
+    mde: minimum detectable effect, n_needed: replicates that would find the paper's effect, both at 80 % power, of primary claims at 5 %
+    shared among those of the paper, which is what Holm's correction asks of the first), then paper_data, where,
     scope (paper's data, own data), data, test, tolerance, p, p_holm, relative (percent of what lies above an untrained network),
     above_floor, check, note, unit, notebook, runs (digests of those on either side). Runs on a paper's data at other settings count as own
     data, named "cifar10 (cut)".

@@ -117,34 +117,34 @@ def _spreads(freedom):
     return np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, freedom) / freedom)
 
 
-def power(effect, error, freedom):
-    """How often the two-sided 5 % t test finds a true effect (same unit as its standard error): the tails of the noncentral t law.
+def power(effect, error, freedom, level=LEVEL):
+    """How often the two-sided t test at ``level`` finds a true effect (same unit as its standard error): the tails of the noncentral t law.
 
     Summed over the law of the estimated noise, since SciPy's ``nct`` gives NaN for large effects with many degrees of freedom.
     """
     if not error > 0:
-        return 1.0 if effect else LEVEL
-    reach, shift = stats.t.ppf(1 - LEVEL / 2, freedom) * _spreads(freedom), abs(effect / error)
+        return 1.0 if effect else level
+    reach, shift = stats.t.ppf(1 - level / 2, freedom) * _spreads(freedom), abs(effect / error)
     return float(np.mean(special.ndtr(shift - reach) + special.ndtr(-shift - reach)))
 
 
-def detectable(error, freedom):
+def detectable(error, freedom, level=LEVEL):
     """The smallest true effect that is found with 80 % power: the minimum detectable effect; NaN without degrees of freedom."""
     if not freedom or not np.isfinite(error):
         return np.nan
-    return float(error * optimize.brentq(lambda ratio: power(ratio, 1.0, freedom) - POWER, 0.1, 100.0))
+    return float(error * optimize.brentq(lambda ratio: power(ratio, 1.0, freedom, level) - POWER, 0.1, 1e4))
 
 
-def power_within(effect, error, freedom, tolerance):
-    """How often the 95 % interval of a true effect lies within ± ``tolerance``, all in one unit: of a sameness or a number."""
+def power_within(effect, error, freedom, tolerance, level=LEVEL):
+    """How often the interval of a true effect lies within ± ``tolerance``, all in one unit: of a sameness or a number."""
     if not error > 0:
         return float(abs(effect) <= tolerance)
-    reach = stats.t.ppf(1 - LEVEL / 2, freedom) * _spreads(freedom)
+    reach = stats.t.ppf(1 - level / 2, freedom) * _spreads(freedom)
     inside = special.ndtr((tolerance - effect) / error - reach) - special.ndtr((-tolerance - effect) / error + reach)
     return float(np.mean(np.maximum(inside, 0)))
 
 
-def needed(effect, estimate, tolerance=0.0):
+def needed(effect, estimate, tolerance=0.0, level=LEVEL):
     """How many replicates decide in the paper's favour with 80 % power, if its effect is true and noise and arms are as in ``estimate``.
 
     With a ``tolerance``: how many put the interval within it. NaN without an effect or an interval, infinite where a million are too few.
@@ -156,7 +156,8 @@ def needed(effect, estimate, tolerance=0.0):
 
     def found(count):
         error, freedom = estimate.error * (now / count) ** 0.5, estimate.freedom * (count - 1) / (now - 1)
-        return (power_within(effect, error, freedom, tolerance) if tolerance else power(effect, error, freedom)) >= POWER
+        reached = power_within(effect, error, freedom, tolerance, level) if tolerance else power(effect, error, freedom, level)
+        return reached >= POWER
     if not found(MOST):
         return np.inf
     low, high = 1, MOST
