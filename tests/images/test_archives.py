@@ -159,6 +159,26 @@ def test_what_is_wrong_with_a_member_names_it_and_may_be_skipped(tmp_path, monke
         lazy.digest     # noqa: B018
 
 
+def test_a_zip_that_hides_members_is_refused(tmp_path):
+    """One bit makes the comment of the second member so long that the others lie in it."""
+    path = zipped(tmp_path / "some.zip", [(f"{number}.png", png(PICTURES[number])) for number in range(4)])
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2", content.index(b"PK\1\2") + 4) + 33] ^= 1
+    path.write_bytes(content)
+    assert len(zipfile.ZipFile(path).namelist()) == 2
+    archives.unzipped.cache_clear()
+    with pytest.raises(ValueError, match=r"some\.zip cannot be read as \.zip \(2 members, where it says 4\)"):
+        sources.folder(path, 8, skip_broken=True)
+
+
+def test_a_zip_with_a_comment_is_read(tmp_path):
+    path = zipped(tmp_path / "some.zip", [("0.png", png(PICTURES[0]))])
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"from the camera"
+    archives.unzipped.cache_clear()
+    assert len(sources.folder(path, 8)) == 1
+
+
 def test_a_member_that_is_larger_than_it_says_is_cut_there(tmp_path):
     path = zipped(tmp_path / "some.zip", [("a.png", bytes(2**20))], zipfile.ZIP_DEFLATED)
     changed(path, 24, 26, 0)

@@ -91,8 +91,14 @@ def contents(archive):
 
 @functools.lru_cache(maxsize=4)
 def unzipped(archive):
-    """A zip, opened once in each process, and how often it has each name."""
-    return (file := zipfile.ZipFile(archive)), Counter(file.namelist())
+    """A zip, opened once in each process, and how often it has each name; an error unless it has as many members as its end says."""
+    file = zipfile.ZipFile(archive)
+    with open(archive, "rb") as end:        # a changed bit may hide members behind another's comment, which zipfile does not notice
+        end.seek(-22 - len(file.comment), os.SEEK_END)
+        told = int.from_bytes(end.read(12)[10:], "little")
+    if told not in (0xFFFF, len(file.filelist) % 2**16):
+        raise ValueError(f"{len(file.filelist)} members, where it says {told}")
+    return file, Counter(file.namelist())
 
 
 def zip_members(archive):
