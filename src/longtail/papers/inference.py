@@ -136,7 +136,7 @@ def detectable(error, freedom, level=LEVEL):
 
 
 def power_within(effect, error, freedom, tolerance, level=LEVEL):
-    """How often the interval of a true effect, 95 % unless told otherwise, lies within ± ``tolerance``, all in one unit: of a sameness or a number."""
+    """How often the interval of a true effect lies within ± ``tolerance``, all in one unit: of a sameness or a number."""
     if not error > 0:
         return float(abs(effect) <= tolerance)
     reach = stats.t.ppf(1 - level / 2, freedom) * _spreads(freedom)

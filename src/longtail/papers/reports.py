@@ -59,6 +59,14 @@ def findings(judged):
     return [f"{claims.finding(line)} ({line['paper']}, {kind})" for kind, lines in worth_telling(judged).items() for line in lines]
 
 
+def findings_table(judged):
+    """The primary claims of ``claims.read_claims`` as a table in Markdown: claim, effect with 95 % interval, n, paper's effect, verdict."""
+    lines = [[f"{line['claim']} ({line['paper']})", f"{line['effect']:+.2f} [{line['low']:+.2f}, {line['high']:+.2f}]", line["n"],
+              f"{line['paper_effect']:+.2f}" if pd.notna(line["paper_effect"]) else "not printed", line["verdict"]]
+             for line in worth_telling(judged)["primary"]]
+    return _table(["claim", "effect [95 % interval]", "n", "the paper's", "verdict"], lines)
+
+
 def results_page():
     """results/README.md: for every profile its findings in sentences and its tables."""
     parts = ["# Results\n\nWritten by `10_claims` from the rows of every profile; do not edit. How things are reproduced, and what was "

@@ -168,7 +168,7 @@ def text_of(path, what):
     raise ValueError(f"{path} is no text; save {what} as UTF-8")
 
 
-def bounded(root):
+def bounded_yaml(root):
     """The root node of a YAML document; ``ValueError`` where it is larger than settings are, once aliases are written out."""
     waiting, count = [(root, 0)], 0
     while waiting:
@@ -189,7 +189,7 @@ def read_value(text):
     """What one YAML value means, as ``-p`` takes it; ``ValueError`` for what is none."""
     try:
         loader = yaml.SafeLoader(text)
-        node = bounded(loader.get_single_node())
+        node = bounded_yaml(loader.get_single_node())
         return loader.construct_document(node) if node else None
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
@@ -201,7 +201,7 @@ def read_yaml(path):
     """A mapping from a YAML file, as ``Written``, its keys as text; a refusal that names file, line and remedy."""
     try:
         loader = yaml.SafeLoader(text := text_of(path, "the settings"))
-        node = bounded(loader.get_single_node())
+        node = bounded_yaml(loader.get_single_node())
         if node is not None and not isinstance(node, yaml.MappingNode):
             raise Refused(f"{path} is no mapping of names to values; write lines such as `epochs: 10`")
         refuse_twice(path, node)
