@@ -105,5 +105,5 @@ def test_readme_has_no_finding_that_the_shipped_rows_do_not_have():
     """A sentence of README with an interval and n is one of ``reports.findings``, word by word."""
     told = [line.removeprefix("- ") for line in (paths.ROOT / "README.md").read_text(encoding="utf-8").splitlines() if re.search(
         r"95 % interval [+-].*n = \d", line)]
-    shipped = {sentence for name in reports.shipped() for sentence in reports.findings(reports._judged(name))}
+    shipped = {sentence for name in reports.shipped() for sentence in reports.findings(claims.read_claims(paths.RESULTS / name))}
     assert set(told) <= shipped
