@@ -77,6 +77,7 @@ FIELDS = [field.name for field in fields(Run)]
 LATER = FIELDS[FIELDS.index("options"):]
 ENCODERS = ("arms", "picked")       # parts of a plan whose runs the tables of encoders show
 KEEPERS = {"data": "01_data", "images": "01_data", "classifier": "03_evaluate", "picking": "05_sampling"}
+BY_IMAGE = ("pool-", "picks-")      # measurements with a row for each image: large, read by no table or claim, so not all are shipped
 KEYS = ["run", "dataset", "subset", "split", "seed", "method", "head_layers", "epochs", "added", "budget", "schedule"]
 
 
@@ -331,11 +332,11 @@ class Results:
         return [path for path in (paths.inside(self.store, name) / file for name, file in own) if path.exists()]
 
     def missing(self):
-        """What the plan names and the store has not: names of runs, and ``run/measurement`` of finished ones."""
+        """What the plan names and the store has not: names of runs, and ``run/measurement`` of finished ones, but not those BY_IMAGE."""
         names, measured = self.names(), self.plan()["measured"]
         lost = [name for name in names if not (self.store / name / "done.json").exists()]
         return lost + [f"{name}/{file}" for name in names if name not in lost for file in measured.get(name, {}).values()
-                       if not (self.store / name / f"{file}.json").exists()]
+                       if not file.startswith(BY_IMAGE) and not (self.store / name / f"{file}.json").exists()]
 
     def complete(self):
         """One sentence on how much of the plan is there: ``3 of 4 runs; missing …``."""
