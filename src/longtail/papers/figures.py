@@ -205,16 +205,17 @@ def claim_panels(lines):
     marker.
     """
     parts = [part for _, part in lines.groupby(["paper", "unit"], sort=False)]
-    tall = [0.35 + sum(0.09 + 0.1 * (1 + label.count("\n")) for label in part.label) for part in parts]
+    room = [0.09 + 0.1 * (1 + part.label.str.count("\n")) for part in parts]       # inches of each line, by the length of its sentence
+    tall = [0.35 + inches.sum() for inches in room]
     figure, axes = plt.subplots(len(parts), squeeze=False, figsize=(DOUBLE, 0.4 + sum(tall) + 0.22 * len(parts)), height_ratios=tall)
-    for axis, part in zip(axes.flat, parts, strict=True):
-        places = range(len(part))
+    for axis, part, inches in zip(axes.flat, parts, room, strict=True):
+        places = (inches.cumsum() - inches / 2).tolist()
         axis.axvline(0, color="0.3", linewidth=0.8, linestyle=":")
         axis.hlines(places, part.low, part.high, color="0.6", zorder=1)
         axis.plot(part.paper_effect, places, "|", color="black", markersize=9, markeredgewidth=1.5, zorder=2)
         for place, (_, line) in zip(places, part.iterrows(), strict=True):
             axis.plot(line.effect, place, VERDICT["markers"][line.verdict], color=VERDICT["palette"][line.verdict], zorder=3)
-        axis.set(yticks=places, yticklabels=part.label, ylim=(len(part) - 0.4, -0.6))
+        axis.set(yticks=places, yticklabels=part.label, ylim=(inches.sum() + 0.04, -0.04))
         axis.set_xlabel(f"effect, {part.unit.iloc[0]}; right is as claimed")
         axis.set_title(part.paper.iloc[0], loc="left", fontweight="bold", pad=3)
         axis.tick_params(axis="y", labelsize=6, length=0)
