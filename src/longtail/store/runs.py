@@ -122,8 +122,12 @@ def write(path, content):
 
 
 def sync(folder):
-    """Have the disk keep the files of a folder, before ``done.json`` says that they are there."""
-    for path in [folder, *folder.iterdir()] if processes.world()[0] == 0 else []:
+    """Have the disk keep the files of a folder, before ``done.json`` says that they are there; what killed processes began goes."""
+    if processes.world()[0]:
+        return
+    for part in folder.rglob("*.part"):
+        part.unlink(missing_ok=True)
+    for path in [folder, *folder.iterdir()]:
         if path.is_file() or path == folder:
             descriptor = os.open(path, os.O_RDONLY)
             try:
