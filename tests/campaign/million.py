@@ -1,13 +1,16 @@
-"""A million made-up images scored and picked on two cores: ``python tests/campaign/million.py [images]``.
+"""A million made-up images scored and picked on two cores: ``python tests/campaign/million.py
+[images]``.
 
-Prints seconds and the peak of memory after each step; exit status 1 when the peak is more than ``ALLOWED``.
+Prints seconds and the peak of memory after each step; exit status 1 when the peak is more than
+``ALLOWED``.
 """
 
 import sys
 
 from longtail.bench import selection
 
-ALLOWED = 2400      # MiB for a million images of 64 features and two views: 732 MiB of them are what is given
+# MiB for a million images of 64 features and two views: 732 MiB of them are what is given
+ALLOWED = 2400
 
 
 def main(images=1_000_000):
