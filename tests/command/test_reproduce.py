@@ -101,13 +101,11 @@ def test_dry_run_of_the_finished_demo_finds_every_run(demo):
 
 
 def ran(folder, profile="demo"):
-    """Names of what an invocation left beside the results, without the index, the record and the
-    lock.
-    """
+    """Names of the notebooks and their pages that an invocation left beside the results."""
     return sorted(
         path.name
         for path in (folder.parent / "results" / profile / "notebooks").iterdir()
-        if path.suffix != ".json" and path.stem not in ("index", "claim")
+        if path.name[0].isdigit()
     )
 
 
