@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")       # before torch is imported: numbers repeat only for one count of threads
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch is imported: numbers repeat only for one count of threads
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import nbformat
@@ -24,37 +26,72 @@ PARAMETERS = 'profile: str = "demo"  # folder\nseeds: list[int] = [1, 2]  # one 
 
 
 def reproduce(*arguments, output, **environment):
-    """The command as a user starts it, in a process of its own, with results and figures under ``output``."""
+    """The command as a user starts it, in a process of its own, with results and figures under
+    ``output``.
+    """
     command = [sys.executable, "-m", "longtail.command.reproduce", *arguments]
     began = time.perf_counter()
-    done = subprocess.run(command, env={**os.environ, "LONGTAIL_OUTPUT": str(output), **environment}, capture_output=True, text=True)
-    return SimpleNamespace(status=done.returncode, out=done.stdout, err=done.stderr, seconds=time.perf_counter() - began)
+    done = subprocess.run(
+        command,
+        env={**os.environ, "LONGTAIL_OUTPUT": str(output), **environment},
+        capture_output=True,
+        text=True,
+    )
+    return SimpleNamespace(
+        status=done.returncode,
+        out=done.stdout,
+        err=done.stderr,
+        seconds=time.perf_counter() - began,
+    )
 
 
 def pytest_collection_modifyitems(items):
-    """The tests of the whole demo come late, so that others run while it does; those of speed last, when nothing else runs."""
-    items.sort(key=lambda item: 2 if item.path.parent.name == "bench" else int("demo" in item.fixturenames))
+    """The tests of the whole demo come late, so that others run while it does; those of speed last,
+    when nothing else runs.
+    """
+    items.sort(
+        key=lambda item: 2 if item.path.parent.name == "bench" else int("demo" in item.fixturenames)
+    )
 
 
 def pytest_collection_finish(session):
     """Start the demo, which takes minutes, when a selected test asks for it."""
-    if any("demo" in item.fixturenames for item in session.items) and not session.config.option.collectonly:
+    if (
+        any("demo" in item.fixturenames for item in session.items)
+        and not session.config.option.collectonly
+    ):
         root = Path(tempfile.mkdtemp())
         session.config.demo = root, ThreadPoolExecutor(1).submit(reproduce, output=root)
-        os.nice(10)         # of this thread alone: the demo takes longest, the tests use what it leaves of the processor
+        os.nice(
+            10
+            # of this thread alone: the demo takes longest, the tests use what it leaves of the
+            # processor
+        )
 
 
 @pytest.fixture(scope="session")
 def demo(request):
-    """The demo, run once for all tests: ``root`` with results/ and figures/, and how the command ended."""
+    """The demo, run once for all tests: ``root`` with results/ and figures/, and how the command
+    ended.
+    """
     root, first = request.config.demo
-    yield SimpleNamespace(root=root, first=first.result(), results=root / "results/demo", figures=root / "figures/demo")
+    yield SimpleNamespace(
+        root=root,
+        first=first.result(),
+        results=root / "results/demo",
+        figures=root / "figures/demo",
+    )
     shutil.rmtree(root)
 
 
-@pytest.fixture(params={"stand-in": paths.ROOT / "tests" / "sdclr", "checkout": paths.DATA / "SDCLR"}.items(), ids=lambda named: named[0])
+@pytest.fixture(
+    params={"stand-in": paths.ROOT / "tests" / "sdclr", "checkout": paths.DATA / "SDCLR"}.items(),
+    ids=lambda named: named[0],
+)
 def sdclr(request):
-    """A folder with the names and habits of SDCLR's authors' code, and that code itself where the data folder has a checkout."""
+    """A folder with the names and habits of SDCLR's authors' code, and that code itself where the
+    data folder has a checkout.
+    """
     if not request.param[1].exists():
         pytest.skip("no checkout of VITA-Group/SDCLR in the data folder")
     return str(request.param[1])
@@ -67,11 +104,19 @@ def book(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
     folder = tmp_path / "books"
     folder.mkdir()
-    (folder / "profiles.yaml").write_text("demo:\nlong: {about: the long one, hours: 3, seeds: [1, 2, 3], rate: 1}\n")
+    (folder / "profiles.yaml").write_text(
+        "demo:\nlong: {about: the long one, hours: 3, seeds: [1, 2, 3], rate: 1}\n"
+    )
 
     def write(name, *cells, parameters=PARAMETERS):
-        first = [new_markdown_cell("# A title\n\nA question?"), new_code_cell(parameters, metadata={"tags": ["parameters"]})]
-        nbformat.write(new_notebook(cells=[*first, *map(new_code_cell, cells)], metadata=PYTHON3), folder / f"{name}.ipynb")
+        first = [
+            new_markdown_cell("# A title\n\nA question?"),
+            new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        ]
+        nbformat.write(
+            new_notebook(cells=[*first, *map(new_code_cell, cells)], metadata=PYTHON3),
+            folder / f"{name}.ipynb",
+        )
         return folder
 
     return write

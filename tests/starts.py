@@ -1,7 +1,8 @@
-"""Runs that are started as notebooks start them, each in a process of its own: ``python starts.py FOLDER COUNT``.
+"""Runs that are started as notebooks start them, each in a process of its own: ``python starts.py
+FOLDER COUNT``.
 
-One run of 31 once stood still between its claim and its run.json. Whatever stands still for a minute and a half leaves its stack in
-FOLDER/stuck-*.txt.
+One run of 31 once stood still between its claim and its run.json. Whatever stands still for a
+minute and a half leaves its stack in FOLDER/stuck-*.txt.
 """
 
 import faulthandler
@@ -20,7 +21,7 @@ import toy
 from longtail.learn import train
 from longtail.store import runs
 
-PATIENCE = 90       # seconds
+PATIENCE = 90  # seconds
 
 
 def start(number, root):
@@ -42,10 +43,17 @@ def main(root, count):
     root.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["longtail.learn.train", "torch._dynamo", "toy"])
-    with futures.ProcessPoolExecutor(2, context, torch.set_num_threads, (1,), max_tasks_per_child=1) as pool:
+    with futures.ProcessPoolExecutor(
+        2, context, torch.set_num_threads, (1,), max_tasks_per_child=1
+    ) as pool:
         found = list(pool.map(start, range(count), [root] * count))
-    (root / "found.json").write_text(json.dumps({"done": sum(done for _, done in found), "longest": max(found)[0]}))
-    print(f"{count} starts, {sum(done for _, done in found)} done, the longest took {max(found)[0]:.1f} s")
+    (root / "found.json").write_text(
+        json.dumps({"done": sum(done for _, done in found), "longest": max(found)[0]})
+    )
+    print(
+        f"{count} starts, {sum(done for _, done in found)} done, the longest took "
+        f"{max(found)[0]:.1f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""A stand-in for a GPU: every branch that a GPU takes runs on the processor, and a tape does what a CUDA graph does.
+"""A stand-in for a GPU: every branch that a GPU takes runs on the processor, and a tape does what a
+CUDA graph does.
 
-A graph holds kernels and the addresses they read and write, no Python and no values. So does the tape: it notes each operator with the
-tensors it was given and gave, and replays them on the same tensors. A number that Python computed, or a tensor that was put in another's
-place, stays as it was when the tape was made, as it would in a graph. What a graph cannot hold is refused.
+A graph holds kernels and the addresses they read and write, no Python and no values. So does the
+tape: it notes each operator with the tensors it was given and gave, and replays them on the same
+tensors. A number that Python computed, or a tensor that was put in another's place, stays as it was
+when the tape was made, as it would in a graph. What a graph cannot hold is refused.
 """
 
 import contextlib
@@ -15,9 +17,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 from longtail.store import gpu, processes
 
 # besides whatever gives Python a number: item(), equal, allclose, a tensor as a condition
-WAITS = {"nonzero": "nonzero", "masked_select": "masked_select", "bincount": "bincount", "_unique2": "unique", "unique_dim": "unique",
-         "unique_consecutive": "unique", "histc": "histc", "repeat_interleave": "repeat_interleave",
-         "_linalg_check_errors": "a factorisation", "lift_fresh": "a tensor made of Python numbers"}
+WAITS = {
+    "nonzero": "nonzero",
+    "masked_select": "masked_select",
+    "bincount": "bincount",
+    "_unique2": "unique",
+    "unique_dim": "unique",
+    "unique_consecutive": "unique",
+    "histc": "histc",
+    "repeat_interleave": "repeat_interleave",
+    "_linalg_check_errors": "a factorisation",
+    "lift_fresh": "a tensor made of Python numbers",
+}
 EMPTY = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
 
 
@@ -39,13 +50,21 @@ class Host(TorchFunctionMode):
     """Refuses inside it what copies to the host, which on a processor is no operator."""
 
     def __torch_function__(self, function, kinds, arguments=(), named=None):
-        if (name := getattr(function, "__name__", "")) in ("tolist", "numpy", "cpu", "__array__", "pin_memory"):
+        if (name := getattr(function, "__name__", "")) in (
+            "tolist",
+            "numpy",
+            "cpu",
+            "__array__",
+            "pin_memory",
+        ):
             raise Refused(f"{name} copies to the host")
         return function(*arguments, **named or {})
 
 
 class Watch(TorchDispatchMode):
-    """Refuses inside it what a graph cannot hold; ``found`` are the tensors that were read and not made inside, by their memory."""
+    """Refuses inside it what a graph cannot hold; ``found`` are the tensors that were read and not
+    made inside, by their memory.
+    """
 
     def __init__(self, known=None):
         super().__init__()
@@ -62,8 +81,11 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, function, kinds, arguments=(), named=None):
         named, operator = named or {}, function.name().split("::")[1].split(".")[0]
         given = tensors_of((arguments, named))
-        if operator in WAITS or operator in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
-                leaf.dtype in (torch.bool, torch.uint8) for leaf in tensors_of(arguments[1])):
+        if (
+            operator in WAITS
+            or operator in ("index", "index_put", "index_put_", "_index_put_impl_")
+            and any(leaf.dtype in (torch.bool, torch.uint8) for leaf in tensors_of(arguments[1]))
+        ):
             raise Refused(f"{WAITS.get(operator, 'indexing by a mask')} waits for the device")
         result = function(*arguments, **named)
         if any(isinstance(leaf, bool | int | float) for leaf in tree_leaves(result)):
@@ -71,11 +93,14 @@ class Watch(TorchDispatchMode):
         for tensor in given:
             if address(tensor) not in self.made:
                 if self.known is not None and address(tensor) not in self.known:
-                    raise Refused(f"{operator} reads a tensor of the host that was not there before: {tuple(tensor.shape)}")
+                    raise Refused(
+                        f"{operator} reads a tensor of the host that was not there before: "
+                        f"{tuple(tensor.shape)}"
+                    )
                 self.found[address(tensor)] = tensor
         for tensor in tensors_of(result):
             if address(tensor) not in self.found:
-                self.made[address(tensor)] = tensor        # kept, so that no other gets its memory
+                self.made[address(tensor)] = tensor  # kept, so that no other gets its memory
         self.seen(function, operator, arguments, named, result)
         return result
 
@@ -92,16 +117,22 @@ class Tape(Watch):
 
     def seen(self, function, operator, arguments, named, result):
         fresh = is_fresh(arguments, named, result)
-        if fresh or function._schema.is_mutable:        # all else are views, which hold no work
-            plain = [tree_map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, part)
-                     for part in (arguments, named, result)]
+        if fresh or function._schema.is_mutable:  # all else are views, which hold no work
+            plain = [
+                tree_map(
+                    lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, part
+                )
+                for part in (arguments, named, result)
+            ]
             self.calls.append((function, operator in EMPTY, *plain, fresh))
             if operator not in EMPTY and function.namespace == "aten":
                 self.kernels.append(operator)
 
     @torch.no_grad()
     def replay(self):
-        """Run all operators on the tensors they had; memory that nothing has written holds no number."""
+        """Run all operators on the tensors they had; memory that nothing has written holds no
+        number.
+        """
         for function, empty, arguments, named, result, fresh in self.calls:
             if empty:
                 result.fill_(torch.nan if result.is_floating_point() else -1)
@@ -120,25 +151,32 @@ def is_fresh(arguments, named, result):
 
 
 class Launches(TorchDispatchMode):
-    """Counts what the host launches inside: kernels one by one, and each replay of a graph as one."""
+    """Counts what the host launches inside: kernels one by one, and each replay of a graph as
+    one.
+    """
 
     count = 0
 
     def __torch_dispatch__(self, function, kinds, arguments=(), named=None):
-        result, operator = function(*arguments, **named or {}), function.name().split("::")[1].split(".")[0]
+        result, operator = (
+            function(*arguments, **named or {}),
+            function.name().split("::")[1].split(".")[0],
+        )
         works = is_fresh(arguments, named, result) or function._schema.is_mutable
-        self.count += works and operator not in EMPTY and function.namespace == "aten" and not Graph.replaying
+        self.count += (
+            works and operator not in EMPTY and function.namespace == "aten" and not Graph.replaying
+        )
         return result
 
 
 class Graph:
     """What ``gpu.Graph`` is, made of a tape."""
 
-    made = []       # (memory, kernels) of every one, in order
+    made = []  # (memory, kernels) of every one, in order
     replaying = False
 
     def __init__(self, work, memory):
-        work()      # makes the optimiser's buffers and the tables that stay
+        work()  # makes the optimiser's buffers and the tables that stay
         with Watch() as before:
             work()
         with Tape(before.found) as self.tape:
@@ -146,7 +184,7 @@ class Graph:
         Graph.made.append((memory, self.tape.kernels))
 
     def replay(self):
-        torch.zeros(())         # one launch
+        torch.zeros(())  # one launch
         Graph.replaying = True
         self.tape.replay()
         Graph.replaying = False
@@ -154,13 +192,16 @@ class Graph:
 
 @contextlib.contextmanager
 def several(count=2):
-    """Inside, this is the first of so many processes; messages are listed, and the others' batch norm counts as equal to this one's."""
+    """Inside, this is the first of so many processes; messages are listed, and the others' batch
+    norm counts as equal to this one's.
+    """
     sent, before = [], (processes.world, torch.distributed.all_reduce)
 
     def reduce(rows):
         sent.append(rows)
         if rows.ndim == 2 and len(rows) == count:
             rows[1:] = rows[:1].clone()
+
     processes.world, torch.distributed.all_reduce = lambda: (0, count), reduce
     try:
         yield sent
@@ -170,8 +211,16 @@ def several(count=2):
 
 @contextlib.contextmanager
 def stand_in(records=True, compiles=False):
-    """Inside, all branches of a GPU are taken; ``records`` says whether updates are recorded or made one by one."""
-    names = {"computes": lambda x: True, "Graph": Graph, "pool": object, "compiler": lambda: compiles, "eager": lambda: not records}
+    """Inside, all branches of a GPU are taken; ``records`` says whether updates are recorded or
+    made one by one.
+    """
+    names = {
+        "computes": lambda x: True,
+        "Graph": Graph,
+        "pool": object,
+        "compiler": lambda: compiles,
+        "eager": lambda: not records,
+    }
     before = {name: getattr(gpu, name) for name in names}
     Graph.made.clear()
     try:

@@ -1,4 +1,6 @@
-"""A run small enough to be made again and again, here and in processes of its own: ``toy.py folder kills 'method images epochs'…``."""
+"""A run small enough to be made again and again, here and in processes of its own: ``toy.py folder
+kills 'method images epochs'…``.
+"""
 
 import contextlib
 import os
@@ -17,9 +19,26 @@ from longtail.images import sources
 from longtail.learn import train
 from longtail.store import paths, runs
 
-RUN = runs.Run(dataset="toy", subset="long_tail", split=1, seed=1, method="simclr", head_layers=2, architecture="convnet", size=16,
-               policy="digits", epochs=4, batch_size=8, learning_rate=0.1, weight_decay=1e-4, warmup_epochs=1, temperature=0.2,
-               prune_fraction=0.5, precision="float32", images="")
+RUN = runs.Run(
+    dataset="toy",
+    subset="long_tail",
+    split=1,
+    seed=1,
+    method="simclr",
+    head_layers=2,
+    architecture="convnet",
+    size=16,
+    policy="digits",
+    epochs=4,
+    batch_size=8,
+    learning_rate=0.1,
+    weight_decay=1e-4,
+    warmup_epochs=1,
+    temperature=0.2,
+    prune_fraction=0.5,
+    precision="float32",
+    images="",
+)
 
 
 def proximity_tolerance(width):
@@ -35,29 +54,51 @@ def image_set(count, side=16, seed=0):
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randint(0, 256, (count, 3, 4, 4), generator=generator).float()
     images = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear").byte()
-    return sources.ImageSet(images, torch.arange(count) % 3, tuple(f"toy/{k:03d}" for k in range(count)))
+    return sources.ImageSet(
+        images, torch.arange(count) % 3, tuple(f"toy/{k:03d}" for k in range(count))
+    )
 
 
-IMAGES = image_set(20)          # three batches an epoch: 8, 8, 4
-_PICKING = {"reserve": 8, "budget": 6}     # 12 seed images make two batches an epoch; with 6 of a pool of 8 there are three
-FAMILY = {      # every method, and several joined, at settings for four epochs of so few images
-    "simclr": {}, "sdclr": {}, "simsiam": {}, "supervised": {"head_layers": 1}, "focal": {},
-    "bcl": {"options": "draws=1 floor=10"}, "sdclr+bcl": {"head_layers": 3, "options": "draws=2 floor=5"},
-    "two_stage": {"options": "warm=2"}, "gh": {"options": "classes=6 ramp=2 refresh=1 warm=2"},
-    "colt": {**_PICKING, "options": "begin=1 clusters=3 nearest=4 repick=2"}, "rwsam": {"options": "rho=0.5"},
-    "ts": {"options": "period=2"}, "sdclr+ts": {"head_layers": 3, "options": "high=0.5 period=4 shape=shuffled"},
-    "simsiam+rwsam": {"options": "rho=0.5"}, "simsiam+rwsam_oracle": {"options": "rho=0.5"},
-    "sdclr+bcl+gh+colt": {**_PICKING, "head_layers": 3,
-                          "options": "begin=1 classes=6 clusters=3 draws=2 floor=5 nearest=4 ramp=2 refresh=1 repick=2 warm=2"}}
+IMAGES = image_set(20)  # three batches an epoch: 8, 8, 4
+_PICKING = {
+    "reserve": 8,
+    "budget": 6,
+}  # 12 seed images make two batches an epoch; with 6 of a pool of 8 there are three
+FAMILY = {  # every method, and several joined, at settings for four epochs of so few images
+    "simclr": {},
+    "sdclr": {},
+    "simsiam": {},
+    "supervised": {"head_layers": 1},
+    "focal": {},
+    "bcl": {"options": "draws=1 floor=10"},
+    "sdclr+bcl": {"head_layers": 3, "options": "draws=2 floor=5"},
+    "two_stage": {"options": "warm=2"},
+    "gh": {"options": "classes=6 ramp=2 refresh=1 warm=2"},
+    "colt": {**_PICKING, "options": "begin=1 clusters=3 nearest=4 repick=2"},
+    "rwsam": {"options": "rho=0.5"},
+    "ts": {"options": "period=2"},
+    "sdclr+ts": {"head_layers": 3, "options": "high=0.5 period=4 shape=shuffled"},
+    "simsiam+rwsam": {"options": "rho=0.5"},
+    "simsiam+rwsam_oracle": {"options": "rho=0.5"},
+    "sdclr+bcl+gh+colt": {
+        **_PICKING,
+        "head_layers": 3,
+        "options": "begin=1 classes=6 clusters=3 draws=2 floor=5 nearest=4 ramp=2 refresh=1 repick=2 warm=2",
+    },
+}
 
 
 def planned(images=IMAGES, **changes):
     """A run of RUN's settings on these images, its method's settings from FAMILY, with changes."""
-    return replace(RUN, images=images.digest, **{**FAMILY.get(changes.get("method"), {}), **changes})
+    return replace(
+        RUN, images=images.digest, **{**FAMILY.get(changes.get("method"), {}), **changes}
+    )
 
 
 def killed(work, moment):
-    """Do ``work`` in a child that is killed after so many seconds, or in the middle of writing its next checkpoint."""
+    """Do ``work`` in a child that is killed after so many seconds, or in the middle of writing its
+    next checkpoint.
+    """
     if not (child := os.fork()):
         if moment == "checkpoint":
             Path.write_bytes = half_a_checkpoint
@@ -72,16 +113,20 @@ def killed(work, moment):
 def half_a_checkpoint(path, content):
     """What a process leaves that dies while it writes."""
     with open(path, "wb") as file:
-        file.write(content[:len(content) // 2] if "last.pt" in path.name else content)
+        file.write(content[: len(content) // 2] if "last.pt" in path.name else content)
     if "last.pt" in path.name:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(folder, kills, *jobs):
-    """Pre-train toy runs, each job a method, how many images and how many epochs, killed ``kills`` times before they may end."""
+    """Pre-train toy runs, each job a method, how many images and how many epochs, killed ``kills``
+    times before they may end.
+    """
     torch.set_num_threads(1)
     paths.RESULTS = Path(folder)
-    with tape.stand_in() if os.environ.get("TOY_STAND_IN") else contextlib.nullcontext():      # takes the branches of a GPU
+    with (
+        tape.stand_in() if os.environ.get("TOY_STAND_IN") else contextlib.nullcontext()
+    ):  # takes the branches of a GPU
         for job in jobs:
             make(int(kills), *job.split())
 
@@ -95,6 +140,7 @@ def make(kills, method, count, epochs):
 
     def work():
         train.pretrain(run, images, runs.Results("toy"), progress=False, checkpoint_seconds=0)
+
     if not all([killed(work, moment) for moment in moments]):
         sys.exit("a process ended before it was killed: the run is too short")
     work()

@@ -1,4 +1,6 @@
-"""The authors' code from a checkout: it runs here, disturbs nothing, and its networks are ours under other names."""
+"""The authors' code from a checkout: it runs here, disturbs nothing, and its networks are ours
+under other names.
+"""
 
 import sys
 import types
@@ -11,7 +13,10 @@ from longtail.learn import models
 
 
 def test_a_folder_without_their_code_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="sdclr: .* has no prune/prune_simCLR.py; give a checkout of VITA-Group/SDCLR"):
+    with pytest.raises(
+        ValueError,
+        match="sdclr: .* has no prune/prune_simCLR.py; give a checkout of VITA-Group/SDCLR",
+    ):
         authors.sdclr(str(tmp_path))
 
 
@@ -39,7 +44,9 @@ def test_their_networks_are_ours(sdclr, architecture):
     images = torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for branch in (0, 1):
         theirs = authors.called_as_ours(net.double())(images, branch=branch)
-        torch.testing.assert_close(encoder.double()(images, branch=branch), theirs, rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            encoder.double()(images, branch=branch), theirs, rtol=0, atol=1e-9
+        )
 
 
 def test_a_tensor_without_counterpart_is_refused(sdclr):

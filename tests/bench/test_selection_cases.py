@@ -1,4 +1,6 @@
-"""The cases at small sizes: contenders agree, wrong ones are noticed, and an alarm at about half of what each case is meant to reach."""
+"""The cases at small sizes: contenders agree, wrong ones are noticed, and an alarm at about half of
+what each case is meant to reach.
+"""
 
 import sys
 import zipfile
@@ -36,9 +38,19 @@ def checkout(tmp_path, monkeypatch):
 def test_paper_case_compares_equal_picks(checkout):
     sizes = {"candidates": 300, "seeds": 80, "budget": 120, "width": 32, "some": 4, "threads": 1}
     rows = cases.paper_k_center(1, **sizes, google_active_learning=checkout).set_index("against")
-    assert list(rows.index) == ["its matrix products", "one product a pick", "anomalib's loop", "google/active-learning"]
+    assert list(rows.index) == [
+        "its matrix products",
+        "one product a pick",
+        "anomalib's loop",
+        "google/active-learning",
+    ]
     assert (rows.status == "measured").all() and (rows.error == 0).all() and (rows.ratio > 0).all()
-    assert cases.paper_k_center(1, **sizes).set_index("against").status["google/active-learning"].startswith("not run")
+    assert (
+        cases.paper_k_center(1, **sizes)
+        .set_index("against")
+        .status["google/active-learning"]
+        .startswith("not run")
+    )
 
 
 @pytest.mark.parametrize("loop", [cases.products_loop, cases.anomalib_loop])
@@ -56,14 +68,21 @@ def test_google_needs_a_checkout(tmp_path):
 
 
 def test_pool_case_is_faster_than_a_product_a_pick():
-    rows = cases.pool_k_center(1, images=20_000, seeds=100, budget=250, threads=1).set_index("against")
+    rows = cases.pool_k_center(1, images=20_000, seeds=100, budget=250, threads=1).set_index(
+        "against"
+    )
     assert (rows.error == 0).all()
     assert rows.ratio["one product a pick"] > 1.2
 
 
 def test_losses_of_the_loop_are_the_stacked_ones():
     projections = torch.randn(3, 50, 8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(cases.loop_losses(projections, 0.2, 16, 3), ecle.ecle(projections, 0.2, 16, 3), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        cases.loop_losses(projections, 0.2, 16, 3),
+        ecle.ecle(projections, 0.2, 16, 3),
+        rtol=1e-5,
+        atol=0,
+    )
 
 
 def test_files_are_scored_faster_than_a_pass_a_view():
@@ -87,4 +106,6 @@ def test_cost_is_measured_for_every_size_and_memory_apart_from_this_process():
     rows = cases.pool_costs([2000, 500], width=16, budget=50, threads=1)
     assert rows.images.tolist() == [500] * 4 + [2000] * 4
     assert rows.step.tolist() == ["losses", "distances", "MAK's picks", "K-center's picks"] * 2
-    assert (rows.seconds > 0).all() and 100 < rows.peak_mib.max() < gpu.peak_memory() / 2**20 - taken.nbytes / 2**21
+    assert (
+        rows.seconds > 0
+    ).all() and 100 < rows.peak_mib.max() < gpu.peak_memory() / 2**20 - taken.nbytes / 2**21

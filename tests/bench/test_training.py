@@ -1,4 +1,6 @@
-"""The cases against the authors' code: they find equality on a stand-in and on a checkout, and notice every kind of difference."""
+"""The cases against the authors' code: they find equality on a stand-in and on a checkout, and
+notice every kind of difference.
+"""
 
 import functools
 
@@ -12,22 +14,32 @@ from longtail.learn import losses, methods, models, train
 
 def test_without_a_checkout_no_case_runs():
     for rows in (training.loss(1), training.masks(1), training.sdclr_epoch(1)):
-        assert list(rows.status) == ["not run: give sdclr"] and list(rows.against) == [timing.AUTHORS]
+        assert list(rows.status) == ["not run: give sdclr"] and list(rows.against) == [
+            timing.AUTHORS
+        ]
 
 
 def test_loss(sdclr, monkeypatch):
     row = training.loss(1, images=32, sdclr=sdclr).iloc[0]
     assert row.status == "measured" and row.error <= 1
     whole = losses.nt_xent
-    monkeypatch.setattr(losses, "nt_xent", lambda first, second, temperature: whole(first, second.detach(), temperature))
+    monkeypatch.setattr(
+        losses,
+        "nt_xent",
+        lambda first, second, temperature: whole(first, second.detach(), temperature),
+    )
     assert training.loss(1, images=32, sdclr=sdclr).status[0] == "check failed"
     monkeypatch.setattr(losses, "nt_xent", lambda *arguments: whole(*arguments) * 1.00001)
     assert training.loss(1, images=32, sdclr=sdclr).status[0] == "check failed"
 
 
 def test_gradient_of_the_loss_is_that_of_finite_differences():
-    pair = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda views: losses.nt_xent(*views, 0.2), pair, eps=1e-6, atol=1e-7, rtol=1e-6)
+    pair = torch.randn(
+        2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda views: losses.nt_xent(*views, 0.2), pair, eps=1e-6, atol=1e-7, rtol=1e-6
+    )
 
 
 def test_masks(sdclr, monkeypatch):
@@ -36,10 +48,15 @@ def test_masks(sdclr, monkeypatch):
     whole = models.magnitude_masks
 
     def without_ties(weights, fraction):
-        threshold = min(weight[mask].abs().min() for weight, mask in zip(weights, whole(weights, fraction), strict=True) if mask.any())
+        threshold = min(
+            weight[mask].abs().min()
+            for weight, mask in zip(weights, whole(weights, fraction), strict=True)
+            if mask.any()
+        )
         return [weight.abs() > threshold for weight in weights]
+
     monkeypatch.setattr(models, "magnitude_masks", without_ties)
-    assert training.masks(1, "resnet32", sdclr=sdclr).error[0] > 100      # hundreds of weights tie
+    assert training.masks(1, "resnet32", sdclr=sdclr).error[0] > 100  # hundreds of weights tie
 
 
 def test_sdclr_step(sdclr):
@@ -49,7 +66,9 @@ def test_sdclr_step(sdclr):
 
 def test_our_order_beats_theirs_in_our_network():
     rows = training.sdclr_step(5, "resnet10_small", 64, 32).set_index("against")
-    ways = rows.loc[["three forwards, default layout and SGD", "three forwards, our layout and SGD"]]
+    ways = rows.loc[
+        ["three forwards, default layout and SGD", "three forwards, our layout and SGD"]
+    ]
     assert (ways.error <= 1).all() and ways.ratio.iloc[0] > 1
     assert rows.status[timing.AUTHORS] == "not run: give sdclr"
 
@@ -66,9 +85,14 @@ def ways():
     method.before_epoch(encoder, 0)
 
     def three(net, views):
-        return training.three_forwards(lambda *rows: method.objective(*rows, torch.arange(8)).mean(), net, views)
+        return training.three_forwards(
+            lambda *rows: method.objective(*rows, torch.arange(8)).mean(), net, views
+        )
+
     one_graph = functools.partial(training.one_graph, method)
-    return training.Way(encoder, one_graph, torch.channels_last, fused=True, passes=1), training.Way(encoder, three)
+    return training.Way(
+        encoder, one_graph, torch.channels_last, fused=True, passes=1
+    ), training.Way(encoder, three)
 
 
 def failed(pair, ours, other):
@@ -89,13 +113,19 @@ def test_step_checks_notice_each_difference(pair, ways):
         loss = other.gradients(net, views)
         net.head.linears[0].weight.grad.mul_(1.001)
         return loss
+
     assert failed(pair, ours, training.Way(other.net, steeper))[:2] == [False, True]
-    ours.passes = 2             # statistics of the pruned branch move once, theirs twice
+    ours.passes = 2  # statistics of the pruned branch move once, theirs twice
     assert failed(pair, ours, other) == [False, False, True]
 
 
 def test_sdclr_epoch(sdclr, monkeypatch):
     rows = training.sdclr_epoch(1, images=16, batch=8, side=8, updates=4, sdclr=sdclr)
     assert list(rows.status) == ["measured"] and rows.error[0] < 1e-6
-    monkeypatch.setattr(methods.find("sdclr"), "before_epoch", lambda method, encoder, epoch: None)     # masks of all ones
-    assert training.sdclr_epoch(1, images=16, batch=8, side=8, updates=1, sdclr=sdclr).status[0] == "check failed"
+    monkeypatch.setattr(
+        methods.find("sdclr"), "before_epoch", lambda method, encoder, epoch: None
+    )  # masks of all ones
+    assert (
+        training.sdclr_epoch(1, images=16, batch=8, side=8, updates=1, sdclr=sdclr).status[0]
+        == "check failed"
+    )

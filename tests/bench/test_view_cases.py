@@ -14,16 +14,29 @@ CIFAR = views.POLICIES["cifar"]
 
 
 def test_views_have_the_law_and_the_pixels_and_are_faster():
-    row = cases.views(rounds=3, count=128, draws=20_000).set_index("against").loc["torchvision per image"]
+    row = (
+        cases.views(rounds=3, count=128, draws=20_000)
+        .set_index("against")
+        .loc["torchvision per image"]
+    )
     assert row.error <= 1 and row.status == "measured"
     assert row.ratio > row.goal / 2
 
 
-@pytest.mark.parametrize("name, change, statistics", [
-    ("y", lambda ours: ours["y"] // 2, {"top"}), ("x", lambda ours: ours["x"] // 2, {"left"}),
-    ("height", lambda ours: ours["height"].clamp(max=20), {"area", "aspect"}),
-    ("factor", lambda ours: ours["factor"].flip(1), {"brightness", "hue"}),
-    ("order", lambda ours: torch.arange(4).expand(3000, 4), {f"place of {name}" for name in cases.ADJUSTMENTS})])
+@pytest.mark.parametrize(
+    "name, change, statistics",
+    [
+        ("y", lambda ours: ours["y"] // 2, {"top"}),
+        ("x", lambda ours: ours["x"] // 2, {"left"}),
+        ("height", lambda ours: ours["height"].clamp(max=20), {"area", "aspect"}),
+        ("factor", lambda ours: ours["factor"].flip(1), {"brightness", "hue"}),
+        (
+            "order",
+            lambda ours: torch.arange(4).expand(3000, 4),
+            {f"place of {name}" for name in cases.ADJUSTMENTS},
+        ),
+    ],
+)
 def test_every_part_of_the_law_is_tested(monkeypatch, name, change, statistics):
     draw = views.parameters
     assert min(cases.p_values(CIFAR, 32, 3000).values()) > 0.001
@@ -41,7 +54,9 @@ def test_pixel_checks_notice_other_pixels(monkeypatch, policy):
     assert all(error <= bound for error, bound in right.values())
     whole = views.apply
     monkeypatch.setattr(views, "apply", lambda *arguments: whole(*arguments).flip(-1))
-    assert [error > bound for error, bound in cases.view_checks(images, law, False, 0).values()] == [True, True, False]
+    assert [
+        error > bound for error, bound in cases.view_checks(images, law, False, 0).values()
+    ] == [True, True, False]
 
 
 def test_blur_is_checked_where_the_law_has_none(monkeypatch):
@@ -52,7 +67,7 @@ def test_blur_is_checked_where_the_law_has_none(monkeypatch):
 
 
 def test_compiled_views_say_what_compiling_took(monkeypatch):
-    monkeypatch.setattr(views, "_compiled", lambda: views.apply)     # building takes a minute
+    monkeypatch.setattr(views, "_compiled", lambda: views.apply)  # building takes a minute
     rows = cases.views(rounds=1, count=64, fused=True, draws=500)
     assert rows.case[0] == "views cifar, 32 px, compiled" and math.isfinite(rows.compile_seconds[0])
     assert rows.status[0] == "measured"
@@ -66,7 +81,9 @@ def test_the_authors_data_set_is_run_from_a_checkout(sdclr):
 
 
 def test_the_authors_blur_comes_for_half_of_the_views():
-    plain, blurred = (cases.reference_transform(32, views.POLICIES[name]) for name in ("cifar", "imagenet"))
+    plain, blurred = (
+        cases.reference_transform(32, views.POLICIES[name]) for name in ("cifar", "imagenet")
+    )
     assert len(blurred.transforms) == len(plain.transforms) + 1
     step = blurred.transforms[-2]
     picture = Image.fromarray(cases.photographs(1, 32)[0].permute(1, 2, 0).numpy())

@@ -1,8 +1,10 @@
-"""A campaign against the tool: kills, torn files, hostile pictures and archives, odd values, full disks. A table tells how each case ended.
+"""A campaign against the tool: kills, torn files, hostile pictures and archives, odd values, full
+disks. A table tells how each case ended.
 
-``python tests/campaign/campaign.py [small | full] [seed] [kind …]``: small takes a minute or two and is what the tests run; full takes a
-quarter of an hour on two quiet cores and writes its counts, of all kinds of cases or of those named, to ``counts.csv`` and README.
-Exit status 1 when a case ended badly.
+``python tests/campaign/campaign.py [small | full] [seed] [kind …]``: small takes a minute or two
+and is what the tests run; full takes a quarter of an hour on two quiet cores and writes its counts,
+of all kinds of cases or of those named, to ``counts.csv`` and README. Exit status 1 when a case
+ended badly.
 """
 
 import contextlib
@@ -41,41 +43,94 @@ from longtail.own import request
 from longtail.store import paths, runs
 from longtail.store.settings import mistakes
 
-GOOD = ("as before", "refused", "named", "read")        # read: as other pixels, as any viewer shows a picture with changed bytes
+GOOD = (
+    "as before",
+    "refused",
+    "named",
+    "read",
+)  # read: as other pixels, as any viewer shows a picture with changed bytes
 BAD = ("silently wrong", "no name", "hang", "code run", "outside", "memory", "orphans")
-SIZES = {       # values of each parameter, files, trainings and commands
-    "small": {"parameters": 3, "requests": 30, "images": 60, "archives": 40, "disk": 13, "torn": 24, "checkpoints": 8, "kills": 4,
-              "commands": 1},
-    "full": {"parameters": 20, "requests": 120, "images": 1200, "archives": 520, "disk": 20, "torn": 308, "checkpoints": 144, "kills": 70,
-             "commands": 3}}
+SIZES = {  # values of each parameter, files, trainings and commands
+    "small": {
+        "parameters": 3,
+        "requests": 30,
+        "images": 60,
+        "archives": 40,
+        "disk": 13,
+        "torn": 24,
+        "checkpoints": 8,
+        "kills": 4,
+        "commands": 1,
+    },
+    "full": {
+        "parameters": 20,
+        "requests": 120,
+        "images": 1200,
+        "archives": 520,
+        "disk": 20,
+        "torn": 308,
+        "checkpoints": 144,
+        "kills": 70,
+        "commands": 3,
+    },
+}
 COUNTS = Path(__file__).with_name("counts.csv")
-QUOTED = "Broken on purpose"       # begins README's line
-PATIENCE = 300      # seconds after which a case hangs
-ALLOWED = 2**30     # bytes that a case may take beyond what its process has
-SPACE = 2**30       # the memory that decoding is told to keep within
+QUOTED = "Broken on purpose"  # begins README's line
+PATIENCE = 300  # seconds after which a case hangs
+ALLOWED = 2**30  # bytes that a case may take beyond what its process has
+SPACE = 2**30  # the memory that decoding is told to keep within
 
-STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "pickle.find_class"}
-ORDINARY = ("git", "lscpu")     # programs that ask for commit and cores
-CHANGES = {"os.remove", "os.rmdir", "os.mkdir", "os.rename", "os.truncate", "os.symlink", "os.link", "os.chmod", "shutil.rmtree"}
+STARTS = {
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "pty.spawn",
+    "pickle.find_class",
+}
+ORDINARY = ("git", "lscpu")  # programs that ask for commit and cores
+CHANGES = {
+    "os.remove",
+    "os.rmdir",
+    "os.mkdir",
+    "os.rename",
+    "os.truncate",
+    "os.symlink",
+    "os.link",
+    "os.chmod",
+    "shutil.rmtree",
+}
 
 
 # ---- one case in a process of its own
 
+
 def watch(folder, noted):
-    """Note programs that this process starts, but ordinary ones, classes it unpickles, and paths that it writes outside of ``folder``."""
+    """Note programs that this process starts, but ordinary ones, classes it unpickles, and paths
+    that it writes outside of ``folder``.
+    """
+
     def hook(event, arguments):
         if event in STARTS and not str(arguments[0]).endswith(ORDINARY):
             noted.append("code run")
         writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         if (writes or event in CHANGES) and isinstance(arguments[0], str | bytes | os.PathLike):
             path = os.path.abspath(os.fsdecode(arguments[0]))
-            if not path.startswith((f"{folder}/", "/dev/null")) and path != str(folder) and "__pycache__" not in path:
+            if (
+                not path.startswith((f"{folder}/", "/dev/null"))
+                and path != str(folder)
+                and "__pycache__" not in path
+            ):
                 noted.append("outside")
+
     sys.addaudithook(hook)
 
 
 def told(work, folder):
-    """What ``work`` gives in a process of its own: ("value", it), ("error", type, text), ("hang",), or what it did and may not do."""
+    """What ``work`` gives in a process of its own: ("value", it), ("error", type, text), ("hang",),
+    or what it did and may not do.
+    """
     reading, writing = os.pipe()
     if not (child := os.fork()):
         os.close(reading)
@@ -97,11 +152,19 @@ def told(work, folder):
         content = pipe.read()
         signal.alarm(0)
     ended = os.waitpid(child, 0)[1]
-    return pickle.loads(content) if ended == 0 else ("hang",) if ended == signal.SIGKILL else ("error", "signal", f"ended by {ended}")
+    return (
+        pickle.loads(content)
+        if ended == 0
+        else ("hang",)
+        if ended == signal.SIGKILL
+        else ("error", "signal", f"ended by {ended}")
+    )
 
 
 def judged(answer, reference, names, other="silently wrong"):
-    """How a case ended: as before, with an error of one line that names one of ``names``, or badly; ``other`` is what another value is."""
+    """How a case ended: as before, with an error of one line that names one of ``names``, or badly;
+    ``other`` is what another value is.
+    """
     if answer[0] in BAD:
         return answer[0]
     if answer[0] == "value":
@@ -112,20 +175,32 @@ def judged(answer, reference, names, other="silently wrong"):
 def damaged(content, damage, draw, other=b""):
     """The bytes of a file after a bad day: cut, one bit flipped, emptied, another's."""
     at = draw.randrange(max(1, len(content)))
-    flipped = content[:at] + bytes([content[at] ^ 1 << draw.randrange(8)]) + content[at + 1:] if content else b"x"
+    flipped = (
+        content[:at] + bytes([content[at] ^ 1 << draw.randrange(8)]) + content[at + 1 :]
+        if content
+        else b"x"
+    )
     return {"cut": content[:at], "empty": b"", "flip": flipped, "swap": other}[damage]
 
 
 # ---- a toy run, as training leaves it and as tables read it
 
+
 def trained(root, method="sdclr", seed=1):
-    """Train a toy run in ``root`` and measure it, or go on with both; what a reader then sees of it."""
+    """Train a toy run in ``root`` and measure it, or go on with both; what a reader then sees of
+    it.
+    """
     paths.RESULTS = root
     run, results = toy.planned(method=method, seed=seed), runs.Results("toy")
     results.keep("data", {"dataset": "toy"})
     results.ask("arms", [run], {})
     train.pretrain(run, toy.IMAGES, results, progress=False, checkpoint_seconds=0)
-    results.remember(run, "scores", {"probe": "toy"}, lambda: pd.DataFrame({"group": ["all"], "accuracy": [method.count("c") / 3]}))
+    results.remember(
+        run,
+        "scores",
+        {"probe": "toy"},
+        lambda: pd.DataFrame({"group": ["all"], "accuracy": [method.count("c") / 3]}),
+    )
     return read(root)
 
 
@@ -133,33 +208,44 @@ def read(root):
     """What tables see: the encoder, the log, the rows and the settings of the toy run."""
     paths.RESULTS = root
     results = runs.Results("toy")
-    if lost := results.missing():       # tables say so
+    if lost := results.missing():  # tables say so
         raise ValueError(f"missing: {', '.join(lost)}")
     [kept] = results.planned()
     weights = train.encoder_of(kept, results).state_dict()
     log = results.logs(seed=kept.seed).drop(columns="seconds")
-    return (runs.sha256(b"".join(value.numpy().tobytes() for value in weights.values())), log.to_csv(), results.read("scores").to_csv(),
-            results.kept("data"))
+    return (
+        runs.sha256(b"".join(value.numpy().tobytes() for value in weights.values())),
+        log.to_csv(),
+        results.read("scores").to_csv(),
+        results.kept("data"),
+    )
 
 
 def stopped(root, **settings):
     """Train until nothing but ``done.json`` is missing, the last checkpoint being there."""
+
     def stop(_):
         raise InterruptedError
+
     runs.sync = stop
     trained(root, **settings)
 
 
 # ---- the kinds of cases: each gives (what was tried, how it ended)
 
+
 def kills(count, draw, folder):
-    """Trainings killed three times, at any moment, then the same command again: the same encoder and log, nothing left over."""
+    """Trainings killed three times, at any moment, then the same command again: the same encoder
+    and log, nothing left over.
+    """
     references = {}
     for case in range(count):
         method = draw.choice(sorted(toy.FAMILY))
         work = functools.partial(trained, method=method)
         if method not in references:
-            references[method] = told(functools.partial(work, folder / f"whole-{method}"), folder)[1]
+            references[method] = told(functools.partial(work, folder / f"whole-{method}"), folder)[
+                1
+            ]
         root = folder / f"killed-{case}"
         moments = ["checkpoint", draw.uniform(0.02, 0.5), draw.uniform(0.02, 0.5)]
         died = sum(toy.killed(functools.partial(work, root), moment) for moment in moments)
@@ -168,12 +254,24 @@ def kills(count, draw, folder):
 
 
 def torn(count, draw, folder):
-    """Every file of a run and its plan cut, flipped, emptied, lost or another's; then the run is read, and training goes on."""
+    """Every file of a run and its plan cut, flipped, emptied, lost or another's; then the run is
+    read, and training goes on.
+    """
     whole, other = folder / "whole", folder / "other"
-    reference, _ = told(lambda: trained(whole), folder)[1], told(lambda: trained(other, "simclr"), folder)
-    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and not path.name.startswith("claim"))
+    reference, _ = (
+        told(lambda: trained(whole), folder)[1],
+        told(lambda: trained(other, "simclr"), folder),
+    )
+    files = sorted(
+        path.relative_to(whole)
+        for path in whole.rglob("*")
+        if path.is_file() and not path.name.startswith("claim")
+    )
     for case in range(count):
-        file, damage = files[case % len(files)], draw.choice(["cut", "flip", "empty", "lost", "swap"])
+        file, damage = (
+            files[case % len(files)],
+            draw.choice(["cut", "flip", "empty", "lost", "swap"]),
+        )
         root = folder / f"torn-{case}"
         shutil.copytree(whole, root)
         if damage == "lost":
@@ -182,8 +280,12 @@ def torn(count, draw, folder):
             others = next((path for path in other.rglob(file.name)), whole / file).read_bytes()
             (root / file).write_bytes(damaged((whole / file).read_bytes(), damage, draw, others))
         for command in (read, trained):
-            yield f"{file} {damage}, {command.__name__}", judged(told(functools.partial(command, root), folder), reference,
-                                                                 [str(root), "toy"])
+            yield (
+                f"{file} {damage}, {command.__name__}",
+                judged(
+                    told(functools.partial(command, root), folder), reference, [str(root), "toy"]
+                ),
+            )
         shutil.rmtree(root)
 
 
@@ -195,7 +297,9 @@ class Canary:
 
 
 def checkpoints(count, draw, folder):
-    """The last checkpoint of a training cut, flipped, emptied, another run's or a hostile pickle; then the same command again."""
+    """The last checkpoint of a training cut, flipped, emptied, another run's or a hostile pickle;
+    then the same command again.
+    """
     told(lambda: stopped(folder / "half"), folder)
     others = {"another method's": {"method": "simclr"}, "another seed's": {"seed": 2}}
     for name, settings in others.items():
@@ -205,9 +309,16 @@ def checkpoints(count, draw, folder):
     head, name = last.read_bytes().partition(b"\n")[0].split()
     evil = pickle.dumps(Canary())
     swaps = [next((folder / name).rglob("last.pt")).read_bytes() for name in others]
-    swaps += [evil, head + b" " + name + b"\n" + evil, runs.sha256(evil).encode() + b" " + name + b"\n" + evil]
+    swaps += [
+        evil,
+        head + b" " + name + b"\n" + evil,
+        runs.sha256(evil).encode() + b" " + name + b"\n" + evil,
+    ]
     for case in range(count):
-        damage, root = draw.choice(["cut", "flip", "empty", "swap", "flip"]), folder / f"torn-{case}"
+        damage, root = (
+            draw.choice(["cut", "flip", "empty", "swap", "flip"]),
+            folder / f"torn-{case}",
+        )
         shutil.copytree(folder / "half", root)
         broken = root / last.relative_to(folder / "half")
         broken.write_bytes(damaged(last.read_bytes(), damage, draw, swaps[case % len(swaps)]))
@@ -217,12 +328,41 @@ def checkpoints(count, draw, folder):
         shutil.rmtree(root)
 
 
-ODD = [-1, 0, 1, 2, -10**30, 10**30, 0.5, -0.5, math.nan, math.inf, "", "x", "1e-3", "1e999", "../x", "é\n", None, True, [], [[]],
-       [None], [-1], {"a": 1}, [1] * 1000, "!!python/object:os.system", "{}", "$HOME"]
+ODD = [
+    -1,
+    0,
+    1,
+    2,
+    -(10**30),
+    10**30,
+    0.5,
+    -0.5,
+    math.nan,
+    math.inf,
+    "",
+    "x",
+    "1e-3",
+    "1e999",
+    "../x",
+    "é\n",
+    None,
+    True,
+    [],
+    [[]],
+    [None],
+    [-1],
+    {"a": 1},
+    [1] * 1000,
+    "!!python/object:os.system",
+    "{}",
+    "$HOME",
+]
 
 
 def parameters(count, draw, folder):
-    """Every parameter of every notebook at extreme and wrong values, as by -p: refused by its name, or kept exactly."""
+    """Every parameter of every notebook at extreme and wrong values, as by -p: refused by its name,
+    or kept exactly.
+    """
     notebooks = profiles.notebooks_of(paths.NOTEBOOKS)
     model = profiles.parameters_schema(notebooks)
     rules = model.model_json_schema()["properties"]
@@ -231,9 +371,16 @@ def parameters(count, draw, folder):
             asked = f"{name}={value!r}"[:60]
             kept, wrong = mistakes(model, {name: value})
             if wrong:
-                yield asked, "refused" if all(key == name and text.startswith(name) for key, text in wrong) else "no name"
+                yield (
+                    asked,
+                    "refused"
+                    if all(key == name and text.startswith(name) for key, text in wrong)
+                    else "no name",
+                )
             else:
-                right = fits(kept[name], rules[name]) and (kept[name] == value or kept[name] == number(value))
+                right = fits(kept[name], rules[name]) and (
+                    kept[name] == value or kept[name] == number(value)
+                )
                 yield asked, "as before" if right else "silently wrong"
 
 
@@ -248,40 +395,98 @@ def number(value):
 def fits(value, rule):
     """Whether a value is of a JSON schema's type and within its limits, found without pydantic."""
     if rule.get("type") == "array":
-        return isinstance(value, list) and len(value) >= rule.get("minItems", 0) and all(fits(item, rule["items"]) for item in value)
+        return (
+            isinstance(value, list)
+            and len(value) >= rule.get("minItems", 0)
+            and all(fits(item, rule["items"]) for item in value)
+        )
     kinds = {"integer": int, "number": (int, float), "boolean": bool, "string": str}
     if "enum" in rule:
         return value in rule["enum"]
-    right = isinstance(value, kinds[rule["type"]]) and isinstance(value, bool) == (rule["type"] == "boolean")
+    right = isinstance(value, kinds[rule["type"]]) and isinstance(value, bool) == (
+        rule["type"] == "boolean"
+    )
     return right and ("minimum" not in rule or rule["minimum"] <= value <= rule["maximum"])
 
 
-LAUGHS = "a: &a [x, x]\n" + "".join(f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi",
-                                                                                                                strict=True))
-BROKEN = ["\t", "\0", "&a [*a]", "'", "{", "\ufeff", ": :", "!!python/name:os.system ", "[" * 3000, LAUGHS, "9" * 5000]
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+BROKEN = [
+    "\t",
+    "\0",
+    "&a [*a]",
+    "'",
+    "{",
+    "\ufeff",
+    ": :",
+    "!!python/name:os.system ",
+    "[" * 3000,
+    LAUGHS,
+    "9" * 5000,
+]
 
 
 def requests(count, draw, folder):
-    """Files of one's own, profiles and requests for picks, with odd names, keys, values and bytes: refused in words, or a plan."""
+    """Files of one's own, profiles and requests for picks, with odd names, keys, values and bytes:
+    refused in words, or a plan.
+    """
     for part, images in (("seed", 6), ("pool", 12)):
         (folder / part).mkdir()
         for k in range(images):
             Image.fromarray(np.full((20, 20, 3), 9 * k, np.uint8)).save(folder / part / f"{k}.png")
     (folder / "mine.yaml").write_text("seed_images: seed\npool_images: pool\nbudget: 2\n")
-    asked(folder / "mine.yaml")     # imports, once for all processes, what takes seconds
-    profile = ["base", "about", "hours", "notebooks", "seeds", "budget", "arms", "dataset", "lists", "seed_images", "on", "5", "<<", "é"]
+    asked(folder / "mine.yaml")  # imports, once for all processes, what takes seconds
+    profile = [
+        "base",
+        "about",
+        "hours",
+        "notebooks",
+        "seeds",
+        "budget",
+        "arms",
+        "dataset",
+        "lists",
+        "seed_images",
+        "on",
+        "5",
+        "<<",
+        "é",
+    ]
     for case in range(count):
-        own = case % 2 == 0     # picks from one's own images
+        own = case % 2 == 0  # picks from one's own images
         keys = draw.sample(sorted(request.ASKED) if own else profile, draw.randint(0, 4))
         settings = {"seed_images": "seed", "pool_images": "pool"} if own else {}
-        text = yaml.safe_dump(settings | {key: draw.choice(ODD) for key in keys}, allow_unicode=True)
-        if case % 3 == 0:       # broken as a text, too
+        text = yaml.safe_dump(
+            settings | {key: draw.choice(ODD) for key in keys}, allow_unicode=True
+        )
+        if case % 3 == 0:  # broken as a text, too
             at = draw.randrange(len(text))
             text = text[:at] + draw.choice(BROKEN) + text[at:]
-        name = draw.choice(["mine", "..", ".", "a b", "demo", "demo-custom", "runs", "ü", "a{b}", "-p", "x" * 190, "$HOME"])
-        (folder / f"{name}.yaml").write_bytes(text.encode(draw.choice(["utf-8", "utf-16", "latin-1"]), errors="replace"))
+        name = draw.choice(
+            [
+                "mine",
+                "..",
+                ".",
+                "a b",
+                "demo",
+                "demo-custom",
+                "runs",
+                "ü",
+                "a{b}",
+                "-p",
+                "x" * 190,
+                "$HOME",
+            ]
+        )
+        (folder / f"{name}.yaml").write_bytes(
+            text.encode(draw.choice(["utf-8", "utf-16", "latin-1"]), errors="replace")
+        )
         answer = told(functools.partial(asked, folder / f"{name}.yaml"), folder)
-        ended = judged(answer, None, [], other="as before" if answer[1:] and answer[1][0] == 0 else "refused")
+        ended = judged(
+            answer, None, [], other="as before" if answer[1:] and answer[1][0] == 0 else "refused"
+        )
         yield text[:60], "no name" if ended == "refused" and not answer[1][1] else ended
         (folder / f"{name}.yaml").unlink()
 
@@ -293,14 +498,36 @@ def asked(file):
         return reproduce.main([str(file), "--dry-run"]), output.getvalue()
 
 
-FORMATS = ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "TGA", "PCX", "SGI", "ICO", "QOI", "DIB"]
+FORMATS = [
+    "PNG",
+    "JPEG",
+    "GIF",
+    "WEBP",
+    "TIFF",
+    "BMP",
+    "PPM",
+    "AVIF",
+    "JPEG2000",
+    "TGA",
+    "PCX",
+    "SGI",
+    "ICO",
+    "QOI",
+    "DIB",
+]
 SIDE = 16
 
 
 def picture(kind, values):
     """A picture as the bytes of a file of this kind."""
     content = io.BytesIO()
-    more = {"progressive": True} if kind == "JPEG" else {"compression": "tiff_lzw"} if kind == "TIFF" else {}
+    more = (
+        {"progressive": True}
+        if kind == "JPEG"
+        else {"compression": "tiff_lzw"}
+        if kind == "TIFF"
+        else {}
+    )
     Image.fromarray(values).save(content, kind, **more)
     return content.getvalue()
 
@@ -309,14 +536,25 @@ def hostile(values):
     """Bytes that are no pictures, or far more than they say: name -> bytes."""
     png = picture("PNG", values)
 
-    def sized(wide, high):      # a PNG whose header tells of another size
+    def sized(wide, high):  # a PNG whose header tells of another size
         header = b"IHDR" + wide.to_bytes(4, "big") + high.to_bytes(4, "big") + png[24:29]
         return png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
-    known = {"strip": picture("PNG", np.zeros((100_000, 1), np.uint8)), "line": picture("PNG", np.zeros((1, 100_000), np.uint8)),
-             "square": sized(13_300, 13_300), "endless": sized(2**31 - 1, 2**31 - 1), "thin": sized(2**31 - 1, 1),
-             "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(/tmp/x) (w) file\nshowpage\n",
-             "PostScript in binary": b"\xc5\xd0\xd3\xc6" + bytes(28), "drawing": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-             "PDF": b"%PDF-1.4\n", "pickle": pickle.dumps(Canary()), "nothing": b"", "zeros": bytes(2**20), "page": b"<!DOCTYPE html>"}
+
+    known = {
+        "strip": picture("PNG", np.zeros((100_000, 1), np.uint8)),
+        "line": picture("PNG", np.zeros((1, 100_000), np.uint8)),
+        "square": sized(13_300, 13_300),
+        "endless": sized(2**31 - 1, 2**31 - 1),
+        "thin": sized(2**31 - 1, 1),
+        "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(/tmp/x) (w) file\nshowpage\n",
+        "PostScript in binary": b"\xc5\xd0\xd3\xc6" + bytes(28),
+        "drawing": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "PDF": b"%PDF-1.4\n",
+        "pickle": pickle.dumps(Canary()),
+        "nothing": b"",
+        "zeros": bytes(2**20),
+        "page": b"<!DOCTYPE html>",
+    }
     array = io.BytesIO()
     np.save(array, np.array([Canary()], object), allow_pickle=True)
     return known | {"array": array.getvalue()}
@@ -324,12 +562,16 @@ def hostile(values):
 
 def smooth(draw, count=1):
     """Random pictures (count, 40, 30, 3)."""
-    numbers = np.random.default_rng(draw.randrange(2**32)).integers(0, 256, (count, 5, 4, 3), dtype=np.uint8)
+    numbers = np.random.default_rng(draw.randrange(2**32)).integers(
+        0, 256, (count, 5, 4, 3), dtype=np.uint8
+    )
     return [np.asarray(Image.fromarray(some).resize((30, 40), Image.BILINEAR)) for some in numbers]
 
 
 def images(count, draw, folder):
-    """Pictures of every format cut, flipped in several places or joined, and what only looks like one: read, or refused in a line."""
+    """Pictures of every format cut, flipped in several places or joined, and what only looks like
+    one: read, or refused in a line.
+    """
     pixels.formats()
     memory.BUDGET.total = SPACE
     [values] = smooth(draw)
@@ -341,26 +583,59 @@ def images(count, draw, folder):
             kind, content = evil[case // 5 % len(evil)]
             damage = "as it is"
         else:
-            kind, damage = draw.choice(sorted(whole)), draw.choice(["cut", "flip", "flip", "swap", "empty", "flips"])
+            kind, damage = (
+                draw.choice(sorted(whole)),
+                draw.choice(["cut", "flip", "flip", "swap", "empty", "flips"]),
+            )
             content = whole[kind]
-            other = content[:draw.randrange(len(content))] + whole[draw.choice(sorted(whole))][draw.randrange(200):]
+            other = (
+                content[: draw.randrange(len(content))]
+                + whole[draw.choice(sorted(whole))][draw.randrange(200) :]
+            )
             for _ in range(draw.randint(2, 30) if damage == "flips" else 1):
                 content = damaged(content, damage.removesuffix("s"), draw, other)
-        answer = told(lambda: (found := pixels.decoded(content, SIDE)).shape == (SIDE, SIDE, 3) and found.tobytes(), folder)     # noqa: B023
+        answer = told(
+            lambda: (
+                (found := pixels.decoded(content, SIDE)).shape == (SIDE, SIDE, 3)  # noqa: B023
+                and found.tobytes()
+            ),
+            folder,
+        )
         if answer[0] == "error":
-            ended = "named" if answer[1] == "OSError" and answer[2] and "\n" not in answer[2] else "no name"
+            ended = (
+                "named"
+                if answer[1] == "OSError" and answer[2] and "\n" not in answer[2]
+                else "no name"
+            )
         else:
-            ended = judged(answer, shown.get(kind), [], other="read" if answer[-1] and damage != "cut" else "silently wrong")
+            ended = judged(
+                answer,
+                shown.get(kind),
+                [],
+                other="read" if answer[-1] and damage != "cut" else "silently wrong",
+            )
         yield f"{kind} {damage}", ended
 
 
 def archives(count, draw, folder):
-    """Zips cut, flipped, packed in every way, with hostile members: the pictures that were packed, or an error that names the zip."""
+    """Zips cut, flipped, packed in every way, with hostile members: the pictures that were packed,
+    or an error that names the zip.
+    """
     memory.BUDGET.total = SPACE
-    pictures = {f"{'ab'[k % 2]}/{k}.png": picture("PNG", values) for k, values in enumerate(smooth(draw, 6))}
-    evil = {"../../x.png": b"x", "/etc/x.png": b"x", "a/0.png": pictures["b/1.png"], "a/zeros.png": bytes(2**27), "a/\u202ex.png": b"x",
-            "a/x.npy": pickle.dumps(Canary()), "a/" + "x" * 300 + ".png": b"x", "a/drawing.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n",
-            "a\\..\\x.png": b"x"}
+    pictures = {
+        f"{'ab'[k % 2]}/{k}.png": picture("PNG", values) for k, values in enumerate(smooth(draw, 6))
+    }
+    evil = {
+        "../../x.png": b"x",
+        "/etc/x.png": b"x",
+        "a/0.png": pictures["b/1.png"],
+        "a/zeros.png": bytes(2**27),
+        "a/\u202ex.png": b"x",
+        "a/x.npy": pickle.dumps(Canary()),
+        "a/" + "x" * 300 + ".png": b"x",
+        "a/drawing.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        "a\\..\\x.png": b"x",
+    }
     methods = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 
     def packed(more, method):
@@ -368,17 +643,25 @@ def archives(count, draw, folder):
             for name, some in [*pictures.items(), *more]:
                 archive.writestr(name, some)
         return content.getvalue()
+
     wholes, path = {method: packed((), method) for method in methods}, folder / "some.zip"
     path.write_bytes(wholes[0])
     reference = told(functools.partial(unpacked, path, False), folder)[1][0]
     for _ in range(count):
-        method, damage = draw.choice(methods), draw.choice(["cut", "flip", "flip", "empty", "swap", "hostile"])
-        other = wholes[method][:draw.randrange(500)] + wholes[draw.choice(methods)]
+        method, damage = (
+            draw.choice(methods),
+            draw.choice(["cut", "flip", "flip", "empty", "swap", "hostile"]),
+        )
+        other = wholes[method][: draw.randrange(500)] + wholes[draw.choice(methods)]
         more, content = draw.choice(sorted(evil.items())), wholes[method]
-        path.write_bytes(packed([more], method) if damage == "hostile" else damaged(content, damage, draw, other))
+        path.write_bytes(
+            packed([more], method) if damage == "hostile" else damaged(content, damage, draw, other)
+        )
         skips = draw.random() < 0.5
         answer = told(functools.partial(unpacked, path, skips), folder)
-        if answer[0] == "value" and skips and "skipped" in answer[1][1]:       # some were left out, and it says which
+        if (
+            answer[0] == "value" and skips and "skipped" in answer[1][1]
+        ):  # some were left out, and it says which
             right = set(answer[1][0]) <= set(reference)
             yield f"{method} {damage} {more[0]}, skipped", "named" if right else "silently wrong"
         else:
@@ -395,31 +678,58 @@ def unpacked(path, skips):
 
 
 def full(space, root):
-    """Train while no file may have more than so many bytes: the system refuses the write as a full disk does."""
+    """Train while no file may have more than so many bytes: the system refuses the write as a full
+    disk does.
+    """
     resource.setrlimit(resource.RLIMIT_FSIZE, (space, resource.RLIM_INFINITY))
     return trained(root)
 
 
 def disk(count, draw, folder):
-    """No space at any moment: the error names path and bytes, no part is left, and with space the same command ends as ever."""
+    """No space at any moment: the error names path and bytes, no part is left, and with space the
+    same command ends as ever.
+    """
     reference = told(lambda: trained(folder / "whole"), folder)[1]
     largest = max(path.stat().st_size for path in (folder / "whole").rglob("*") if path.is_file())
     for case in range(count):
-        root, space = folder / f"full-{case}", round(1.3 * largest ** (case / max(1, count - 1)))       # from 1 byte to enough
+        root, space = (
+            folder / f"full-{case}",
+            round(1.3 * largest ** (case / max(1, count - 1))),
+        )  # from 1 byte to enough
         ended = judged(told(functools.partial(full, space, root), folder), reference, [str(root)])
         yield f"{space} bytes", "outside" if list(root.rglob("*.part")) else ended
-        yield f"{space} bytes, then space", judged(told(functools.partial(trained, root), folder), reference, [])
+        yield (
+            f"{space} bytes, then space",
+            judged(told(functools.partial(trained, root), folder), reference, []),
+        )
 
 
 # ---- whole commands
 
-COMMAND = {"splits": [1, 2], "seeds": [1], "largest": 20, "factor": 0.2, "epochs": 6, "warmup_epochs": 1, "batch_size": 16, "curves": [],
-           "arms": ["simclr long_tail", "sdclr long_tail"], "protocols": ["knn"], "reseeded": 2, "l2_grid": [0.01],
-           "labelled_per_class": 10, "pool_per_class": 5, "outsider_count": 20, "notebooks": ["01", "02", "03"]}
+COMMAND = {
+    "splits": [1, 2],
+    "seeds": [1],
+    "largest": 20,
+    "factor": 0.2,
+    "epochs": 6,
+    "warmup_epochs": 1,
+    "batch_size": 16,
+    "curves": [],
+    "arms": ["simclr long_tail", "sdclr long_tail"],
+    "protocols": ["knn"],
+    "reseeded": 2,
+    "l2_grid": [0.01],
+    "labelled_per_class": 10,
+    "pool_per_class": 5,
+    "outsider_count": 20,
+    "notebooks": ["01", "02", "03"],
+}
 
 
 def commands(count, draw, folder):
-    """The command itself, with workers, killed at any moment, alone or beside another on the same profile, until it has come to its end."""
+    """The command itself, with workers, killed at any moment, alone or beside another on the same
+    profile, until it has come to its end.
+    """
     (folder / "mine.yaml").write_text(yaml.safe_dump(COMMAND))
     begin(folder, "whole", []).wait()
     reference, seconds = made(folder / "whole"), 60
@@ -427,28 +737,51 @@ def commands(count, draw, folder):
         modes, root = [["--plain"], ["--plain", "--plain"], []][case % 3], f"case-{case}"
         for _ in range(3 if count > 1 else 1):
             started = [begin(folder, root, [mode]) for mode in modes] or [begin(folder, root, [])]
-            until(lambda: any(one.poll() is not None for one in started), draw.uniform(1, seconds))        # noqa: B023
+            until(lambda: any(one.poll() is not None for one in started), draw.uniform(1, seconds))  # noqa: B023
             for one in started:
                 one.kill()
                 one.wait()
-            yield f"{modes}, killed", "as before" if until(lambda: not of(folder / root), 20) else "orphans"      # noqa: B023
+            yield (
+                f"{modes}, killed",
+                "as before" if until(lambda: not of(folder / root), 20) else "orphans",  # noqa: B023
+            )
         started = [begin(folder, root, [mode]) for mode in modes] or [begin(folder, root, [])]
         statuses = [one.wait() for one in started]
-        right = not any(statuses) and made(folder / root) == reference and not list((folder / root).rglob("*.part"))
-        yield f"{modes}, in the end {statuses}", "as before" if right else "silently wrong" if not any(statuses) else "no name"
+        right = (
+            not any(statuses)
+            and made(folder / root) == reference
+            and not list((folder / root).rglob("*.part"))
+        )
+        yield (
+            f"{modes}, in the end {statuses}",
+            "as before" if right else "silently wrong" if not any(statuses) else "no name",
+        )
 
 
 def begin(folder, root, words):
     """Start the command on a small profile, with results of its own."""
-    environment = {**os.environ, "LONGTAIL_OUTPUT": str(folder / root), "PYTHONPATH": str(paths.ROOT / "src")}
-    return subprocess.Popen([sys.executable, "-m", "longtail.command.reproduce", folder / "mine.yaml", *words], env=environment,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = {
+        **os.environ,
+        "LONGTAIL_OUTPUT": str(folder / root),
+        "PYTHONPATH": str(paths.ROOT / "src"),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "longtail.command.reproduce", folder / "mine.yaml", *words],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def made(root):
     """All that decides tables: encoders, rows and the plan, without times and machines."""
-    found = {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*"))
-             if path.suffix in (".safetensors", ".csv") and path.name != "log.csv" and "figures" not in path.parts}
+    found = {
+        path.relative_to(root): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.suffix in (".safetensors", ".csv")
+        and path.name != "log.csv"
+        and "figures" not in path.parts
+    }
     return found, runs.read_record(root / "results/mine/plan.json")
 
 
@@ -457,7 +790,10 @@ def of(output):
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get("LONGTAIL_OUTPUT") == str(output) and process.status() != psutil.STATUS_ZOMBIE:
+            if (
+                process.environ().get("LONGTAIL_OUTPUT") == str(output)
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 found.append(process)
     return found
 
@@ -479,7 +815,13 @@ def campaign(kind, size, seed):
     """All cases of a kind at a size, as (what was tried, how it ended), and a row of counts."""
     with tempfile.TemporaryDirectory() as folder:
         before, paths.RESULTS = outside(), Path(folder) / "results"
-        cases = list(kind(SIZES[size][kind.__name__], random.Random(f"{seed} {kind.__name__}"), Path(folder).resolve()))
+        cases = list(
+            kind(
+                SIZES[size][kind.__name__],
+                random.Random(f"{seed} {kind.__name__}"),
+                Path(folder).resolve(),
+            )
+        )
         cases += [(f"written: {path}", "outside") for path in outside() - before]
     counts = Counter(ended for _, ended in cases)
     return cases, {"cases": len(cases), **{ended: counts[ended] for ended in (*GOOD, *BAD)}}
@@ -488,35 +830,58 @@ def campaign(kind, size, seed):
 def outside():
     """Files of the repository that a case may not touch."""
     kept = (paths.ROOT / "src", paths.NOTEBOOKS, paths.ROOT / "results", paths.ROOT / "figures")
-    return {(str(path), path.stat().st_mtime_ns) for root in kept for path in itertools.chain([root], root.rglob("*"))
-            if path.exists() and "__pycache__" not in path.parts}
+    return {
+        (str(path), path.stat().st_mtime_ns)
+        for root in kept
+        for path in itertools.chain([root], root.rglob("*"))
+        if path.exists() and "__pycache__" not in path.parts
+    }
 
 
 def sentence(counts):
     """The line in README that tells how the cases of ``counts.csv`` ended."""
-    cases, bad = counts.cases, ", ".join(f"{'written outside' if name == 'outside' else name} {counts[name].sum()}" for name in BAD)
-    return (f"{QUOTED}, {cases.sum():,} times ([tests/campaign](tests/campaign/campaign.py)): {cases.kills} kills of trainings, "
-            f"{cases.commands} of whole commands, {cases.torn // 2} torn files × 2 commands, {cases.checkpoints} torn checkpoints, "
-            f"{cases.images:,} pictures, {cases.archives} zips, {cases.requests} requests, {cases.parameters:,} values of parameters, "
-            f"{cases.disk // 2} full disks. {bad.capitalize()}.")
+    cases, bad = (
+        counts.cases,
+        ", ".join(
+            f"{'written outside' if name == 'outside' else name} {counts[name].sum()}"
+            for name in BAD
+        ),
+    )
+    return (
+        f"{QUOTED}, {cases.sum():,} times ([tests/campaign](tests/campaign/campaign.py)): "
+        f"{cases.kills} kills of trainings, "
+        f"{cases.commands} whole commands killed or carried on, {cases.torn // 2} torn files × 2 commands, "
+        f"{cases.checkpoints} torn checkpoints, "
+        f"{cases.images:,} pictures, {cases.archives} zips, {cases.requests} requests, "
+        f"{cases.parameters:,} values of parameters, "
+        f"{cases.disk // 2} full disks. {bad.capitalize()}."
+    )
 
 
 def main(size="small", seed="1", *named):
     """Run all kinds, or those named, and print the table; the number of cases that ended badly."""
     torch.set_num_threads(1)
-    table, bad = pd.read_csv(COUNTS, index_col="kind").T.to_dict() if size == "full" and named else {}, []
+    table, bad = (
+        pd.read_csv(COUNTS, index_col="kind").T.to_dict() if size == "full" and named else {},
+        [],
+    )
     for kind in KINDS:
         if not named or kind.__name__ in named:
             began = time.perf_counter()
             cases, table[kind.__name__] = campaign(kind, size, seed)
-            print(f"{kind.__name__}: {len(cases)} cases in {time.perf_counter() - began:.0f} s", flush=True)
+            print(
+                f"{kind.__name__}: {len(cases)} cases in {time.perf_counter() - began:.0f} s",
+                flush=True,
+            )
             bad += [(kind.__name__, *case) for case in cases if case[1] in BAD]
             print(*bad[-9:], sep="\n", end="\n" * bool(bad), flush=True)
     counts = pd.DataFrame(table).T.rename_axis("kind")
     if size == "full":
         counts.to_csv(COUNTS)
         lines = (paths.ROOT / "README.md").read_text().split("\n")
-        (paths.ROOT / "README.md").write_text("\n".join(sentence(counts) if line.startswith(QUOTED) else line for line in lines))
+        (paths.ROOT / "README.md").write_text(
+            "\n".join(sentence(counts) if line.startswith(QUOTED) else line for line in lines)
+        )
     print(counts.to_markdown())
     return len(bad)
 

@@ -1,13 +1,15 @@
-"""A million made-up images scored and picked on two cores: ``python tests/campaign/million.py [images]``.
+"""A million made-up images scored and picked on two cores: ``python tests/campaign/million.py
+[images]``.
 
-Prints processor seconds of each step (72 in all) and the peak of memory (1,569 MiB); exit status 1 when the peak is more than ``ALLOWED``.
+Prints processor seconds of each step (72 in all) and the peak of memory (1,569 MiB); exit status 1
+when the peak is more than ``ALLOWED``.
 """
 
 import sys
 
 from longtail.bench import selection
 
-ALLOWED = 2048      # MiB for a million images of 64 features and two views, which alone are 732 MiB
+ALLOWED = 2048  # MiB for a million images of 64 features and two views, which alone are 732 MiB
 
 
 def main(images=1_000_000):

@@ -14,8 +14,23 @@ from packaging.utils import canonicalize_name
 
 from longtail.store import paths
 
-LIGHT = {"torch", "filelock", "safetensors", "numpy", "scipy", "sklearn", "threadpoolctl", "pandas", "matplotlib", "seaborn", "yaml",
-         "tqdm", "PIL", "pydantic", "longtail"}
+LIGHT = {
+    "torch",
+    "filelock",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "sklearn",
+    "threadpoolctl",
+    "pandas",
+    "matplotlib",
+    "seaborn",
+    "yaml",
+    "tqdm",
+    "PIL",
+    "pydantic",
+    "longtail",
+}
 
 
 def direct():
@@ -36,13 +51,19 @@ def test_every_direct_package_is_pinned_and_agrees():
     lines = (paths.ROOT / "constraints.txt").read_text().splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     for wanted in map(Requirement, direct()):
-        exact = [next(iter(pin.specifier)).version for pin in pins if canonicalize_name(pin.name) == canonicalize_name(wanted.name)]
+        exact = [
+            next(iter(pin.specifier)).version
+            for pin in pins
+            if canonicalize_name(pin.name) == canonicalize_name(wanted.name)
+        ]
         assert exact and all(wanted.specifier.contains(number) for number in exact), wanted
 
 
 def test_constraints_hold_on_any_machine():
     for line in (paths.ROOT / "constraints.txt").read_text().splitlines():
-        assert re.match(r"[\w.-]+==[\w.]+( ;|$)", line), f"{line}: no address, no local version such as +cpu, one exact version"
+        assert re.match(r"[\w.-]+==[\w.]+( ;|$)", line), (
+            f"{line}: no address, no local version such as +cpu, one exact version"
+        )
 
 
 @pytest.mark.parametrize("package, least", [("torch", (2, 11)), ("torchvision", (0, 26))])
@@ -51,13 +72,20 @@ def test_versions_that_were_tried(package, least):
     assert (3, 11) <= sys.version_info[:2] <= (3, 12)
 
 
-@pytest.mark.parametrize("path", sorted((paths.ROOT / "src/longtail").rglob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((paths.ROOT / "src/longtail").rglob("*.py")), ids=lambda path: path.name
+)
 def test_importing_src_needs_little(path):
     """Training on a bare node and ``--plain`` must not pull in Jupyter, openTSNE or torchvision."""
     for node in outside_functions(ast.parse(path.read_text())):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+        names = (
+            [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+        )
         heavy = {name.split(".")[0] for name in names} - LIGHT - sys.stdlib_module_names
-        assert not heavy, f"{path.name} line {node.lineno}: import {', '.join(heavy)} inside the function that needs it"
+        assert not heavy, (
+            f"{path.name} line {node.lineno}: import {', '.join(heavy)} inside the function that "
+            "needs it"
+        )
 
 
 def outside_functions(tree):
@@ -69,19 +97,34 @@ def outside_functions(tree):
             yield from outside_functions(node)
 
 
-def test_lint():
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", paths.ROOT], capture_output=True, text=True)
+@pytest.mark.parametrize("words", [["check", "."], ["format", "--check", "src", "tests"]])
+def test_lint(words):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *words], cwd=paths.ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--schema"], ["--dry-run"], ["cifar10", "09", "--dry-run"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--schema"], ["--dry-run"], ["cifar10", "09", "--dry-run"]]
+)
 def test_a_look_on_a_fresh_clone_needs_two_small_packages(tmp_path, words):
     """Everything but the standard library, PyYAML and pydantic is hidden."""
-    hidden = LIGHT - {"yaml", "pydantic", "longtail"} | {"papermill", "nbformat", "nbconvert", "jinja2", "IPython"}
-    code = (f"import sys\nfor name in {sorted(hidden)}: sys.modules[name] = None\n"
-            f"from longtail.command.reproduce import main\nsys.exit(main({words}))")
+    hidden = LIGHT - {"yaml", "pydantic", "longtail"} | {
+        "papermill",
+        "nbformat",
+        "nbconvert",
+        "jinja2",
+        "IPython",
+    }
+    code = (
+        f"import sys\nfor name in {sorted(hidden)}: sys.modules[name] = None\n"
+        f"from longtail.command.reproduce import main\nsys.exit(main({words}))"
+    )
     environment = {**os.environ, "LONGTAIL_OUTPUT": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0 and done.stdout and not done.stderr, done.stderr
     assert not list(tmp_path.iterdir())
 

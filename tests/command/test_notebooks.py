@@ -25,7 +25,11 @@ def code(path):
 
 def test_numbers_are_unique_and_all_run():
     numbers = [path.name[:2] for path in NOTEBOOKS]
-    assert numbers and len(set(numbers)) == len(numbers) and all(number.isdigit() for number in numbers)
+    assert (
+        numbers
+        and len(set(numbers)) == len(numbers)
+        and all(number.isdigit() for number in numbers)
+    )
 
 
 @every_notebook
@@ -34,7 +38,9 @@ def test_holds_no_trace_of_a_run(path):
     assert book["metadata"].keys() <= {"kernelspec", "language_info"}
     assert book["metadata"]["kernelspec"]["name"] == "python3"
     for cell in book["cells"]:
-        assert cell["metadata"] in ({}, {"tags": ["parameters"]}, {"tags": ["key"]}), cell["metadata"]
+        assert cell["metadata"] in ({}, {"tags": ["parameters"]}, {"tags": ["key"]}), cell[
+            "metadata"
+        ]
         assert not cell.get("outputs") and cell.get("execution_count") is None, "clear the outputs"
 
 
@@ -50,13 +56,32 @@ def test_parameters_are_annotated_literals_with_help_that_papermill_sees(path):
     book = Notebook(path)
     [cell] = [cell for cell in book.cells if is_parameters(cell)]
     statements = ast.parse(source(cell)).body
-    assert all(isinstance(line, ast.AnnAssign) for line in statements), "one `name: kind = literal  # help` a line"
-    seen = papermill.inspect_notebook(str(path))        # it cannot read a line whose value has an equals sign, but sets it all the same
-    assert book.defaults.keys() - seen.keys() == {name for name, value in book.defaults.items() if "=" in str(value)}
-    assert {name: ast.literal_eval(entry["default"]) for name, entry in seen.items()} == {name: book.defaults[name] for name in seen}
-    assert {name: entry["inferred_type_name"] for name, entry in seen.items()} == {name: book.kinds[name] for name in seen}
-    assert all(entry["help"] for entry in seen.values()), "each parameter has a comment, without an equals sign"
-    assert "profile" in book.defaults and not book.defaults.keys() & {"about", "hours", "cores", "gpus", "base", "notebooks"}
+    assert all(isinstance(line, ast.AnnAssign) for line in statements), (
+        "one `name: kind = literal  # help` a line"
+    )
+    seen = papermill.inspect_notebook(
+        str(path)
+    )  # it cannot read a line whose value has an equals sign, but sets it all the same
+    assert book.defaults.keys() - seen.keys() == {
+        name for name, value in book.defaults.items() if "=" in str(value)
+    }
+    assert {name: ast.literal_eval(entry["default"]) for name, entry in seen.items()} == {
+        name: book.defaults[name] for name in seen
+    }
+    assert {name: entry["inferred_type_name"] for name, entry in seen.items()} == {
+        name: book.kinds[name] for name in seen
+    }
+    assert all(entry["help"] for entry in seen.values()), (
+        "each parameter has a comment, without an equals sign"
+    )
+    assert "profile" in book.defaults and not book.defaults.keys() & {
+        "about",
+        "hours",
+        "cores",
+        "gpus",
+        "base",
+        "notebooks",
+    }
     assert all(book.helps[name] for name in book.kinds)
 
 
@@ -69,12 +94,18 @@ def test_defaults_pass_the_schema(path):
 
 
 def test_every_parameter_has_one_kind_and_a_rule():
-    """Numbers have limits, text has choices or names something; the others are titles and paths, listed here."""
+    """Numbers have limits, text has choices or names something; the others are titles and paths,
+    listed here.
+    """
     kinds = {}
     for book in profiles.notebooks_of(paths.NOTEBOOKS):
         for name, kind in book.kinds.items():
             assert kinds.setdefault(name, kind) == kind, name
-    ruled = profiles.by_single_name(profiles.LIMITS).keys() | profiles.by_single_name(profiles.NAMES).keys() | profiles.CHOICES.keys()
+    ruled = (
+        profiles.by_single_name(profiles.LIMITS).keys()
+        | profiles.by_single_name(profiles.NAMES).keys()
+        | profiles.CHOICES.keys()
+    )
     free = {"profile", "lists", "pool", "jpegs", "google_active_learning", "sdclr"}
     assert {name for name, kind in kinds.items() if kind != "bool"} == ruled | free
     assert not ruled & free and profiles.LEAST_ENTRIES.keys() <= kinds.keys()
@@ -83,8 +114,12 @@ def test_every_parameter_has_one_kind_and_a_rule():
 @every_notebook
 def test_cells_are_short_and_plain(path):
     for text in code(path):
-        tree = ast.parse(text)      # a magic such as %run does not parse
-        imports = sum(node.end_lineno - node.lineno + 1 for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
+        tree = ast.parse(text)  # a magic such as %run does not parse
+        imports = sum(
+            node.end_lineno - node.lineno + 1
+            for node in tree.body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        )
         assert text.strip() and len(text.splitlines()) - imports <= 20, text
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -93,13 +128,21 @@ def test_cells_are_short_and_plain(path):
 
 @every_notebook
 def test_leaves_to_the_runner_what_is_the_runners(path):
-    """No installation, no path tricks, no branch on the profile, no way to stop early that looks like success."""
+    """No installation, no path tricks, no branch on the profile, no way to stop early that looks
+    like success.
+    """
     for text in code(path):
         names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
         assert not names & {"exit", "quit", "SystemExit", "get_ipython"}, text
-        assert not any(word in text for word in ("sys.path", "pip install", "sys.exit", ".ipynb", "papermill")), text
-        tests = [node.test for node in ast.walk(ast.parse(text)) if isinstance(node, ast.If | ast.IfExp)]
-        assert "profile" not in {name.id for test in tests for name in ast.walk(test) if isinstance(name, ast.Name)}, text
+        assert not any(
+            word in text for word in ("sys.path", "pip install", "sys.exit", ".ipynb", "papermill")
+        ), text
+        tests = [
+            node.test for node in ast.walk(ast.parse(text)) if isinstance(node, ast.If | ast.IfExp)
+        ]
+        assert "profile" not in {
+            name.id for test in tests for name in ast.walk(test) if isinstance(name, ast.Name)
+        }, text
 
 
 @pytest.mark.parametrize("profile", PROFILES)

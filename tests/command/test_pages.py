@@ -1,4 +1,6 @@
-"""The site of a profile: every link leads somewhere, nothing comes from elsewhere, names are text, numbers lead to their runs."""
+"""The site of a profile: every link leads somewhere, nothing comes from elsewhere, names are text,
+numbers lead to their runs.
+"""
 
 import html
 import json
@@ -21,10 +23,32 @@ from longtail.papers import claims, tables
 from longtail.store import paths, runs
 
 EVIL = "<script>alert('x')</script> & \"100 %\" #1"
-RUN = {"dataset": "digits", "subset": "long_tail", "seed": 1, "head_layers": 2, "architecture": "convnet", "size": 16, "policy": "digits",
-       "epochs": 60, "batch_size": 128, "learning_rate": 0.5, "weight_decay": 1e-4, "warmup_epochs": 6, "temperature": 0.2,
-       "prune_fraction": 0.9, "precision": "float32", "images": "00000000"}
-ENDED = {"seconds": 1800.0, "commit": "c" * 40, "device": "cpu", "threads": 2, "processes": 1, "torch": "2.13.0"}
+RUN = {
+    "dataset": "digits",
+    "subset": "long_tail",
+    "seed": 1,
+    "head_layers": 2,
+    "architecture": "convnet",
+    "size": 16,
+    "policy": "digits",
+    "epochs": 60,
+    "batch_size": 128,
+    "learning_rate": 0.5,
+    "weight_decay": 1e-4,
+    "warmup_epochs": 6,
+    "temperature": 0.2,
+    "prune_fraction": 0.9,
+    "precision": "float32",
+    "images": "00000000",
+}
+ENDED = {
+    "seconds": 1800.0,
+    "commit": "c" * 40,
+    "device": "cpu",
+    "threads": 2,
+    "processes": 1,
+    "torch": "2.13.0",
+}
 FORMULA = r"The loss $\ell_a < 1$ and $$\frac{\exp(z_a^\top z_b / \tau)}{\sum_{b \neq a} 2}$$ and $\oddity{a}$"
 
 
@@ -59,13 +83,22 @@ def draw(file, told):
 def book(folder, plan_folder):
     """A notebook that draws two figures, the second its key, and its executed copy."""
     key = {"tags": ["key"]}
-    cells = [new_markdown_cell(f"# A title\n\nIs 2 < 3 & 1?\n\n{FORMULA}"), new_code_cell("figures.save(figure, \"other\", rows, x)"),
-             new_code_cell("figures.save(figures.image_grid(a, b=1), \"phi\", rows, x)", metadata=key)]
+    cells = [
+        new_markdown_cell(f"# A title\n\nIs 2 < 3 & 1?\n\n{FORMULA}"),
+        new_code_cell('figures.save(figure, "other", rows, x)'),
+        new_code_cell('figures.save(figures.image_grid(a, b=1), "phi", rows, x)', metadata=key),
+    ]
     folder.mkdir()
     nbformat.write(new_notebook(cells=cells), folder / "04_ecle.ipynb")
     png = {"image/png": "iVBORw0KGgo="}
-    cells[2].outputs = [new_output("stream", text=f"Few stand out {EVIL}."), new_output("display_data", data=png),
-                        new_output("display_data", data={"text/html": "<table><tr><th>a</th></tr></table>", "text/plain": "a"})]
+    cells[2].outputs = [
+        new_output("stream", text=f"Few stand out {EVIL}."),
+        new_output("display_data", data=png),
+        new_output(
+            "display_data",
+            data={"text/html": "<table><tr><th>a</th></tr></table>", "text/plain": "a"},
+        ),
+    ]
     plan_folder.mkdir(parents=True)
     nbformat.write(new_notebook(cells=cells), plan_folder / "04_ecle.ipynb")
     return Notebook(folder / "04_ecle.ipynb")
@@ -73,30 +106,84 @@ def book(folder, plan_folder):
 
 @pytest.fixture(params=["plain", "odd #1 50% <b>&'"])
 def plan(request, tmp_path, monkeypatch):
-    """A profile, also one with a name that means something to HTML and to addresses, with runs, tables, figures, claims and a notebook."""
+    """A profile, also one with a name that means something to HTML and to addresses, with runs,
+    tables, figures, claims and a notebook.
+    """
     for name in ("RESULTS", "FIGURES"):
         monkeypatch.setattr(paths, name, tmp_path / name.lower())
     monkeypatch.setattr(paths, "OUTPUT", tmp_path)
     profile = request.param
     results = runs.Results(profile)
-    made = [shelf.finished(results, runs.Run(**RUN | {"method": method, "split": split}), files={"log.csv": "loss\n1\n"}, **ENDED)
-            for method in ("simclr", "sdclr") for split in (1, 2)]
+    made = [
+        shelf.finished(
+            results,
+            runs.Run(**RUN | {"method": method, "split": split}),
+            files={"log.csv": "loss\n1\n"},
+            **ENDED,
+        )
+        for method in ("simclr", "sdclr")
+        for split in (1, 2)
+    ]
     for run in made:
         results.remember(run, "scores-linear", {}, lambda: pd.DataFrame({"few": [1.0]}))
     digests = runs.short_names(run.name for run in made)
-    numbers = {"paper": "71.9", "ours": "70.0 ± 0.1 (n=2)", "ours, equal updates": "60.0 (n=1)", "difference": "-1.9"}
-    lines = [{"data": "digits", "row": EVIL, "source": source, "few": few, "all": few, "status": "full",
-              "runs": digests if "ours" in source else None} for source, few in numbers.items()]
+    numbers = {
+        "paper": "71.9",
+        "ours": "70.0 ± 0.1 (n=2)",
+        "ours, equal updates": "60.0 (n=1)",
+        "difference": "-1.9",
+    }
+    lines = [
+        {
+            "data": "digits",
+            "row": EVIL,
+            "source": source,
+            "few": few,
+            "all": few,
+            "status": "full",
+            "runs": digests if "ours" in source else None,
+        }
+        for source, few in numbers.items()
+    ]
     tables.write_table(pd.DataFrame(lines), "sdclr_linear", results.root / "tables")
-    judged = {"id": "a", "claim": EVIL, "paper": "SDCLR", "primary": "true", "effect": 1.5, "low": 0.5, "high": 2.5, "n": 2,
-              "paper_effect": 4.9, "mde": 1.0, "n_needed": 2, "verdict": "supported", "where": "Table 1", "scope": "own data",
-              "data": "digits", "check": "", "note": "", "unit": "points", "notebook": "04_ecle", "runs": digests}
-    pd.DataFrame([judged, judged | {"primary": "false", "verdict": "undecided"}]).to_csv(results.root / "claims.csv", index=False)
+    judged = {
+        "id": "a",
+        "claim": EVIL,
+        "paper": "SDCLR",
+        "primary": "true",
+        "effect": 1.5,
+        "low": 0.5,
+        "high": 2.5,
+        "n": 2,
+        "paper_effect": 4.9,
+        "mde": 1.0,
+        "n_needed": 2,
+        "verdict": "supported",
+        "where": "Table 1",
+        "scope": "own data",
+        "data": "digits",
+        "check": "",
+        "note": "",
+        "unit": "points",
+        "notebook": "04_ecle",
+        "runs": digests,
+    }
+    pd.DataFrame([judged, judged | {"primary": "false", "verdict": "undecided"}]).to_csv(
+        results.root / "claims.csv", index=False
+    )
     draw(results.figures / "phi.png", {"caption": f"φ, {EVIL}", "runs": {made[0].name: "c" * 40}})
     draw(results.figures / "other.png", None)
     draw(results.figures / "claims_primary.png", "no JSON")
     notebook = book(tmp_path / "books", results.root / "notebooks")
-    return Plan(profile, f"About {EVIL}", 1.0, [(notebook, {})], [(notebook, {})], results.root / "notebooks", {})
+    return Plan(
+        profile,
+        f"About {EVIL}",
+        1.0,
+        [(notebook, {})],
+        [(notebook, {})],
+        results.root / "notebooks",
+        {},
+    )
 
 
 @pytest.fixture
@@ -114,7 +201,9 @@ def test_every_link_leads_to_what_is_there_and_nothing_comes_from_elsewhere(site
             place = urlsplit(link)
             assert place.scheme in ("", "data"), f"{name}: {link}"
             if not place.scheme:
-                target = (page.file.parent / unquote(place.path)).resolve() if place.path else page.file
+                target = (
+                    (page.file.parent / unquote(place.path)).resolve() if place.path else page.file
+                )
                 assert target.exists(), f"{name}: {link}"
                 assert not place.fragment or place.fragment in Page(target).ids, f"{name}: {link}"
 
@@ -123,33 +212,54 @@ def test_names_are_text_and_pictures_have_words(site):
     for name, page in site.items():
         assert "script" not in page.tags and "b" not in page.tags, name
         assert all(image.get("alt") for image in page.images), name
-    assert html.unescape(site["index.html"].text).count(EVIL) > 4 and "2 &lt; 3 &amp; 1?" in site["index.html"].text
+    assert (
+        html.unescape(site["index.html"].text).count(EVIL) > 4
+        and "2 &lt; 3 &amp; 1?" in site["index.html"].text
+    )
     [first, key] = [image["alt"] for image in site["index.html"].images]
-    assert key == f"φ, {EVIL}" and first == "claims primary"      # without a caption its name stands in
+    assert key == f"φ, {EVIL}" and first == "claims primary"  # without a caption its name stands in
 
 
 def test_numbers_lead_to_their_runs(site):
     index, listed = site["index.html"], site["runs.html"]
     arms = {link for link in index.links if link.startswith("runs.html#arm-")}
     assert len(arms) == 2 and {link.partition("#")[2] for link in arms} <= set(listed.ids)
-    assert "c" * 12 in listed.text and "1800.0" in listed.text and sum(one.startswith("run-") for one in listed.ids) == 4
-    assert sum("scores-linear-" in link for link in listed.links) == sum("log.csv" in link for link in listed.links) == 4
-    assert '<td class="number">4.00</td>' in index.text       # four runs of half an hour on two cores
+    assert (
+        "c" * 12 in listed.text
+        and "1800.0" in listed.text
+        and sum(one.startswith("run-") for one in listed.ids) == 4
+    )
+    assert (
+        sum("scores-linear-" in link for link in listed.links)
+        == sum("log.csv" in link for link in listed.links)
+        == 4
+    )
+    assert '<td class="number">4.00</td>' in index.text  # four runs of half an hour on two cores
 
 
 def test_front_page_has_findings_then_notebooks_then_tables_then_cost(site):
     text = site["index.html"].text
-    assert text.index("+1.5 points (95 % interval +0.5 to +2.5, n = 2; the paper +4.9), <strong>supported") < text.index(
-        "Few stand out") < text.index("SDCLR, slides, linear separability") < text.index("hours of training")
+    assert (
+        text.index(
+            "+1.5 points (95 % interval +0.5 to +2.5, n = 2; the paper +4.9), <strong>supported"
+        )
+        < text.index("Few stand out")
+        < text.index("SDCLR, slides, linear separability")
+        < text.index("hours of training")
+    )
     row = re.search(r"<tr>(?:(?!</tr>).)*70\.0 ± 0\.1.*?</tr>", text, re.S)[0]
     assert "paper 71.9 (-1.9)" in " ".join(re.sub("<[^>]*>", " ", row).split())
-    assert "71.9" not in re.search(r"<tr>(?:(?!</tr>).)*60\.0.*?</tr>", text, re.S)[0], "the paper has no such runs"
+    assert "71.9" not in re.search(r"<tr>(?:(?!</tr>).)*60\.0.*?</tr>", text, re.S)[0], (
+        "the paper has no such runs"
+    )
     assert text.count("1 undecided") == 1 and "claims.csv" in text
 
 
 def test_formulas_are_drawn_with_their_source_as_words(site):
     page = site["04_ecle.html"]
-    assert {r"\ell_a < 1", r"\frac{\exp(z_a^\top z_b / \tau)}{\sum_{b \neq a} 2}"} < {image["alt"] for image in page.images}
+    assert {r"\ell_a < 1", r"\frac{\exp(z_a^\top z_b / \tau)}{\sum_{b \neq a} 2}"} < {
+        image["alt"] for image in page.images
+    }
     assert "$" not in page.text and r"<code>\oddity{a}</code>" in page.text
 
 
@@ -161,7 +271,10 @@ def test_pages_of_notebooks_are_made_once_for_each_copy(plan):
     assert page.stat().st_mtime_ns == made
     copy.write_text(copy.read_text().replace("Few stand out", "Many stand out"))
     pages.write_site(plan, {})
-    assert "Many stand out" in page.read_text() and "Many stand out" in (plan.folder / "index.html").read_text()
+    assert (
+        "Many stand out" in page.read_text()
+        and "Many stand out" in (plan.folder / "index.html").read_text()
+    )
 
 
 def test_a_damaged_run_is_told_and_the_rest_is_shown(plan):
@@ -173,18 +286,35 @@ def test_a_damaged_run_is_told_and_the_rest_is_shown(plan):
 
 
 def test_a_profile_without_results_has_a_site_that_says_so(plan):
-    for file in (*paths.FIGURES.rglob("*.*"), *(plan.folder.parent / "tables").iterdir(), plan.folder.parent / "claims.csv",
-                 plan.folder.parent / "plan.json", plan.folder / "04_ecle.ipynb"):
+    for file in (
+        *paths.FIGURES.rglob("*.*"),
+        *(plan.folder.parent / "tables").iterdir(),
+        plan.folder.parent / "claims.csv",
+        plan.folder.parent / "plan.json",
+        plan.folder / "04_ecle.ipynb",
+    ):
         file.unlink()
     pages.write_site(plan, {})
     text = (plan.folder / "index.html").read_text()
-    assert all(words in text for words in ("No claim has been judged", "No table has numbers", "No run is done", "Not run"))
+    assert all(
+        words in text
+        for words in (
+            "No claim has been judged",
+            "No table has numbers",
+            "No run is done",
+            "Not run",
+        )
+    )
 
 
 def test_document_has_every_table_and_figure(plan):
     pages.write_site(plan, {})
     text = (plan.folder / "document.tex").read_text()
-    assert text.count(r"\captionof{figure}") == 3 and text.count(r"\captionof{table}") == 1 and r"100 \% \& " not in text
+    assert (
+        text.count(r"\captionof{figure}") == 3
+        and text.count(r"\captionof{table}") == 1
+        and r"100 \% \& " not in text
+    )
     assert r"\textless{}script\textgreater{}" in text and r'\& "100 \%" \#1' in text
 
 

@@ -1,4 +1,6 @@
-"""The rooms of src/longtail: data flows one way, and the rule that says so would notice a step the other way."""
+"""The rooms of src/longtail: data flows one way, and the rule that says so would notice a step the
+other way.
+"""
 
 import ast
 import re
@@ -24,7 +26,9 @@ def linted(root):
 @pytest.fixture
 def copied(tmp_path):
     """A copy of the sources that a test may change."""
-    shutil.copytree(SOURCE, tmp_path / "src" / "longtail", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        SOURCE, tmp_path / "src" / "longtail", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copy(paths.ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
@@ -34,10 +38,17 @@ def test_imports_go_one_way(copied):
     assert done.returncode == 0 and "0 broken" in done.stdout, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("file, line", [
-    ("learn/train.py", "from longtail.measure import evaluate"), ("pick/samplers.py", "from longtail.label import supervised"),
-    ("store/runs.py", "from longtail.learn import models"), ("papers/tables.py", "from longtail.measure import evaluate"),
-    ("command/reproduce.py", "from longtail.bench import timing"), ("own/pool.py", "from longtail.label import supervised")])
+@pytest.mark.parametrize(
+    "file, line",
+    [
+        ("learn/train.py", "from longtail.measure import evaluate"),
+        ("pick/samplers.py", "from longtail.label import supervised"),
+        ("store/runs.py", "from longtail.learn import models"),
+        ("papers/tables.py", "from longtail.measure import evaluate"),
+        ("command/reproduce.py", "from longtail.bench import timing"),
+        ("own/pool.py", "from longtail.label import supervised"),
+    ],
+)
 def test_an_import_that_breaks_the_rule_is_found(copied, file, line):
     path = copied / "src" / "longtail" / file
     path.write_text(f"{path.read_text()}\n\n{line}\n")
@@ -51,10 +62,19 @@ def test_the_map_of_the_rooms_is_that_of_the_imports():
     for path in SOURCE.rglob("*/*.py"):
         room = path.relative_to(SOURCE).parts[0]
         for node in ast.walk(ast.parse(path.read_text())):
-            named = [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else [
-                alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            found[room] |= {name.split(".")[1] for name in named if name.startswith("longtail.")} - {room}
-    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| ?([^|]*?) ?\|$", (paths.ROOT / "CONTRIBUTING.md").read_text(), re.M)
+            named = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if isinstance(node, ast.ImportFrom)
+                else [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else []
+            )
+            found[room] |= {
+                name.split(".")[1] for name in named if name.startswith("longtail.")
+            } - {room}
+    rows = re.findall(
+        r"^\| `(\w+)` \|[^|]*\| ?([^|]*?) ?\|$", (paths.ROOT / "CONTRIBUTING.md").read_text(), re.M
+    )
     assert {room: ", ".join(sorted(rooms)) for room, rooms in found.items()} == dict(rows)
 
 

@@ -1,4 +1,6 @@
-"""The command on a bad day: killed, stopped, without git, without space, with damaged notes and folders that are none."""
+"""The command on a bad day: killed, stopped, without git, without space, with damaged notes and
+folders that are none.
+"""
 
 import json
 import os
@@ -19,14 +21,21 @@ CALL = "import sys, pathlib; from longtail.command.reproduce import main; sys.ex
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts the command on throw-away notebooks, in a process of its own, which ends with the test."""
+    """Starts the command on throw-away notebooks, in a process of its own, which ends with the
+    test.
+    """
     started = []
 
     def begin(folder, *words, **more):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         environment = {**os.environ, "LONGTAIL_OUTPUT": str(tmp_path)}
-        started.append(subprocess.Popen([sys.executable, "-c", CALL, folder, *words], env=environment, **pipes, **more))
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", CALL, folder, *words], env=environment, **pipes, **more
+            )
+        )
         return started[-1]
+
     yield begin
     for command in started:
         command.kill()
@@ -37,7 +46,10 @@ def of(output):
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("LONGTAIL_OUTPUT") == str(output) and process.status() != psutil.STATUS_ZOMBIE:
+            if (
+                process.environ().get("LONGTAIL_OUTPUT") == str(output)
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 found.append(process)
         except psutil.Error:
             continue
@@ -55,7 +67,7 @@ def until(condition, seconds=400):
 @pytest.mark.parametrize("mode", ["", "--plain"])
 def test_nothing_is_left_of_a_killed_command(book, start, tmp_path, mode):
     command = start(book("01_trains", SLEEPS), *mode.split())
-    workers = 4 if mode else 5          # the command, perhaps a kernel, the server of forks and two workers
+    workers = 4 if mode else 5  # the command, perhaps a kernel, the server of forks and two workers
     assert until(lambda: len(of(tmp_path)) >= workers), of(tmp_path)
     command.kill()
     command.communicate()
@@ -70,18 +82,27 @@ def test_ctrl_c_ends_with_its_sentence(book, start, tmp_path, mode):
     os.killpg(command.pid, signal.SIGINT)
     out, err = command.communicate(timeout=200)
     assert command.returncode == 130 and "Traceback" not in out + err, err
-    assert err.splitlines()[-1].startswith("stopped; finished runs and checkpoints are kept") and err.count("stopped") == 1
+    assert (
+        err.splitlines()[-1].startswith("stopped; finished runs and checkpoints are kept")
+        and err.count("stopped") == 1
+    )
     assert until(lambda: not of(tmp_path), 60), of(tmp_path)
 
 
 def test_output_that_nobody_reads_ends_in_one_line(book, start):
     command = start(book("01_says", "print(seeds)"))
     command.stdout.close()
-    assert command.stderr.read().splitlines()[-1] == "stopped: nobody reads the output any more" and command.wait() == 1
+    assert (
+        command.stderr.read().splitlines()[-1] == "stopped: nobody reads the output any more"
+        and command.wait() == 1
+    )
 
 
-@pytest.mark.parametrize("make", [lambda path: path.write_text(""), lambda path: path.symlink_to("nowhere/at/all")],
-                         ids=["a file", "a dangling link"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: path.write_text(""), lambda path: path.symlink_to("nowhere/at/all")],
+    ids=["a file", "a dangling link"],
+)
 def test_what_is_no_folder_is_named_in_one_line(book, capsys, make):
     folder = book("01_says", "print(seeds)")
     make(paths.RESULTS)
@@ -111,7 +132,20 @@ def test_a_damaged_record_is_no_record(book, capsys, content):
 def test_without_git_and_in_a_foreign_repository_the_commit_is_unknown(tmp_path, monkeypatch):
     here = runs.machine()["commit"]
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    commit = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path), "commit", "-q", "--allow-empty", "-m", "theirs"]
+    commit = [
+        "git",
+        "-c",
+        "user.name=a",
+        "-c",
+        "user.email=a@b",
+        "-C",
+        str(tmp_path),
+        "commit",
+        "-q",
+        "--allow-empty",
+        "-m",
+        "theirs",
+    ]
     subprocess.run(commit, check=True)
     monkeypatch.setattr(paths, "ROOT", tmp_path / "unpacked")
     paths.ROOT.mkdir()
@@ -123,21 +157,43 @@ def test_without_git_and_in_a_foreign_repository_the_commit_is_unknown(tmp_path,
 
 
 def test_a_full_disk_is_named_and_leaves_no_part(tmp_path):
-    """A limit on the size of files stands for the disk: the system refuses the write in the same way."""
-    code = (f"import resource; from pathlib import Path; from longtail.store import runs\n"
-            f"resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-            f"runs.write(Path({str(tmp_path)!r}) / 'small', b'x' * 999)\n"
-            f"runs.write(Path({str(tmp_path)!r}) / 'large', b'x' * 2000)")
+    """A limit on the size of files stands for the disk: the system refuses the write in the same
+    way.
+    """
+    code = (
+        f"import resource; from pathlib import Path; from longtail.store import runs\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"runs.write(Path({str(tmp_path)!r}) / 'small', b'x' * 999)\n"
+        f"runs.write(Path({str(tmp_path)!r}) / 'large', b'x' * 2000)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and f"writing 2000 bytes: '{tmp_path / 'large'}'" in done.stderr.splitlines()[-1]
+    assert (
+        done.returncode == 1
+        and f"writing 2000 bytes: '{tmp_path / 'large'}'" in done.stderr.splitlines()[-1]
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
 def test_papermill_by_hand_works_in_any_folder(tmp_path):
-    command = [sys.executable, "-m", "papermill", paths.NOTEBOOKS / "01_data.ipynb", "out.ipynb", "-p", "profile", "by-hand",
-               "-k", "python3", "--no-progress-bar"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "LONGTAIL_OUTPUT": str(tmp_path)})
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        paths.NOTEBOOKS / "01_data.ipynb",
+        "out.ipynb",
+        "-p",
+        "profile",
+        "by-hand",
+        "-k",
+        "python3",
+        "--no-progress-bar",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LONGTAIL_OUTPUT": str(tmp_path)},
+    )
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "out.ipynb", "results"]
-
-

@@ -1,4 +1,6 @@
-"""Images that lie many to a file are those of the folder they came from; what is wrong with a member is named."""
+"""Images that lie many to a file are those of the folder they came from; what is wrong with a
+member is named.
+"""
 
 import io
 import json
@@ -43,10 +45,15 @@ def changed(path, local, central, value):
 
 # ---- what is read
 
+
 def tar(path, numbers=range(6)):
     with tarfile.open(path, "w") as archive:
         for number in numbers:
-            for ending, content in (("png", png(PICTURES[number])), ("cls", str(WORDS.index(WORDS[number])).encode()), ("json", b"{}")):
+            for ending, content in (
+                ("png", png(PICTURES[number])),
+                ("cls", str(WORDS.index(WORDS[number])).encode()),
+                ("json", b"{}"),
+            ):
                 member = tarfile.TarInfo(f"{number:05d}.{ending}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
@@ -55,29 +62,56 @@ def tar(path, numbers=range(6)):
 def parquet(path, numbers=range(6), plain=False):
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet as writer
+
     images = [png(PICTURES[number]) for number in numbers]
-    table = arrow.table({"image": images if plain else [{"bytes": content, "path": f"{number:05d}.png"} for number, content in
-                                                        zip(numbers, images, strict=True)],
-                         "label": [sorted(set(WORDS)).index(WORDS[number]) for number in numbers]})
+    table = arrow.table(
+        {
+            "image": images
+            if plain
+            else [
+                {"bytes": content, "path": f"{number:05d}.png"}
+                for number, content in zip(numbers, images, strict=True)
+            ],
+            "label": [sorted(set(WORDS)).index(WORDS[number]) for number in numbers],
+        }
+    )
     known = {"info": {"features": {"label": {"names": sorted(set(WORDS)), "_type": "ClassLabel"}}}}
-    writer.write_table(table.replace_schema_metadata({"huggingface": json.dumps(known)}), path, row_group_size=4)
+    writer.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps(known)}), path, row_group_size=4
+    )
 
 
 WAYS = {
-    "webdataset": ("a.tar", tar), "datasets": ("a.parquet", parquet),
+    "webdataset": ("a.tar", tar),
+    "datasets": ("a.parquet", parquet),
     "bytes in a column": ("a.parquet", lambda path: parquet(path, plain=True)),
     "array": ("a.npy", lambda path: np.save(path, PICTURES)),
     "channels first": ("a.npy", lambda path: np.save(path, PICTURES.transpose(0, 3, 1, 2))),
-    "arrays": ("a.npz", lambda path: np.savez(path, x_train=PICTURES, y_train=[WORDS.index(word) for word in WORDS], y_test=range(6))),
-    "MedMNIST": ("a.npz", lambda path: np.savez_compressed(path, train_images=PICTURES, test_labels=np.zeros((6, 1), int),
-                                                           train_labels=np.array([WORDS.index(word) for word in WORDS])[:, None]))}
+    "arrays": (
+        "a.npz",
+        lambda path: np.savez(
+            path, x_train=PICTURES, y_train=[WORDS.index(word) for word in WORDS], y_test=range(6)
+        ),
+    ),
+    "MedMNIST": (
+        "a.npz",
+        lambda path: np.savez_compressed(
+            path,
+            train_images=PICTURES,
+            test_labels=np.zeros((6, 1), int),
+            train_labels=np.array([WORDS.index(word) for word in WORDS])[:, None],
+        ),
+    ),
+}
 
 
 @pytest.mark.parametrize("name, write", WAYS.values(), ids=WAYS)
 def test_pictures_and_labels_are_those_that_were_written(tmp_path, name, write):
     write(tmp_path / name)
     found = sources.folder(tmp_path / name, 8)
-    assert torch.equal(found.images, torch.from_numpy(PICTURES).permute(0, 3, 1, 2)) and list(found.names) == sorted(found.names)
+    assert torch.equal(found.images, torch.from_numpy(PICTURES).permute(0, 3, 1, 2)) and list(
+        found.names
+    ) == sorted(found.names)
     if name == "a.npy":
         assert found.labels.unique().tolist() == [sources.UNKNOWN]
     else:
@@ -92,17 +126,27 @@ def test_a_folder_of_shards_is_one_place_and_says_the_classes(tmp_path, write, n
     write(tmp_path / name.format(1), range(4, 6))
     images, classes = datasets.labelled(tmp_path, 8, False)
     assert len(images) == 6 and images.labels.tolist() == [0, 1, 0, 1, 1, 2] and len(classes) == 3
-    assert images.names[4].startswith(f"{name.format(1)}/00004") or images.names[4] == f"{name.format(1)}/00004.png"
+    assert (
+        images.names[4].startswith(f"{name.format(1)}/00004")
+        or images.names[4] == f"{name.format(1)}/00004.png"
+    )
 
 
 def test_shards_without_labels_are_no_classes(tmp_path):
     for number in range(2):
-        np.save(tmp_path / f"{number}.npy", PICTURES[number:number + 2])
+        np.save(tmp_path / f"{number}.npy", PICTURES[number : number + 2])
     assert sources.folder(tmp_path, 8).labels.tolist() == [sources.UNKNOWN] * 4
 
 
-@pytest.mark.parametrize("values", [np.linspace(0, 1, 64, dtype=np.float32), np.linspace(0, 65535, 64).astype(np.uint16),
-                                    np.linspace(0, 255, 64).astype(np.uint8)], ids=["floats", "16 bits", "8 bits"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.linspace(0, 1, 64, dtype=np.float32),
+        np.linspace(0, 65535, 64).astype(np.uint16),
+        np.linspace(0, 255, 64).astype(np.uint8),
+    ],
+    ids=["floats", "16 bits", "8 bits"],
+)
 @pytest.mark.parametrize("bands", [(), (3,)], ids=["grey", "colours"])
 def test_arrays_of_any_depth_look_alike(tmp_path, values, bands):
     ramp = np.broadcast_to(values.reshape((1, 8, 8) + (1,) * len(bands)), (2, 8, 8, *bands))
@@ -111,8 +155,13 @@ def test_arrays_of_any_depth_look_alike(tmp_path, values, bands):
     assert (shown - torch.linspace(0, 255, 64)).abs().max() <= 2
 
 
-@pytest.mark.parametrize("values, words", [
-    (np.zeros((5, 9), np.float32), r"no pictures .* among \(5, 9\); features go by"), (np.array([{}]), "a.npy cannot be read as .npy")])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        (np.zeros((5, 9), np.float32), r"no pictures .* among \(5, 9\); features go by"),
+        (np.array([{}]), "a.npy cannot be read as .npy"),
+    ],
+)
 def test_arrays_without_pictures_say_what_they_have(tmp_path, values, words):
     np.save(tmp_path / "a.npy", values)
     with pytest.raises(ValueError, match=words):
@@ -121,6 +170,7 @@ def test_arrays_without_pictures_say_what_they_have(tmp_path, values, words):
 
 # ---- what is wrong is named
 
+
 def spoilt(path):
     """A zip whose middle bytes are others."""
     content = bytearray(path.read_bytes())
@@ -128,27 +178,58 @@ def spoilt(path):
     path.write_bytes(content)
 
 
-WRONG = {       # how a zip of one member, a.png, is spoilt, and what is said of the member
-    "method": (lambda path: changed(zipped(path, [("a.png", png(PICTURES[0]))]), 8, 10, 9), "packed by a method that Python cannot unpack"),
-    "password": (lambda path: changed(zipped(path, [("a.png", png(PICTURES[0]))]), 6, 8, 1), "File 'a.png' is encrypted"),
-    "LZMA": (lambda path: spoilt(zipped(path, [("a.png", png(PICTURES[0]))], zipfile.ZIP_LZMA)), "a.png ("),
-    "deflate": (lambda path: spoilt(zipped(path, [("a.png", png(PICTURES[0]) * 4)], zipfile.ZIP_DEFLATED)), "a.png ("),
-    "outside": (lambda path: zipped(path, [("../../a.png", png(PICTURES[0]))]), "its name leads out of the archive"),
-    "absolute": (lambda path: zipped(path, [("/etc/a.png", png(PICTURES[0]))]), "its name leads out of the archive"),
-    "zeros": (lambda path: zipped(path, [("a.png", bytes(2**26 + 1))], zipfile.ZIP_DEFLATED), "64 MB, memory: 1 GB allows 64 MB for one"),
+WRONG = {  # how a zip of one member, a.png, is spoilt, and what is said of the member
+    "method": (
+        lambda path: changed(zipped(path, [("a.png", png(PICTURES[0]))]), 8, 10, 9),
+        "packed by a method that Python cannot unpack",
+    ),
+    "password": (
+        lambda path: changed(zipped(path, [("a.png", png(PICTURES[0]))]), 6, 8, 1),
+        "File 'a.png' is encrypted",
+    ),
+    "LZMA": (
+        lambda path: spoilt(zipped(path, [("a.png", png(PICTURES[0]))], zipfile.ZIP_LZMA)),
+        "a.png (",
+    ),
+    "deflate": (
+        lambda path: spoilt(zipped(path, [("a.png", png(PICTURES[0]) * 4)], zipfile.ZIP_DEFLATED)),
+        "a.png (",
+    ),
+    "outside": (
+        lambda path: zipped(path, [("../../a.png", png(PICTURES[0]))]),
+        "its name leads out of the archive",
+    ),
+    "absolute": (
+        lambda path: zipped(path, [("/etc/a.png", png(PICTURES[0]))]),
+        "its name leads out of the archive",
+    ),
+    "zeros": (
+        lambda path: zipped(path, [("a.png", bytes(2**26 + 1))], zipfile.ZIP_DEFLATED),
+        "64 MB, memory: 1 GB allows 64 MB for one",
+    ),
 }
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("spoil, words", [*WRONG.values(), (lambda path: zipped(path, [("a.png", b"1"), ("a.png", b"2")]),
-                                          "2 members have this name")], ids=[*WRONG, "twice"])
-def test_what_is_wrong_with_a_member_names_it_and_may_be_skipped(tmp_path, monkeypatch, capsys, spoil, words):
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        *WRONG.values(),
+        (lambda path: zipped(path, [("a.png", b"1"), ("a.png", b"2")]), "2 members have this name"),
+    ],
+    ids=[*WRONG, "twice"],
+)
+def test_what_is_wrong_with_a_member_names_it_and_may_be_skipped(
+    tmp_path, monkeypatch, capsys, spoil, words
+):
     monkeypatch.setattr(memory.BUDGET, "total", 2**30)
     spoil(tmp_path / "some.zip")
     archives.unzipped.cache_clear()
     with zipfile.ZipFile(tmp_path / "some.zip", "a") as archive:
         archive.writestr("b/ok.png", png(PICTURES[1]))
-    with pytest.raises(ValueError, match="some.zip: 1 of 2 files are no readable images: .*a.png") as caught:
+    with pytest.raises(
+        ValueError, match="some.zip: 1 of 2 files are no readable images: .*a.png"
+    ) as caught:
         sources.folder(tmp_path / "some.zip", 8)
     assert words in str(caught.value) and len(str(caught.value)) < 400
     assert sources.folder(tmp_path / "some.zip", 8, skip_broken=True).names == ("b/ok.png",)
@@ -156,7 +237,7 @@ def test_what_is_wrong_with_a_member_names_it_and_may_be_skipped(tmp_path, monke
     with pytest.raises(ValueError, match="no readable image: .*a.png .*some.zip"):
         lazy.images[:]
     with pytest.raises(ValueError, match="no readable image: .*a.png .*some.zip"):
-        lazy.digest     # noqa: B018
+        lazy.digest  # noqa: B018
 
 
 def test_a_zip_that_hides_members_is_refused(tmp_path):
@@ -182,7 +263,7 @@ def test_a_zip_with_a_comment_is_read(tmp_path):
 def test_a_member_that_is_larger_than_it_says_is_cut_there(tmp_path):
     path = zipped(tmp_path / "some.zip", [("a.png", bytes(2**20))], zipfile.ZIP_DEFLATED)
     changed(path, 24, 26, 0)
-    changed(path, 22, 24, 200)      # the sizes without packing: 200 bytes and nothing above
+    changed(path, 22, 24, 200)  # the sizes without packing: 200 bytes and nothing above
     [(_, read)] = places.files_of(path).files
     with pytest.raises(OSError, match="CRC|cut"):
         read()
@@ -190,7 +271,11 @@ def test_a_member_that_is_larger_than_it_says_is_cut_there(tmp_path):
 
 # ---- limits before decoding
 
-@pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", b"\xc5\xd0\xd3\xc6 more"])
+
+@pytest.mark.parametrize(
+    "content",
+    [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", b"\xc5\xd0\xd3\xc6 more"],
+)
 def test_drawings_are_no_pictures_and_named(monkeypatch, content):
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", None)
     with pytest.raises(OSError, match="a PostScript drawing"):
@@ -203,7 +288,9 @@ def test_pictures_that_would_take_too_much_are_refused_before_decoding(monkeypat
     large = header[:16] + (13300).to_bytes(4, "big") * 2 + header[24:29] + b"\0\0\0\0" + header[33:]
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
     large = large[:29] + zlib.crc32(large[12:29]).to_bytes(4, "big") + large[33:]
-    with pytest.raises(OSError, match="13300 × 13300 pixels take 3.29 GB to decode, memory: 1 GB allows 0.5 GB"):
+    with pytest.raises(
+        OSError, match="13300 × 13300 pixels take 3.29 GB to decode, memory: 1 GB allows 0.5 GB"
+    ):
         pixels.decoded(large, 8)
 
 
@@ -217,6 +304,7 @@ def test_threads_wait_for_each_others_memory():
     def other():
         with budget.decoding(60, "a picture"):
             order.append("second")
+
     with budget.decoding(60, "a picture"):
         thread = threading.Thread(target=other)
         thread.start()
@@ -226,7 +314,10 @@ def test_threads_wait_for_each_others_memory():
     assert order == ["first", "second"] and budget.taken == 0
 
 
-@pytest.mark.parametrize("text, count", [("4 GB", 4 * 2**30), ("2GiB", 2**31), ("2500 MB", 2500 * 2**20), ("2.5 gb", int(2.5 * 2**30))])
+@pytest.mark.parametrize(
+    "text, count",
+    [("4 GB", 4 * 2**30), ("2GiB", 2**31), ("2500 MB", 2500 * 2**20), ("2.5 gb", int(2.5 * 2**30))],
+)
 def test_memory_is_read_as_people_write_it(text, count):
     assert memory.size_of(text) == count
 

@@ -33,9 +33,25 @@ def names_in(path):
 
 # ---- litter
 
-SYSTEM = ["Thumbs.db", "thumbs.DB", "Desktop.ini", "ehthumbs_vista.db", "Icon\r", "Picasa.ini", "SyncToy_8a.dat", ".DS_Store", "._1.png",
-          "@eaDir/1.png/SYNOPHOTO_THUMB_S.jpg", "$RECYCLE.BIN/$R1.jpg", "__MACOSX/._x.jpg", ".Trash-1000/1.png", "#recycle/2.png",
-          "System Volume Information/1.png", "lost+found/1.png", "below/@EADIR/2.png"]
+SYSTEM = [
+    "Thumbs.db",
+    "thumbs.DB",
+    "Desktop.ini",
+    "ehthumbs_vista.db",
+    "Icon\r",
+    "Picasa.ini",
+    "SyncToy_8a.dat",
+    ".DS_Store",
+    "._1.png",
+    "@eaDir/1.png/SYNOPHOTO_THUMB_S.jpg",
+    "$RECYCLE.BIN/$R1.jpg",
+    "__MACOSX/._x.jpg",
+    ".Trash-1000/1.png",
+    "#recycle/2.png",
+    "System Volume Information/1.png",
+    "lost+found/1.png",
+    "below/@EADIR/2.png",
+]
 BESIDE = ["IMG_1.AAE", "IMG_1.xmp", "IMG_2.MOV", "labels.csv", "README.txt", "annotations.json"]
 
 
@@ -48,29 +64,55 @@ def test_what_tools_leave_is_left_out_and_counted_and_the_unknown_is_kept(tmp_pa
             for file in sorted((tmp_path / "pool").rglob("*")):
                 archive.write(file, file.relative_to(tmp_path / "pool"))
     found = places.files_of(place)
-    assert [name for name, _ in found.files] == ["1.png", "below/2.png", "odd.dat"] and found.folders == {"below"}
+    assert [name for name, _ in found.files] == [
+        "1.png",
+        "below/2.png",
+        "odd.dat",
+    ] and found.folders == {"below"}
     said = " ".join(found.notes)
-    assert f"{len(SYSTEM)} " in said and "that systems leave" in said and "1 .aae, 1 .csv, 1 .json, 1 .mov, 1 .txt, 1 .xmp" in said
+    assert (
+        f"{len(SYSTEM)} " in said
+        and "that systems leave" in said
+        and "1 .aae, 1 .csv, 1 .json, 1 .mov, 1 .txt, 1 .xmp" in said
+    )
 
 
 def test_order_is_that_of_sorted_paths(tmp_path):
-    root = write(tmp_path, ["b.png", "b/2.png", "b/10.png", "b-c/1.png", "B/1.png", "a/z/1.png", "a/z.png"])
-    expected = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file()]
+    root = write(
+        tmp_path, ["b.png", "b/2.png", "b/10.png", "b-c/1.png", "B/1.png", "a/z/1.png", "a/z.png"]
+    )
+    expected = [
+        path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file()
+    ]
     assert names_in(root) == expected
 
 
 # ---- links
 
+
 def test_links_are_followed_once_and_loops_end(tmp_path):
     write(tmp_path / "disk", ["2021/1.png", "2022/2.png"])
     pool = write(tmp_path / "pool", ["here/0.png"])
-    for name, target in {"2021": "../disk/2021", "again": "../disk/2021", "all": "../disk", "loop": "..", "here/self": "."}.items():
+    for name, target in {
+        "2021": "../disk/2021",
+        "again": "../disk/2021",
+        "all": "../disk",
+        "loop": "..",
+        "here/self": ".",
+    }.items():
         (pool / name).symlink_to(target)
     (pool / "one.png").symlink_to("../disk/2022/2.png")
     found = places.files_of(pool)
-    assert [name for name, _ in found.files] == ["2021/1.png", "all/2022/2.png", "here/0.png", "one.png"]
-    assert sorted(found.notes) == ["links to folders reached twice, read once: 1",
-                                   "links to folders that lead back to a folder above them, not followed: 2"]
+    assert [name for name, _ in found.files] == [
+        "2021/1.png",
+        "all/2022/2.png",
+        "here/0.png",
+        "one.png",
+    ]
+    assert sorted(found.notes) == [
+        "links to folders reached twice, read once: 1",
+        "links to folders that lead back to a folder above them, not followed: 2",
+    ]
 
 
 def test_linked_class_folders_are_classes(tmp_path):
@@ -98,26 +140,66 @@ def test_names_that_are_no_text_can_be_read_and_written(tmp_path):
 
 # ---- lists
 
-ODD = ["COVID 1", "page 12 of 3", "my photo.jpg", "ends in blank .jpg", "a 7 b", "Vögel/Möwe 3.jpg", "100%.jpg", "#hash.jpg",
-       "tab\there.jpg", "-5 degrees.jpg", "comma, and.jpg"]
+ODD = [
+    "COVID 1",
+    "page 12 of 3",
+    "my photo.jpg",
+    "ends in blank .jpg",
+    "a 7 b",
+    "Vögel/Möwe 3.jpg",
+    "100%.jpg",
+    "#hash.jpg",
+    "tab\there.jpg",
+    "-5 degrees.jpg",
+    "comma, and.jpg",
+]
 LINES = [f"pool/{name}" for name in ODD]
 
 
-@pytest.mark.parametrize("content", [
-    "\n".join(LINES).encode(), "\r\n".join(LINES).encode("utf-8-sig"), "\r\n".join(LINES).encode("utf-16"),
-    "\n".join(LINES).encode("cp1252"), "".join(f'"{line}"\n' for line in LINES).encode(),
-    "\n".join(line.replace("/", "\\") for line in LINES).encode(), "".join(f"./{line}\n" for line in LINES).encode(),
-    ("# mine, 2024\n" + "\n".join(LINES) + "\n\n   \n").encode(),
-    "\n".join(LINES + LINES).encode(), "".join(f"{line} {n % 3}\n" for n, line in enumerate(LINES)).encode(),
-    "".join(f"{line},{n % 3}\n" for n, line in enumerate(LINES)).encode(), b"pool\n"],
-    ids=["plain", "crlf_bom", "utf16", "cp1252", "quoted", "backslashes", "dotslash", "comments", "twice", "labelled", "commas", "folder"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\n".join(LINES).encode(),
+        "\r\n".join(LINES).encode("utf-8-sig"),
+        "\r\n".join(LINES).encode("utf-16"),
+        "\n".join(LINES).encode("cp1252"),
+        "".join(f'"{line}"\n' for line in LINES).encode(),
+        "\n".join(line.replace("/", "\\") for line in LINES).encode(),
+        "".join(f"./{line}\n" for line in LINES).encode(),
+        ("# mine, 2024\n" + "\n".join(LINES) + "\n\n   \n").encode(),
+        "\n".join(LINES + LINES).encode(),
+        "".join(f"{line} {n % 3}\n" for n, line in enumerate(LINES)).encode(),
+        "".join(f"{line},{n % 3}\n" for n, line in enumerate(LINES)).encode(),
+        b"pool\n",
+    ],
+    ids=[
+        "plain",
+        "crlf_bom",
+        "utf16",
+        "cp1252",
+        "quoted",
+        "backslashes",
+        "dotslash",
+        "comments",
+        "twice",
+        "labelled",
+        "commas",
+        "folder",
+    ],
+)
 @pytest.mark.parametrize("ending", ["txt", "TXT", "lst"])
 def test_lists_are_read_however_they_were_written(tmp_path, content, ending):
     write(tmp_path / "pool", ODD)
     (tmp_path / f"mine.{ending}").write_bytes(content)
     found = places.files_of(tmp_path / f"mine.{ending}")
-    assert sorted(name for name, _ in found.files) == sorted(LINES) and all(read() for _, read in found.files)
-    assert found.notes == ([f"{len(LINES)} paths are listed twice and count once"] if content.count(b"COVID") == 2 else [])
+    assert sorted(name for name, _ in found.files) == sorted(LINES) and all(
+        read() for _, read in found.files
+    )
+    assert found.notes == (
+        [f"{len(LINES)} paths are listed twice and count once"]
+        if content.count(b"COVID") == 2
+        else []
+    )
 
 
 def test_labels_of_a_list_are_read_where_every_line_has_one(tmp_path):
@@ -136,6 +218,7 @@ def test_lines_that_name_nothing_are_named_as_written(tmp_path):
 
 
 # ---- archives and what is no place
+
 
 def test_paths_into_a_zip_are_those_that_unzip_prints(tmp_path):
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
@@ -160,5 +243,7 @@ def test_files_that_are_no_place_are_refused_as_such(tmp_path, name):
 
 def test_a_table_without_a_column_of_files_says_what_it_has(tmp_path):
     (tmp_path / "labels.csv").write_text("number,label\n1,a\n2,b\n")
-    with pytest.raises(ValueError, match="has the columns number, label, and none names files below"):
+    with pytest.raises(
+        ValueError, match="has the columns number, label, and none names files below"
+    ):
         places.files_of(tmp_path / "labels.csv")

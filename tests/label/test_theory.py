@@ -13,7 +13,11 @@ CASES = json.loads((paths.ROOT / "tests" / "golden" / "sup_theory.json").read_te
 
 
 def of_kind(kind):
-    return pytest.mark.parametrize("case", [case for case in CASES if case["inputs"]["kind"] == kind], ids=lambda case: case["name"])
+    return pytest.mark.parametrize(
+        "case",
+        [case for case in CASES if case["inputs"]["kind"] == kind],
+        ids=lambda case: case["name"],
+    )
 
 
 def tensor(values):
@@ -44,7 +48,9 @@ def test_consistent_members_end_at_the_balanced_decision(case):
     eta, prior, delta = (tensor(case["inputs"][key]) for key in ("eta", "prior", "delta"))
     spec = theory.theorem_member(prior, delta)
     logits = theory.minimiser(eta, spec)
-    torch.testing.assert_close(logits, tensor(case["expected"]["centred_logits"]), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(
+        logits, tensor(case["expected"]["centred_logits"]), rtol=1e-8, atol=1e-9
+    )
     torch.testing.assert_close(theory.minimise(eta, spec), logits, rtol=0, atol=1e-9)
     assert stationary(logits, eta, spec) < 1e-12
     assert logits.argmax() == theory.balanced_bayes(eta, prior) == case["expected"]["argmax"]
@@ -57,16 +63,23 @@ def test_two_corrections_add_up(case):
     eta, prior = tensor(inputs["eta"]), tensor(inputs["prior"])
     logits = theory.minimiser(eta, theory.corrected_twice(prior, inputs["nu"], inputs["tau"]))
     torch.testing.assert_close(logits, tensor(want["centred_logits"]), rtol=1e-8, atol=1e-9)
-    assert logits.argmax() == want["argmax"] and theory.balanced_bayes(eta, prior) == want["ber_bayes_argmax"]
+    assert (
+        logits.argmax() == want["argmax"]
+        and theory.balanced_bayes(eta, prior) == want["ber_bayes_argmax"]
+    )
     others, _ = problems(300, len(eta))
-    agreed = theory.minimiser(others, theory.corrected_twice(prior, inputs["nu"], inputs["tau"])).argmax(-1)
+    agreed = theory.minimiser(
+        others, theory.corrected_twice(prior, inputs["nu"], inputs["tau"])
+    ).argmax(-1)
     assert (agreed == theory.balanced_bayes(others, prior)).all() == want["ber_consistent"]
 
 
 def test_only_a_sum_of_one_is_consistent_for_every_problem():
     eta, prior = problems(300)
     for nu, tau in ((0, 1), (1, 0), (0.25, 0.75), (0, 0), (1, 1), (0, 2), (0.2, 0.3)):
-        agreed = theory.minimiser(eta, theory.corrected_twice(prior, nu, tau)).argmax(-1) == theory.balanced_bayes(eta, prior)
+        agreed = theory.minimiser(eta, theory.corrected_twice(prior, nu, tau)).argmax(
+            -1
+        ) == theory.balanced_bayes(eta, prior)
         assert agreed.all() == (nu + tau == 1)
 
 
@@ -74,7 +87,7 @@ def test_only_a_sum_of_one_is_consistent_for_every_problem():
 def test_the_search_finds_where_the_implemented_risk_is_flat(scale):
     eta, prior = problems()
     margin = 0.5 * (prior / prior.amin(-1, keepdim=True)) ** -0.25
-    spec = LossSpec(alpha=prior ** -0.3, beta=scale, iota=prior.log(), mu=scale * margin)
+    spec = LossSpec(alpha=prior**-0.3, beta=scale, iota=prior.log(), mu=scale * margin)
     logits = theory.minimise(eta, spec)
     for place in range(len(eta)):
         one = LossSpec(spec.alpha[place], scale, spec.iota[place], spec.mu[place])
@@ -86,10 +99,19 @@ def test_ldam_threshold(case):
     inputs = case["inputs"]
     threshold = theory.ldam_threshold(inputs["counts"], inputs["max_m"], inputs["s"])
     assert threshold == pytest.approx(case["expected"]["majority_posterior_threshold"], rel=1e-8)
-    spec, prior = adjusted.ldam(inputs["counts"], inputs["max_m"], float(inputs["s"])), adjusted.log_prior(inputs["counts"]).exp()
-    for shift, winner in ((-1e-4, 1), (1e-4, 0)):       # just below and above it, by the search; likewise for the balanced error
+    spec, prior = (
+        adjusted.ldam(inputs["counts"], inputs["max_m"], float(inputs["s"])),
+        adjusted.log_prior(inputs["counts"]).exp(),
+    )
+    for shift, winner in (
+        (-1e-4, 1),
+        (1e-4, 0),
+    ):  # just below and above it, by the search; likewise for the balanced error
         assert theory.minimise(either(threshold + shift), spec).argmax() == winner
-        assert theory.balanced_bayes(either(case["expected"]["ber_threshold"] + shift), prior) == winner
+        assert (
+            theory.balanced_bayes(either(case["expected"]["ber_threshold"] + shift), prior)
+            == winner
+        )
 
 
 @of_kind("ldam_margin_optimum")
@@ -97,10 +119,20 @@ def test_best_margins(case):
     inputs, want = case["inputs"], case["expected"]
     margins = theory.best_margins(inputs["counts"], inputs["total_margin"])
     torch.testing.assert_close(margins, tensor(want["margins"]), rtol=1e-8, atol=0)
-    assert theory.margin_bound(margins, inputs["counts"]).item() == pytest.approx(want["bound"], rel=1e-8)
+    assert theory.margin_bound(margins, inputs["counts"]).item() == pytest.approx(
+        want["bound"], rel=1e-8
+    )
     equal = torch.full_like(margins, inputs["total_margin"] / len(margins))
-    assert theory.margin_bound(equal, inputs["counts"]).item() == pytest.approx(want["equal_margin_bound"], rel=1e-8)
-    others = margins * (1 + 0.1 * torch.randn(200, len(margins), dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    assert theory.margin_bound(equal, inputs["counts"]).item() == pytest.approx(
+        want["equal_margin_bound"], rel=1e-8
+    )
+    others = margins * (
+        1
+        + 0.1
+        * torch.randn(
+            200, len(margins), dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        )
+    )
     others *= inputs["total_margin"] / others.sum(-1, keepdim=True)
     assert (theory.margin_bound(others, inputs["counts"]) >= want["bound"]).all()
 
@@ -113,7 +145,9 @@ def test_scaled_logits_have_many_minima_with_different_decisions(case):
     for want in case["expected"]["minimisers"]:
         logits = theory.vs_minimiser(eta, spec, want["c"])
         torch.testing.assert_close(logits, tensor(want["logits"]), rtol=1e-8, atol=1e-9)
-        assert theory.risk(logits, eta, spec).item() == pytest.approx(case["expected"]["minimum_risk"], rel=1e-8)
+        assert theory.risk(logits, eta, spec).item() == pytest.approx(
+            case["expected"]["minimum_risk"], rel=1e-8
+        )
         assert stationary(logits, eta, spec) < 1e-12 and logits.argmax() == want["argmax"]
         winners.add(logits.argmax().item())
     assert len(winners) > 1
@@ -132,7 +166,9 @@ def test_gaussian_mixture(case):
 
 @of_kind("effective_number")
 def test_effective_number(case):
-    found = [adjusted.effective_number([case["inputs"]["n"]], b).item() for b in case["inputs"]["betas"]]
+    found = [
+        adjusted.effective_number([case["inputs"]["n"]], b).item() for b in case["inputs"]["betas"]
+    ]
     assert found == pytest.approx(case["expected"]["effective"], rel=1e-8)
 
 

@@ -1,4 +1,6 @@
-"""The compiler, of random views and of Sinkhorn: programs by size and law, kept after a measurement, done without if need be."""
+"""The compiler, of random views and of Sinkhorn: programs by size and law, kept after a
+measurement, done without if need be.
+"""
 
 import functools
 import os
@@ -18,11 +20,16 @@ from longtail.store import gpu, paths
 
 @pytest.fixture
 def programs(monkeypatch):
-    """Counts the programs that the compiler makes, with torch's own operators in place of the kernels it would build."""
+    """Counts the programs that the compiler makes, with torch's own operators in place of the
+    kernels it would build.
+    """
     from torch._dynamo.testing import CompileCounter
+
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
-    for clear in (made := (torch._dynamo.reset, views._compiled.cache_clear, gh._fused_round.cache_clear)):
+    for clear in (
+        made := (torch._dynamo.reset, views._compiled.cache_clear, gh._fused_round.cache_clear)
+    ):
         clear()
     yield counter
     for clear in made:
@@ -30,15 +37,21 @@ def programs(monkeypatch):
 
 
 def fused(count, policy):
-    return views.augment(IMAGES.images, torch.arange(count), views.POLICIES[policy], 1, 2, 0, fused=True)
+    return views.augment(
+        IMAGES.images, torch.arange(count), views.POLICIES[policy], 1, 2, 0, fused=True
+    )
 
 
 def test_every_size_and_law_is_a_program_of_its_own_also_the_ninth(programs):
-    """A profile trains in two sizes and few laws; all laws in two sizes are more than the eight that torch keeps."""
+    """A profile trains in two sizes and few laws; all laws in two sizes are more than the eight
+    that torch keeps.
+    """
     kinds = [(count, policy) for policy in views.POLICIES for count in (8, 5)]
     for count, policy in kinds:
         fused(count, policy)
-    made = len(kinds) - 2       # digits and halves differ in their crops alone, which are no part of a program
+    made = (
+        len(kinds) - 2
+    )  # digits and halves differ in their crops alone, which are no part of a program
     assert programs.frame_count == made
     for count, policy in kinds:
         whole = views.augment(IMAGES.images, torch.arange(count), views.POLICIES[policy], 1, 2, 0)
@@ -57,11 +70,12 @@ def test_views_are_still_compiled_after_a_measurement(programs, monkeypatch):
     class Plain:
         def __init__(self, work, memory):
             self.result, self.replay = work(), work
+
     monkeypatch.setattr(floor, "matmul_rate", lambda precision: 1e9)
     with stand_in(compiles=True), monkeypatch.context() as patch:
         patch.setattr(gpu, "Graph", Plain)
         assert floor.training_rate(planned(), 20, 1, 1)["gflop_per_update"] > 0
-    assert programs.frame_count == 1        # the size of a batch
+    assert programs.frame_count == 1  # the size of a batch
     fused(5, "digits")
     assert programs.frame_count == 2
 
@@ -93,8 +107,19 @@ with tape.stand_in():
 
 
 def test_without_a_c_compiler_one_line_says_so_and_training_goes_on(tmp_path):
-    bare = {**os.environ, "PATH": "/nowhere", "CXX": "", "CC": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", BARE, paths.ROOT / "tests", tmp_path], env=bare, capture_output=True, text=True)
+    bare = {
+        **os.environ,
+        "PATH": "/nowhere",
+        "CXX": "",
+        "CC": "",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, paths.ROOT / "tests", tmp_path],
+        env=bare,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("runs/*/done.json"))) == 2
     [line] = done.stdout.splitlines()

@@ -1,4 +1,6 @@
-"""Networks, heads and masks against the authors' own outputs, and against the counts they publish."""
+"""Networks, heads and masks against the authors' own outputs, and against the counts they
+publish.
+"""
 
 import json
 
@@ -9,8 +11,14 @@ from longtail.learn import models
 from longtail.store import paths
 
 GOLDEN = paths.ROOT / "tests" / "golden"
-BLOCK = {"conv1.": "convs.0.", "conv2.": "convs.1.", "bn1.bn_list.": "norms.0.sets.", "bn2.bn_list.": "norms.1.sets.",
-         "downsample.conv.": "shortcut.", "downsample.bn.bn_list.": "shortcut_norm.sets."}       # their names, ours
+BLOCK = {
+    "conv1.": "convs.0.",
+    "conv2.": "convs.1.",
+    "bn1.bn_list.": "norms.0.sets.",
+    "bn2.bn_list.": "norms.1.sets.",
+    "downsample.conv.": "shortcut.",
+    "downsample.bn.bn_list.": "shortcut_norm.sets.",
+}  # their names, ours
 
 
 def golden(name):
@@ -26,7 +34,9 @@ def renamed(names, state):
     ours = {}
     for key, values in state.items():
         theirs = next((start for start in names if key.startswith(start)), "")
-        ours[names.get(theirs, "") + key.removeprefix(theirs)] = torch.tensor(values) if isinstance(values, int) else double(values)
+        ours[names.get(theirs, "") + key.removeprefix(theirs)] = (
+            torch.tensor(values) if isinstance(values, int) else double(values)
+        )
     return ours
 
 
@@ -53,6 +63,7 @@ def encoder():
 
 # ---- masks
 
+
 @pytest.mark.parametrize("case", golden("prune_mask")["cases"])
 def test_masks_are_the_reference(case):
     weights = [torch.tensor(case["weights"][layer]) for layer in case["layers"]]
@@ -61,26 +72,41 @@ def test_masks_are_the_reference(case):
         for layer, weight, mask in zip(case["layers"], weights, masks, strict=True):
             assert mask.shape == weight.shape and mask.dtype == torch.bool
             assert mask.flatten().int().tolist() == expected["mask"][layer]
-        kept = min(weight[mask].abs().min() for weight, mask in zip(weights, masks, strict=True) if mask.any())
+        kept = min(
+            weight[mask].abs().min()
+            for weight, mask in zip(weights, masks, strict=True)
+            if mask.any()
+        )
         assert kept == torch.tensor(expected["threshold"])
 
 
 def test_masks_of_nothing_and_of_everything():
     weights = [torch.tensor([3.0, -1.0, 2.0]), torch.tensor([-3.0, 0.0])]
     assert all(mask.all() for mask in models.magnitude_masks(weights, 0))
-    assert [mask.tolist() for mask in models.magnitude_masks(weights, 1)] == [[True, False, False], [True, False]]   # ties stay
+    assert [mask.tolist() for mask in models.magnitude_masks(weights, 1)] == [
+        [True, False, False],
+        [True, False],
+    ]  # ties stay
 
 
 @pytest.mark.parametrize("fraction", [-0.01, 1.01, float("nan")])
 def test_a_share_outside_0_and_1_is_refused(encoder, fraction):
-    with pytest.raises(ValueError, match=rf"the pruned fraction is {fraction}; it must lie in \[0, 1\]"):
+    with pytest.raises(
+        ValueError, match=rf"the pruned fraction is {fraction}; it must lie in \[0, 1\]"
+    ):
         encoder.refresh_masks(fraction)
 
 
 def test_masks_cover_the_trunk_s_convolutions_only(encoder):
     encoder.refresh_masks(0.9)
-    masked = {name.removesuffix(".mask") for name, _ in encoder.named_buffers() if name.endswith("mask")}
-    assert masked == {name for name, module in encoder.trunk.named_modules(prefix="trunk") if isinstance(module, torch.nn.Conv2d)}
+    masked = {
+        name.removesuffix(".mask") for name, _ in encoder.named_buffers() if name.endswith("mask")
+    }
+    assert masked == {
+        name
+        for name, module in encoder.trunk.named_modules(prefix="trunk")
+        if isinstance(module, torch.nn.Conv2d)
+    }
     weights = torch.cat([conv.weight.abs().flatten() for conv in convolutions(encoder)])
     kept = torch.cat([conv.mask.flatten() for conv in convolutions(encoder)])
     assert kept.sum() == len(kept) - -(-9 * len(kept) // 10)
@@ -99,10 +125,15 @@ def test_masks_follow_the_weights(encoder):
 
 def test_the_pruned_branch_gives_no_gradient_to_what_it_lacks(encoder):
     encoder.refresh_masks(0.9)
-    images, direction = torch.rand(2, 16, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.linspace(-1, 1, 128)
+    images, direction = (
+        torch.rand(2, 16, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
+        torch.linspace(-1, 1, 128),
+    )
     for branch in (1, 0):
         encoder.zero_grad()
-        (encoder(images[0], branch=branch) * direction * images[1].mean((1, 2, 3))[:, None]).sum().backward()
+        (
+            encoder(images[0], branch=branch) * direction * images[1].mean((1, 2, 3))[:, None]
+        ).sum().backward()
         for conv in convolutions(encoder):
             lost, kept = conv.weight.grad[~conv.mask], conv.weight.grad[conv.mask]
             assert (kept != 0).float().mean() > 0.9
@@ -111,14 +142,24 @@ def test_the_pruned_branch_gives_no_gradient_to_what_it_lacks(encoder):
 
 # ---- networks
 
+
 @pytest.mark.parametrize("case", golden("dual_bn_block")["cases"])
 def test_block_is_the_reference(case):
     bound = golden("dual_bn_block")["tolerance"]["abs"]
     block = models.basic(case["cin"], case["cout"], case["stride"], 2).double()
     load_parameters(block, renamed(BLOCK, case["params"]))
-    convs = {name: conv for name, conv in (*zip(("conv1", "conv2"), block.convs, strict=True), ("downsample.conv", block.shortcut)) if conv}
+    convs = {
+        name: conv
+        for name, conv in (
+            *zip(("conv1", "conv2"), block.convs, strict=True),
+            ("downsample.conv", block.shortcut),
+        )
+        if conv
+    }
     masks = models.magnitude_masks([conv.weight for conv in convs.values()], case["prune_percent"])
-    assert {name: mask.flatten().int().tolist() for name, mask in zip(convs, masks, strict=True)} == case["masks"]
+    assert {
+        name: mask.flatten().int().tolist() for name, mask in zip(convs, masks, strict=True)
+    } == case["masks"]
     for conv, mask in zip(convs.values(), masks, strict=True):
         conv.mask.copy_(mask)
     for step in case["steps"]:
@@ -134,39 +175,67 @@ def test_block_is_the_reference(case):
 def test_head_is_the_reference(case):
     layers, branches = {"simclr_2layer": (2, 1), "sdclr_3layer_dual_bn": (3, 2)}[case["kind"]]
     names = {f"fc{k + 1}.": f"linears.{k}." for k in range(layers)}
-    names |= {f"bn{k + 1}.{'bn_list.' * (branches == 2)}": f"norms.{k}.sets.{'0.' * (branches == 1)}" for k in range(layers)}
+    names |= {
+        f"bn{k + 1}.{'bn_list.' * (branches == 2)}": f"norms.{k}.sets.{'0.' * (branches == 1)}"
+        for k in range(layers)
+    }
     head = models.Head(case["ch"], layers, branches, case["out"]).double()
     load_parameters(head, renamed(names, case["params"]))
     for mode in ("train", "eval"):
         head.train(mode == "train")
         expected = case["outputs"][mode]
-        for branch, values in enumerate([expected] if branches == 1 else [expected["nonprune"], expected["prune"]]):
+        for branch, values in enumerate(
+            [expected] if branches == 1 else [expected["nonprune"], expected["prune"]]
+        ):
             out = head(double(case["x"]), branch)
-            torch.testing.assert_close(out, double(values), atol=golden("projection_heads")["tolerance"]["abs"], rtol=0)
+            torch.testing.assert_close(
+                out, double(values), atol=golden("projection_heads")["tolerance"]["abs"], rtol=0
+            )
 
 
-@pytest.mark.parametrize("features, layers, branches, expected", [
-    (512, 2, 1, 329_472), (512, 3, 2, 594_944), (2048, 2, 1, 4_462_848), (2048, 3, 2, 8_669_696),
-])
+@pytest.mark.parametrize(
+    "features, layers, branches, expected",
+    [
+        (512, 2, 1, 329_472),
+        (512, 3, 2, 594_944),
+        (2048, 2, 1, 4_462_848),
+        (2048, 3, 2, 8_669_696),
+    ],
+)
 def test_heads_have_the_published_sizes(features, layers, branches, expected):
     assert parameter_count(models.Head(features, layers, branches)) == expected
 
 
-@pytest.mark.parametrize("architecture, features, tensors, weights", [
-    ("resnet18_cifar", 512, 20, 11_159_232), ("resnet50", 2048, 53, 23_454_912),
-])
+@pytest.mark.parametrize(
+    "architecture, features, tensors, weights",
+    [
+        ("resnet18_cifar", 512, 20, 11_159_232),
+        ("resnet50", 2048, 53, 23_454_912),
+    ],
+)
 def test_trunks_have_the_published_sizes(architecture, features, tensors, weights):
     with torch.device("meta"):
         trunk = models.Encoder(architecture, 2, 1).trunk
     convs = convolutions(trunk)
-    assert (trunk.features, len(convs), sum(conv.weight.numel() for conv in convs)) == (features, tensors, weights)
-    affine = parameter_count(trunk) - weights                       # nothing else has parameters: two for each channel
+    assert (trunk.features, len(convs), sum(conv.weight.numel() for conv in convs)) == (
+        features,
+        tensors,
+        weights,
+    )
+    affine = parameter_count(trunk) - weights  # nothing else has parameters: two for each channel
     assert affine == 2 * sum(conv.out_channels for conv in convs)
 
 
-@pytest.mark.parametrize("architecture, size", [
-    ("convnet", 16), ("resnet10_small", 32), ("resnet18_cifar", 8), ("resnet18", 64), ("resnet50", 64),
-])
+@pytest.mark.parametrize(
+    "architecture, size",
+    [
+        ("convnet", 16),
+        ("resnet10_small", 32),
+        ("resnet18_cifar", 8),
+        ("resnet18", 64),
+        ("resnet50", 64),
+    ],
+)
 def test_every_architecture_projects(architecture, size):
     encoder = models.Encoder(architecture, 2, 1).eval()
     with torch.no_grad():
@@ -174,8 +243,13 @@ def test_every_architecture_projects(architecture, size):
         assert encoder.trunk(torch.rand(2, 3, size, size)).shape == (2, encoder.trunk.features)
 
 
-@pytest.mark.parametrize("constants, mean, std", [
-    ([], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ([models.CIFAR_NORMAL], (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))])
+@pytest.mark.parametrize(
+    "constants, mean, std",
+    [
+        ([], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ([models.CIFAR_NORMAL], (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    ],
+)
 def test_input_is_normalised_inside(constants, mean, std):
     trunk, seen = models.trunk("convnet", 1, *constants), []
     grey = torch.tensor(mean).view(1, 3, 1, 1).expand(2, 3, 16, 16)
@@ -190,8 +264,10 @@ def test_branches_share_weights_but_not_statistics(encoder):
     encoder(images, branch=1)
     for norm in (encoder.trunk.norm, encoder.head.norms[-1]):
         assert [part.num_batches_tracked.item() for part in norm.sets] == [0, 1]
-    encoder(images, branch=0)       # no masks yet: the same function as long as both sets are alike
-    torch.testing.assert_close(encoder.trunk.norm.sets[0].running_var, encoder.trunk.norm.sets[1].running_var)
+    encoder(images, branch=0)  # no masks yet: the same function as long as both sets are alike
+    torch.testing.assert_close(
+        encoder.trunk.norm.sets[0].running_var, encoder.trunk.norm.sets[1].running_var
+    )
 
 
 def test_head_stops_after_its_first_layer(encoder):
@@ -200,5 +276,7 @@ def test_head_stops_after_its_first_layer(encoder):
 
 
 def test_an_unknown_architecture_is_refused():
-    with pytest.raises(ValueError, match="no architecture 'resnet19'; there are convnet, resnet10_small"):
+    with pytest.raises(
+        ValueError, match="no architecture 'resnet19'; there are convnet, resnet10_small"
+    ):
         models.Encoder("resnet19", 2, 1)

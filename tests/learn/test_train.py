@@ -23,7 +23,11 @@ from longtail.measure import evaluate
 from longtail.store import paths, runs
 
 GOLDEN = json.loads((paths.ROOT / "tests" / "golden" / "lr_schedules.json").read_text())
-SETTINGS = {key: value for key, value in vars(RUN).items() if key not in ("method", "subset", "split", "seed", "images", "head_layers")}
+SETTINGS = {
+    key: value
+    for key, value in vars(RUN).items()
+    if key not in ("method", "subset", "split", "seed", "images", "head_layers")
+}
 
 
 @pytest.fixture
@@ -36,7 +40,9 @@ def results(tmp_path, monkeypatch):
 def rates():
     """The learning rate of every optimiser step that is really made."""
     seen = []
-    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"]))
+    handle = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"])
+    )
     yield seen
     handle.remove()
 
@@ -73,12 +79,16 @@ def stop_at(monkeypatch, method, step):
         if len(calls) == step:
             raise KeyboardInterrupt
         return whole(self, *arguments)
+
     monkeypatch.setattr(method, "backward", backward)
 
 
 # ---- rates
 
-@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case.get("name", case["kind"])[:45])
+
+@pytest.mark.parametrize(
+    "case", GOLDEN["cases"], ids=lambda case: case.get("name", case["kind"])[:45]
+)
 def test_rates_are_the_reference(case):
     bound, kind = GOLDEN["tolerance"]["rel"], case["kind"]
     if kind == "classifier multistep":
@@ -92,7 +102,10 @@ def test_rates_are_the_reference(case):
     iterations = case["iters_per_epoch"]
     points = case.get("lr_at_1based_iteration") or [*enumerate(case["lr_used_at_iteration"], 1)]
     warmup = 0 if "without warm-up" in kind else case.get("warmup_epochs", 10) * iterations
-    found = [train.warmup_cosine(step, case["epochs"] * iterations, warmup, case["base_lr"], 1e-6) for step, _ in points]
+    found = [
+        train.warmup_cosine(step, case["epochs"] * iterations, warmup, case["base_lr"], 1e-6)
+        for step, _ in points
+    ]
     assert found == pytest.approx([rate for _, rate in points], rel=bound)
 
 
@@ -105,30 +118,43 @@ def test_the_loop_uses_those_rates(results, rates):
 
 @pytest.mark.parametrize("schedule, steps", [("updates", 12), ("epochs", 20)])
 def test_schedule_counts_updates_or_epochs(results, rates, schedule, steps):
-    images = IMAGES + image_set(20, seed=1)                                 # five batches an epoch, where the seed alone has three
+    images = IMAGES + image_set(20, seed=1)  # five batches an epoch, where the seed alone has three
     run = planned(images, added="random", budget=20, schedule=schedule)
     outcome(run, images, results)
     assert len(rates) == steps and rates[-1] == pytest.approx(1e-6)
-    assert log(run, results).step.tolist() == [step for step in (5, 10, 15, 20) if step < steps] + [steps]
+    assert log(run, results).step.tolist() == [step for step in (5, 10, 15, 20) if step < steps] + [
+        steps
+    ]
 
 
 @pytest.mark.parametrize("count, sizes", [(17, [8, 8]), (18, [8, 8, 2]), (5, [5])])
 def test_a_last_batch_of_one_image_is_dropped(results, monkeypatch, count, sizes):
     images, seen, whole = image_set(count), [], methods.SimCLR.backward
-    monkeypatch.setattr(methods.SimCLR, "backward", lambda self, *given: seen.append(given[-1]) or whole(self, *given))
+    monkeypatch.setattr(
+        methods.SimCLR,
+        "backward",
+        lambda self, *given: seen.append(given[-1]) or whole(self, *given),
+    )
     outcome(planned(images, epochs=2), images, results)
     assert [len(index) for index in seen] == sizes * 2
     epochs = torch.cat(seen).view(2, -1)
     assert all(len(epoch.unique()) == sum(sizes) for epoch in epochs) and not torch.equal(*epochs)
 
 
-@pytest.mark.parametrize("images, change, message", [
-    (IMAGES, {"warmup_epochs": 4}, "4 warm-up epochs leave nothing of 4; lower warmup_epochs"),
-    (image_set(1), {}, "1 images make no batch of at least two"),
-    (IMAGES, {"images": "0" * 16}, f"was planned for images {'0' * 16}, these are {IMAGES.digest}"),
-    (IMAGES, {"method": "moco"}, "no method 'moco'; there are simclr, bcl, colt"),
-    (IMAGES, {"architecture": "vit"}, "no architecture 'vit'"),
-])
+@pytest.mark.parametrize(
+    "images, change, message",
+    [
+        (IMAGES, {"warmup_epochs": 4}, "4 warm-up epochs leave nothing of 4; lower warmup_epochs"),
+        (image_set(1), {}, "1 images make no batch of at least two"),
+        (
+            IMAGES,
+            {"images": "0" * 16},
+            f"was planned for images {'0' * 16}, these are {IMAGES.digest}",
+        ),
+        (IMAGES, {"method": "moco"}, "no method 'moco'; there are simclr, bcl, colt"),
+        (IMAGES, {"architecture": "vit"}, "no architecture 'vit'"),
+    ],
+)
 def test_what_cannot_be_trained_is_refused(results, images, change, message):
     run = replace(planned(images), **change)
     with pytest.raises(ValueError, match=message):
@@ -138,6 +164,7 @@ def test_what_cannot_be_trained_is_refused(results, images, change, message):
 
 # ---- one step
 
+
 def test_one_graph_has_the_gradient_of_the_authors_two_passes():
     run = planned(method="sdclr", head_layers=3)
     views = torch.rand(2, 8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -145,7 +172,7 @@ def test_one_graph_has_the_gradient_of_the_authors_two_passes():
     for authors in (False, True):
         encoder, method, _ = train.initialise(run)
         method.before_epoch(encoder, 0)
-        if authors:                                         # three forwards, two backwards, the other branch constant in each (spec 3.2)
+        if authors:  # three forwards, two backwards, the other branch constant in each (spec 3.2)
             with torch.no_grad():
                 pruned = encoder(views[1], branch=1)
             dense = encoder(views[0], branch=0)
@@ -154,47 +181,69 @@ def test_one_graph_has_the_gradient_of_the_authors_two_passes():
         else:
             loss = method.backward(encoder, *views, torch.arange(8))
             assert loss.shape == (8,) and not loss.requires_grad
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in encoder.parameters()]))
+        gradients.append(
+            torch.cat([parameter.grad.flatten() for parameter in encoder.parameters()])
+        )
         statistics.append([part.running_mean for part in encoder.trunk.norm.sets])
     assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
     torch.testing.assert_close(statistics[0][0], statistics[1][0])
-    torch.testing.assert_close(statistics[0][1] * 1.9, statistics[1][1])        # theirs sees view 2 twice: 1 − 0.9² = 0.19
+    torch.testing.assert_close(
+        statistics[0][1] * 1.9, statistics[1][1]
+    )  # theirs sees view 2 twice: 1 − 0.9² = 0.19
 
 
 def test_masks_change_once_an_epoch(results, monkeypatch):
     counts, whole = [], models.Encoder.refresh_masks
-    monkeypatch.setattr(models.Encoder, "refresh_masks", lambda self, fraction: counts.append(fraction) or whole(self, fraction))
+    monkeypatch.setattr(
+        models.Encoder,
+        "refresh_masks",
+        lambda self, fraction: counts.append(fraction) or whole(self, fraction),
+    )
     outcome(planned(method="sdclr", head_layers=3), IMAGES, results)
     assert counts == [0.5] * 4
 
 
 # ---- the same numbers
 
-@pytest.mark.parametrize("method, seconds, resumed", [
-    *(pytest.param(method, 0, 2, id=f"{method} from a checkpoint") for method in FAMILY),
-    *(pytest.param(method, 1e9, 0, id=f"{method} from the start") for method in ("simclr", "sdclr", "sdclr+bcl+gh+colt"))])
+
+@pytest.mark.parametrize(
+    "method, seconds, resumed",
+    [
+        *(pytest.param(method, 0, 2, id=f"{method} from a checkpoint") for method in FAMILY),
+        *(
+            pytest.param(method, 1e9, 0, id=f"{method} from the start")
+            for method in ("simclr", "sdclr", "sdclr+bcl+gh+colt")
+        ),
+    ],
+)
 def test_a_stopped_run_ends_as_if_it_had_not_been(results, monkeypatch, method, seconds, resumed):
     run, kind = planned(method=method), methods.find(method)
     with monkeypatch.context() as patch:
-        stop_at(patch, kind, 8)                                             # in the middle of the third epoch
+        stop_at(patch, kind, 8)  # in the middle of the third epoch
         with pytest.raises(KeyboardInterrupt):
             train.pretrain(run, IMAGES, results, progress=False, checkpoint_seconds=seconds)
     assert not results.is_done(run) and (results.folder(run) / "last.pt").exists() == (seconds == 0)
     epochs, whole = [], kind.before_epoch
-    monkeypatch.setattr(kind, "before_epoch", lambda self, encoder, epoch: epochs.append(epoch) or whole(self, encoder, epoch))
+    monkeypatch.setattr(
+        kind,
+        "before_epoch",
+        lambda self, encoder, epoch: epochs.append(epoch) or whole(self, encoder, epoch),
+    )
     continued = outcome(run, IMAGES, results)
     assert epochs == [*range(resumed, 4)]
     assert results.is_done(run) and not (results.folder(run) / "last.pt").exists()
     elsewhere = apart("uninterrupted")
     assert_same(continued, outcome(run, IMAGES, elsewhere))
     noted = [folder / "notes.csv" for folder in (results.folder(run), elsewhere.folder(run))]
-    assert noted[0].exists() == bool({"bcl", "gh", "colt", "rwsam", "rwsam_oracle"} & set(method.split("+")))
+    assert noted[0].exists() == bool(
+        {"bcl", "gh", "colt", "rwsam", "rwsam_oracle"} & set(method.split("+"))
+    )
     assert not noted[0].exists() or noted[0].read_bytes() == noted[1].read_bytes()
 
 
 def test_a_seed_decides_everything(results):
     first = outcome(planned(), IMAGES, results)
-    torch.manual_seed(12345)                                                # no hidden generator takes part
+    torch.manual_seed(12345)  # no hidden generator takes part
     assert_same(first, outcome(planned(), IMAGES, apart("again")))
     assert differ(first, outcome(planned(seed=2), IMAGES, results))
 
@@ -217,12 +266,17 @@ def test_two_processes_give_the_numbers_of_one(results):
     train.pretrain_all(jobs, results, 1)
     train.pretrain_all(jobs, elsewhere, 2)
     for run, _ in jobs:
-        assert_same((weights(run, results), log(run, results)), (weights(run, elsewhere), log(run, elsewhere)))
+        assert_same(
+            (weights(run, results), log(run, results)),
+            (weights(run, elsewhere), log(run, elsewhere)),
+        )
 
 
 def test_bfloat16_trains_close_to_float32(results):
-    (exact, exact_log), (half, half_log) = (outcome(planned(precision=precision, learning_rate=1e-3), IMAGES, results)
-                                                 for precision in ("float32", "bfloat16"))
+    (exact, exact_log), (half, half_log) = (
+        outcome(planned(precision=precision, learning_rate=1e-3), IMAGES, results)
+        for precision in ("float32", "bfloat16")
+    )
     assert not torch.equal(exact["trunk.conv.weight"], half["trunk.conv.weight"])
     assert half_log.loss.tolist() == pytest.approx(exact_log.loss.tolist(), rel=0.03)
 
@@ -234,12 +288,20 @@ def test_training_lowers_the_loss(results):
 
 # ---- files
 
+
 def test_a_done_run_is_left_alone(results, monkeypatch):
     run = planned()
     outcome(run, IMAGES, results)
-    files = [file for file in results.folder(run).iterdir() if file.is_file() and file.name != "claim"]
+    files = [
+        file for file in results.folder(run).iterdir() if file.is_file() and file.name != "claim"
+    ]
     before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
-    assert {file.name for file in files} == {"run.json", "log.csv", "encoder.safetensors", "done.json"}
+    assert {file.name for file in files} == {
+        "run.json",
+        "log.csv",
+        "encoder.safetensors",
+        "done.json",
+    }
     monkeypatch.setattr(train, "train", None)
     train.pretrain(run, IMAGES, results)
     train.pretrain_all([(run, IMAGES)], results, 2)
@@ -251,20 +313,45 @@ def test_a_done_run_is_left_alone(results, monkeypatch):
 def other_seeds(content):
     """The checkpoint of another run, whole."""
     other = planned(seed=7)
-    train.save_checkpoint(other, Path(os.environ["OTHER"]), dict(zip(("encoder", "method", "optimizer"), train.initialise(other),
-                                                                    strict=True)) | {"method": {}, "notes": {}}, [{"step": 3}])
+    train.save_checkpoint(
+        other,
+        Path(os.environ["OTHER"]),
+        dict(zip(("encoder", "method", "optimizer"), train.initialise(other), strict=True))
+        | {"method": {}, "notes": {}},
+        [{"step": 3}],
+    )
     return Path(os.environ["OTHER"]).read_bytes()
 
 
-HOSTILE = b"cposix\nsystem\n(S'false'\ntR."       # what pickle makes of ``os.system("false")``
+HOSTILE = b"cposix\nsystem\n(S'false'\ntR."  # what pickle makes of ``os.system("false")``
 
 
-@pytest.mark.parametrize("damage", [
-    lambda content: content[:len(content) // 2], lambda content: content[:100], lambda content: b"", lambda content: b"something else",
-    lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:], other_seeds,
-    lambda content: runs.sha256(HOSTILE).encode() + b" " + planned().name.encode() + b"\n" + HOSTILE,
-], ids=["half", "start", "empty", "foreign", "one bit", "another seed", "a pickle that starts a program, with its right digest"])
-def test_a_checkpoint_that_is_damaged_or_anothers_is_not_used_and_a_line_says_so(results, monkeypatch, tmp_path, damage, capsys):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:100],
+        lambda content: b"",
+        lambda content: b"something else",
+        lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+        other_seeds,
+        lambda content: (
+            runs.sha256(HOSTILE).encode() + b" " + planned().name.encode() + b"\n" + HOSTILE
+        ),
+    ],
+    ids=[
+        "half",
+        "start",
+        "empty",
+        "foreign",
+        "one bit",
+        "another seed",
+        "a pickle that starts a program, with its right digest",
+    ],
+)
+def test_a_checkpoint_that_is_damaged_or_anothers_is_not_used_and_a_line_says_so(
+    results, monkeypatch, tmp_path, damage, capsys
+):
     run, file = planned(), results.folder(planned()) / "last.pt"
     monkeypatch.setenv("OTHER", str(tmp_path / "other.pt"))
     with monkeypatch.context() as patch:
@@ -273,32 +360,47 @@ def test_a_checkpoint_that_is_damaged_or_anothers_is_not_used_and_a_line_says_so
             train.pretrain(run, IMAGES, results, progress=False, checkpoint_seconds=0)
     file.write_bytes(damage(file.read_bytes()))
     found = outcome(run, IMAGES, results)
-    assert capsys.readouterr().out == f"{file} is damaged, or another run's; {run.name} starts again from its first epoch\n"
+    assert (
+        capsys.readouterr().out
+        == f"{file} is damaged, or another run's; {run.name} starts again from its first epoch\n"
+    )
     assert_same(found, outcome(run, IMAGES, apart("undisturbed")))
 
 
 def test_a_damaged_encoder_is_refused_by_name(results):
     run = planned()
-    with pytest.raises(FileNotFoundError, match=r"encoder\.safetensors is missing: not all weights are shipped"):
+    with pytest.raises(
+        FileNotFoundError, match=r"encoder\.safetensors is missing: not all weights are shipped"
+    ):
         train.encoder_of(run, results)
     outcome(run, IMAGES, results)
     assert not train.encoder_of(run, results).training
     file = results.folder(run) / "encoder.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"encoder\.safetensors is not the file that training wrote"):
+    with pytest.raises(
+        ValueError, match=r"encoder\.safetensors is not the file that training wrote"
+    ):
         train.encoder_of(run, results)
 
 
 def test_an_encoder_is_kept_in_half_precision_and_measured_as_kept(results, monkeypatch):
     ended = {}
     whole = train.keep_encoder
-    monkeypatch.setattr(train, "keep_encoder", lambda path, encoder: (ended.update(encoder.state_dict()), whole(path, encoder)))
+    monkeypatch.setattr(
+        train,
+        "keep_encoder",
+        lambda path, encoder: (ended.update(encoder.state_dict()), whole(path, encoder)),
+    )
     run = planned()
     outcome(run, IMAGES, results)
     kept = train.encoder_of(run, results).state_dict()
-    assert kept.keys() == ended.keys() and any(not torch.equal(kept[name], ended[name]) for name in kept)
+    assert kept.keys() == ended.keys() and any(
+        not torch.equal(kept[name], ended[name]) for name in kept
+    )
     for name, value in ended.items():
-        assert kept[name].dtype == value.dtype and torch.equal(kept[name], value.half().to(value.dtype)), name
+        assert kept[name].dtype == value.dtype and torch.equal(
+            kept[name], value.half().to(value.dtype)
+        ), name
 
 
 def test_values_that_half_precision_cannot_hold_are_kept_whole(tmp_path):
@@ -310,12 +412,21 @@ def test_values_that_half_precision_cannot_hold_are_kept_whole(tmp_path):
 
 
 def test_a_tenth_of_a_run_is_kept_at_a_time_and_the_same_after_a_kill(results, monkeypatch):
-    assert train.snapshot_epochs(200) == list(range(20, 200, 20)) and train.snapshot_epochs(4) == [1, 2, 3] and not train.snapshot_epochs(1)
+    assert (
+        train.snapshot_epochs(200) == list(range(20, 200, 20))
+        and train.snapshot_epochs(4) == [1, 2, 3]
+        and not train.snapshot_epochs(1)
+    )
     run = planned()
     outcome(run, IMAGES, results)
     assert list(train.snapshots(run, results)) == train.snapshot_epochs(run.epochs)
-    first = {epoch: train.encoder_of(run, results, epoch).state_dict() for epoch in train.snapshots(run, results)}
-    assert not torch.equal(first[1]["trunk.conv.weight"], train.encoder_of(run, results).trunk.conv.weight)
+    first = {
+        epoch: train.encoder_of(run, results, epoch).state_dict()
+        for epoch in train.snapshots(run, results)
+    }
+    assert not torch.equal(
+        first[1]["trunk.conv.weight"], train.encoder_of(run, results).trunk.conv.weight
+    )
     again = apart("again")
     with monkeypatch.context() as patch:
         stop_at(patch, methods.SimCLR, 8)
@@ -323,11 +434,16 @@ def test_a_tenth_of_a_run_is_kept_at_a_time_and_the_same_after_a_kill(results, m
             train.pretrain(run, IMAGES, again, progress=False, checkpoint_seconds=0)
     train.pretrain(run, IMAGES, again, progress=False)
     for epoch, state in first.items():
-        assert all(torch.equal(value, train.encoder_of(run, again, epoch).state_dict()[name]) for name, value in state.items())
+        assert all(
+            torch.equal(value, train.encoder_of(run, again, epoch).state_dict()[name])
+            for name, value in state.items()
+        )
     file = train.snapshots(run, again)[1]
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ValueError, match=r"epoch-0001-\w{8}\.safetensors is not the file that training wrote"):
+    with pytest.raises(
+        ValueError, match=r"epoch-0001-\w{8}\.safetensors is not the file that training wrote"
+    ):
         train.encoder_of(run, again, 1)
 
 
@@ -346,7 +462,11 @@ def test_the_untrained_floor_is_the_network_before_its_first_update(results):
         methods.find("untrained+bcl")
 
 
-@pytest.mark.parametrize("damage", [lambda text: text[:len(text) // 2], lambda text: text.replace("4,12,", "4,13,")], ids=["cut", "edited"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda text: text[: len(text) // 2], lambda text: text.replace("4,12,", "4,13,")],
+    ids=["cut", "edited"],
+)
 def test_a_damaged_log_is_refused_by_name(results, damage):
     run, file = planned(), results.folder(planned()) / "log.csv"
     outcome(run, IMAGES, results)
@@ -363,10 +483,19 @@ def test_a_loss_that_is_no_number_stops_the_run(results, monkeypatch):
     def objective(self, first, second, index):
         calls.append(1)
         return whole(self, first, second, index) * (float("nan") if len(calls) == 5 else 1)
+
     monkeypatch.setattr(methods.SimCLR, "objective", objective)
-    with pytest.raises(FloatingPointError, match=rf"{run.name}: loss is nan at step 5; lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match=rf"{run.name}: loss is nan at step 5; lower the learning rate"
+    ):
         train.pretrain(run, IMAGES, results, progress=False, checkpoint_seconds=0)
-    assert {file.name for file in results.folder(run).iterdir()} == {"claim", "run.json", "log.csv", "last.pt", "snapshots"}
+    assert {file.name for file in results.folder(run).iterdir()} == {
+        "claim",
+        "run.json",
+        "log.csv",
+        "last.pt",
+        "snapshots",
+    }
     assert log(run, results).epoch.tolist() == [1]
     saved = train.load_checkpoint(run, results.folder(run) / "last.pt")["encoder"]
     assert all(values.isfinite().all() for values in saved.values())
@@ -382,14 +511,16 @@ def test_a_run_is_held_by_one_process(results):
         assert waiting.is_alive()
         runs.write(folder / "done.json", "{}")
     waiting.join(10)
-    assert not waiting.is_alive() and not (folder / "log.csv").exists()     # it found the run done
+    assert not waiting.is_alive() and not (folder / "log.csv").exists()  # it found the run done
 
 
 def test_a_killed_process_holds_nothing(results):
     folder = results.folder(planned())
     folder.mkdir(parents=True)
     hold = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(1, flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", hold, folder / "claim"], stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, folder / "claim"], stdout=subprocess.PIPE
+    ) as other:
         other.stdout.readline()
         with runs.claim(folder, wait=False) as mine:
             assert not mine
@@ -400,6 +531,7 @@ def test_a_killed_process_holds_nothing(results):
 
 
 # ---- methods and arms
+
 
 class Pull(methods.SimCLR):
     """A method from outside: pulls the two views together, and counts its epochs."""
@@ -429,11 +561,22 @@ def test_a_method_from_outside_needs_no_change_of_the_loop(results, monkeypatch)
 def test_an_arm_names_method_list_head_and_temperature():
     study = type("Study", (), {"seed": IMAGES, "balanced": image_set(4)})
     run, images = train.plan(study, "sdclr balanced head_layers=2 temperature=0.3", 4, 5, SETTINGS)
-    assert (run.method, run.subset, run.head_layers, run.temperature, run.split, run.seed) == ("sdclr", "balanced", 2, 0.3, 4, 5)
+    assert (run.method, run.subset, run.head_layers, run.temperature, run.split, run.seed) == (
+        "sdclr",
+        "balanced",
+        2,
+        0.3,
+        4,
+        5,
+    )
     assert images is study.balanced and run.images == images.digest
     run, _ = train.plan(study, "sdclr long_tail", 4, 5, SETTINGS)
     assert (run.head_layers, run.temperature) == (3, 0.2)
-    for arm, message in {"simclr": "no arm 'simclr'", "simclr tail": "no arm 'simclr tail'", "moco long_tail": "no method 'moco'"}.items():
+    for arm, message in {
+        "simclr": "no arm 'simclr'",
+        "simclr tail": "no arm 'simclr tail'",
+        "moco long_tail": "no method 'moco'",
+    }.items():
         with pytest.raises(ValueError, match=message):
             train.plan(study, arm, 1, 1, SETTINGS)
 

@@ -1,4 +1,6 @@
-"""Probes without a step size, on features made here: the solution itself, whoever finds it, and neighbours one by one."""
+"""Probes without a step size, on features made here: the solution itself, whoever finds it, and
+neighbours one by one.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from longtail.measure import probes
 
 @pytest.fixture(scope="module")
 def features():
-    """Overlapping clouds of five classes, uneven in size, correlated and of unequal scale: known, labels, asked, truth."""
+    """Overlapping clouds of five classes, uneven in size, correlated and of unequal scale: known,
+    labels, asked, truth.
+    """
     generator = torch.Generator().manual_seed(0)
     centres, mix = torch.randn(5, 20, generator=generator), torch.randn(20, 20, generator=generator)
     labels = torch.cat([torch.arange(5), torch.randint(5, (595,), generator=generator) ** 2 // 4])
@@ -20,8 +24,13 @@ def features():
 
 def gradient(features, labels, weight, bias, l2):
     """The largest derivative of the objective, from its definition."""
-    probability = (features @ weight.T + bias).softmax(1) - torch.nn.functional.one_hot(labels, len(weight))
-    return max((probability.T @ features / len(labels) + l2 * weight).abs().max(), probability.mean(0).abs().max())
+    probability = (features @ weight.T + bias).softmax(1) - torch.nn.functional.one_hot(
+        labels, len(weight)
+    )
+    return max(
+        (probability.T @ features / len(labels) + l2 * weight).abs().max(),
+        probability.mean(0).abs().max(),
+    )
 
 
 @pytest.mark.parametrize("solver", [probes.by_scikit_learn, probes.by_torch])
@@ -31,7 +40,9 @@ def test_the_solution_is_where_the_gradient_vanishes(features, solver, classes, 
     known, labels = probes.standardised(features[0])[0].double(), features[1] % classes
     weight, bias = solver(known, labels, l2, torch.zeros(classes, 20, dtype=torch.float64))
     assert gradient(known, labels, weight, bias, l2) < 2 * probes.SMALLEST_GRADIENT
-    assert gradient(known, labels, weight, bias, 2 * l2) > 2 * probes.SMALLEST_GRADIENT      # of this weight alone
+    assert (
+        gradient(known, labels, weight, bias, 2 * l2) > 2 * probes.SMALLEST_GRADIENT
+    )  # of this weight alone
 
 
 @pytest.mark.parametrize("classes", [5, 2])
@@ -42,35 +53,55 @@ def test_torch_finds_what_scikit_learn_finds(features, classes):
     accuracies = []
     for solver in (probes.by_scikit_learn, probes.by_torch):
         weight, bias = solver(known, labels, 1e-3, first)
-        accuracies.append(100 * ((asked @ weight.T + bias).argmax(1) == truth).double().mean().item())
+        accuracies.append(
+            100 * ((asked @ weight.T + bias).argmax(1) == truth).double().mean().item()
+        )
     assert abs(accuracies[0] - accuracies[1]) <= 0.1 and accuracies[0] > 120 / classes
 
 
 def test_other_row_orders_and_first_weights_give_the_same_answers(features):
     known, labels, asked, _ = features
-    answers = [probes.Converged("train", 1e-3).decide(known, labels, asked, seed) for seed in range(5)]
+    answers = [
+        probes.Converged("train", 1e-3).decide(known, labels, asked, seed) for seed in range(5)
+    ]
     assert all(torch.equal(answer, answers[0]) for answer in answers)
     weights = [probes.fit(known.double(), labels, 1e-3, seed)[0] for seed in (1, 2)]
-    assert not torch.equal(*weights) and torch.allclose(*weights, atol=0.02)        # other ways, the same place
+    assert not torch.equal(*weights) and torch.allclose(
+        *weights, atol=0.02
+    )  # other ways, the same place
 
 
 def test_it_is_scikit_learns_classifier_on_standardised_features(features):
     known, labels, asked, _ = (part.numpy() for part in features)
     mean, deviation = known.mean(0), known.std(0, ddof=1)
-    model = LogisticRegression(C=1 / (1e-2 * len(labels)), tol=1e-6, max_iter=1000).fit((known - mean) / deviation, labels)
-    assert probes.Converged("train", 1e-2).decide(*features[:3], 1).tolist() == model.predict((asked - mean) / deviation).tolist()
+    model = LogisticRegression(C=1 / (1e-2 * len(labels)), tol=1e-6, max_iter=1000).fit(
+        (known - mean) / deviation, labels
+    )
+    assert (
+        probes.Converged("train", 1e-2).decide(*features[:3], 1).tolist()
+        == model.predict((asked - mean) / deviation).tolist()
+    )
 
 
 @pytest.mark.parametrize("solver", [probes.by_scikit_learn, probes.by_torch])
 def test_iterations_that_run_out_are_an_error(features, solver, monkeypatch):
     monkeypatch.setattr(probes, "ITERATIONS", 3)
-    with pytest.raises(probes.NotConverged, match="not converged after 3 iterations with L2 weight 0.0001; raise the weight"):
+    with pytest.raises(
+        probes.NotConverged,
+        match="not converged after 3 iterations with L2 weight 0.0001; raise the weight",
+    ):
         solver(features[0].double(), features[1], 1e-4, torch.zeros(5, 20, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("labels, l2, message", [
-    ([0, 2, 2, 0], 1e-3, r"labelled images of each class: \[2, 0, 2\]; a classifier needs"), ([0] * 4, 1e-3, r"of each class: \[4\]"),
-    ([0, 1, 0, 1], 0.0, "the L2 weight is 0.0; without one above 0"), ([0, 1, 0, 1], float("nan"), "the L2 weight is nan")])
+@pytest.mark.parametrize(
+    "labels, l2, message",
+    [
+        ([0, 2, 2, 0], 1e-3, r"labelled images of each class: \[2, 0, 2\]; a classifier needs"),
+        ([0] * 4, 1e-3, r"of each class: \[4\]"),
+        ([0, 1, 0, 1], 0.0, "the L2 weight is 0.0; without one above 0"),
+        ([0, 1, 0, 1], float("nan"), "the L2 weight is nan"),
+    ],
+)
 def test_what_has_no_solution_is_refused(labels, l2, message):
     with pytest.raises(ValueError, match=message):
         probes.fit(torch.randn(4, 3).double(), torch.tensor(labels), l2)
@@ -92,13 +123,22 @@ def test_nearest_neighbours_are_those_of_brute_force(features, neighbours, monke
     known, labels, asked, truth = features
     expected = []
     for image in asked.double().numpy():
-        cosine = np.array([image @ other / np.linalg.norm(image) / np.linalg.norm(other) for other in known.double().numpy()])
+        cosine = np.array(
+            [
+                image @ other / np.linalg.norm(image) / np.linalg.norm(other)
+                for other in known.double().numpy()
+            ]
+        )
         votes = np.zeros(5)
         for place in np.argsort(-cosine)[:neighbours]:
             votes[labels[place]] += np.exp(cosine[place] / 0.07)
         expected.append(votes.argmax())
     probe = probes.Nearest("train", neighbours)
-    assert probe.decide(known, labels, asked, 1).tolist() == expected == probe.decide(known, labels, asked, 2).tolist()
+    assert (
+        probe.decide(known, labels, asked, 1).tolist()
+        == expected
+        == probe.decide(known, labels, asked, 2).tolist()
+    )
     assert (np.array(expected) == truth.numpy()).mean() > 0.4
     monkeypatch.setattr(probes, "BLOCK", 7)
     assert probe.decide(known, labels, asked, 1).tolist() == expected

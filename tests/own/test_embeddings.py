@@ -1,4 +1,6 @@
-"""Features that come from elsewhere are picked from without pixels, and those of a pool can be taken elsewhere."""
+"""Features that come from elsewhere are picked from without pixels, and those of a pool can be
+taken elsewhere.
+"""
 
 import numpy as np
 import pandas as pd
@@ -21,7 +23,10 @@ def rows(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     draw, found = torch.Generator().manual_seed(0), {}
     for part, count in (("seed", 12), ("pool", 40)):
-        found[part] = [f"{part}/{number:02d}.jpg" for number in range(count)], torch.randn(count, 16, generator=draw)
+        found[part] = (
+            [f"{part}/{number:02d}.jpg" for number in range(count)],
+            torch.randn(count, 16, generator=draw),
+        )
         for kind in KINDS:
             embeddings.write_features(tmp_path / f"{part}.{kind}", *found[part])
     return found
@@ -35,7 +40,11 @@ def ask(folder, **settings):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_written_is_read(rows, tmp_path, kind):
     names, values = embeddings.read_features(tmp_path / f"pool.{kind}")
-    assert embeddings.holds(tmp_path / f"pool.{kind}") and names == rows["pool"][0] and torch.equal(values, rows["pool"][1])
+    assert (
+        embeddings.holds(tmp_path / f"pool.{kind}")
+        and names == rows["pool"][0]
+        and torch.equal(values, rows["pool"][1])
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,17 +54,35 @@ def test_picks_are_those_of_the_samplers(rows, tmp_path, kind):
     (known, seed), (names, pool) = rows["seed"], rows["pool"]
     distance = samplers.proximity(pool, seed, 3)
     assert list(table.loc["proximity"].path) == [names[place] for place in distance.argsort()[:7]]
-    assert list(table.loc["k_center"].path) == [names[place] for place in samplers.k_center(pool, seed, 7)]
+    assert list(table.loc["k_center"].path) == [
+        names[place] for place in samplers.k_center(pool, seed, 7)
+    ]
     cosine = torch.nn.functional.normalize(pool) @ torch.nn.functional.normalize(seed).T
-    assert list(table.nearest_seed) == [known[cosine[names.index(path)].argmax()] for path in table.path]
-    assert (tmp_path / "results/mine/picks/k_center.txt").read_text().split() == list(table.loc["k_center"].path)
+    assert list(table.nearest_seed) == [
+        known[cosine[names.index(path)].argmax()] for path in table.path
+    ]
+    assert (tmp_path / "results/mine/picks/k_center.txt").read_text().split() == list(
+        table.loc["k_center"].path
+    )
     assert set(table.index) == {"proximity", "k_center", "random"}
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"samplers": ["mak"]}, "mak takes random views of pixels, which features lack; there are random, k_center, proximity"),
-    ({"epochs": 3, "views": 2}, "so that epochs, views would change nothing"), ({"test_images": "seed.npy"}, "there is no test_images"),
-    ({"pool_images": "folder"}, "features take the place of images in seed_images and pool_images")])
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (
+            {"samplers": ["mak"]},
+            "mak takes random views of pixels, which features lack; there are random, k_center, "
+            "proximity",
+        ),
+        ({"epochs": 3, "views": 2}, "so that epochs, views would change nothing"),
+        ({"test_images": "seed.npy"}, "there is no test_images"),
+        (
+            {"pool_images": "folder"},
+            "features take the place of images in seed_images and pool_images",
+        ),
+    ],
+)
 def test_what_features_cannot_give_is_refused(rows, tmp_path, capsys, settings, words):
     (tmp_path / "folder").mkdir()
     assert ask(tmp_path, **{"seed_images": "seed.npy", "pool_images": "pool.npy", **settings}) == 2
@@ -74,6 +101,7 @@ def test_names_that_do_not_fit_are_refused(rows, tmp_path, capsys):
 def test_tables_of_doubles_and_plain_lists_are_read(rows, tmp_path):
     import pyarrow
     from pyarrow import parquet
+
     values = np.random.default_rng(0).normal(size=(5, 3))
     table = pyarrow.table({"filename": list("abcde"), "vector": values.tolist(), "label": range(5)})
     parquet.write_table(table, tmp_path / "other.parquet")

@@ -1,4 +1,6 @@
-"""Every file is opened once: what was found is kept, goes on after a kill, and is found anew where a file changes."""
+"""Every file is opened once: what was found is kept, goes on after a kill, and is found anew where
+a file changes.
+"""
 
 import numpy as np
 import pytest
@@ -23,25 +25,39 @@ def place(tmp_path):
 def opened(monkeypatch):
     """How many files are opened."""
     calls, real = [], pixels.opened
-    monkeypatch.setattr(inventory.pixels, "opened", lambda content, size: calls.append(size) or real(content, size))
+    monkeypatch.setattr(
+        inventory.pixels, "opened", lambda content, size: calls.append(size) or real(content, size)
+    )
     return calls
 
 
 def test_what_was_found_is_kept_and_the_same(place, tmp_path, opened):
     first = inventory.take("pool", {"pool": place}, 16, tmp_path / "pool.jsonl")
-    assert len(opened) == 6 and len(first.files) == 5 and first.broken == ["pool/text.jpg (4 bytes of no known kind)"]
+    assert (
+        len(opened) == 6
+        and len(first.files) == 5
+        and first.broken == ["pool/text.jpg (4 bytes of no known kind)"]
+    )
     again = inventory.take("pool", {"pool": place}, 16, tmp_path / "pool.jsonl")
     assert len(opened) == 6 and (again.rows, again.broken) == (first.rows, first.broken)
-    assert all((left == right).all() for left, right in zip(first.prints(), again.prints(), strict=True))
+    assert all(
+        (left == right).all() for left, right in zip(first.prints(), again.prints(), strict=True)
+    )
     assert first.sentences()[0] == "pool, pool: 5 images: 5 PNG; short sides 20 to 20 pixels"
 
 
 def test_after_a_kill_only_the_rest_is_opened(place, tmp_path, opened):
     whole = inventory.take("pool", {"pool": place}, 16, record := tmp_path / "pool.jsonl")
     content = record.read_text()
-    record.write_text(content[:content.rindex("\n[") + 9])     # in the middle of its last line
-    assert inventory.take("pool", {"pool": place}, 16, record).rows == whole.rows and len(opened) == 6 + 1
-    assert inventory.take("pool", {"pool": place}, 16, record).rows == whole.rows and len(opened) == 6 + 1
+    record.write_text(content[: content.rindex("\n[") + 9])  # in the middle of its last line
+    assert (
+        inventory.take("pool", {"pool": place}, 16, record).rows == whole.rows
+        and len(opened) == 6 + 1
+    )
+    assert (
+        inventory.take("pool", {"pool": place}, 16, record).rows == whole.rows
+        and len(opened) == 6 + 1
+    )
 
 
 def test_changed_files_and_other_sizes_are_opened_again(place, tmp_path, opened):
@@ -49,7 +65,13 @@ def test_changed_files_and_other_sizes_are_opened_again(place, tmp_path, opened)
     Image.new("RGB", (30, 40), "red").save(place / "2.png")
     second = inventory.take("pool", {"pool": place}, 16, record)
     assert len(opened) == 6 + 1 and second.rows[2]["blank"] and second.rows[2]["high"] == 40
-    assert [a["content"] == b["content"] for a, b in zip(first.rows, second.rows, strict=True)] == [True, True, False, True, True]
+    assert [a["content"] == b["content"] for a, b in zip(first.rows, second.rows, strict=True)] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
     inventory.take("pool", {"pool": place}, 8, record)
     assert len(opened) == 6 + 1 + 6 and opened[-6:] == [8] * 6
 
@@ -65,12 +87,21 @@ def test_a_deeper_grey_is_a_copy_only_of_one_as_deep(tmp_path):
     for number in range(3):
         y, x = np.mgrid[0:48, 0:64]
         grey = (np.sin(x / (4 + number)) * np.cos(y / (9 - number)) + 1) / 2
-        for name, picture in {"8.png": (grey * 255).astype(np.uint8), "12.png": (grey * 4095).astype(np.uint16),
-                              "12.tif": (grey * 4095).astype(np.uint16), "16.tif": (grey * 65535).astype(np.uint16)}.items():
+        for name, picture in {
+            "8.png": (grey * 255).astype(np.uint8),
+            "12.png": (grey * 4095).astype(np.uint16),
+            "12.tif": (grey * 4095).astype(np.uint16),
+            "16.tif": (grey * 65535).astype(np.uint16),
+        }.items():
             Image.fromarray(picture).save(tmp_path / "pool" / f"{number}_{name}")
-        Image.fromarray((grey * 255).astype(np.uint8)).save(tmp_path / "pool" / f"{number}_8.jpg", quality=70)
+        Image.fromarray((grey * 255).astype(np.uint8)).save(
+            tmp_path / "pool" / f"{number}_8.jpg", quality=70
+        )
     found = inventory.take("pool", {"pool": tmp_path / "pool"}, 16)
     names = [name for name, _ in found.files]
     leaders, _ = inventory.copies.leaders([row["content"] for row in found.rows], *found.prints())
     for name, leader in zip(names, leaders, strict=True):
-        assert names[leader] == {f"{name[0]}_8.png": f"{name[0]}_8.jpg", f"{name[0]}_12.tif": f"{name[0]}_12.png"}.get(name, name)
+        assert names[leader] == {
+            f"{name[0]}_8.png": f"{name[0]}_8.jpg",
+            f"{name[0]}_12.tif": f"{name[0]}_12.png",
+        }.get(name, name)

@@ -16,8 +16,14 @@ from longtail.papers import figures
 from longtail.store import paths, runs
 
 matplotlib.use("agg")
-ROWS = pd.DataFrame({"run": ["a", "a", "b", "b"], "method": ["SimCLR", "SimCLR", "SDCLR", "SDCLR"], "M": [2, 10, 2, 10],
-                     "phi": [1.0, 1.5, 1.1, 1.9]})
+ROWS = pd.DataFrame(
+    {
+        "run": ["a", "a", "b", "b"],
+        "method": ["SimCLR", "SimCLR", "SDCLR", "SDCLR"],
+        "M": [2, 10, 2, 10],
+        "phi": [1.0, 1.5, 1.1, 1.9],
+    }
+)
 
 
 @pytest.fixture
@@ -53,7 +59,10 @@ def test_changed_rows_change_every_file_even_where_no_pixel_moves(folder):
 def test_sources_sit_inside_both_files(folder):
     files = drawn(ROWS, folder)
     source = json.loads(Image.open(folder / "phi.png").info["Description"])
-    assert source["caption"] == "φ by M, n = 2 runs; no bars." and b"n = 2 runs; no bars." in files["pdf"]
+    assert (
+        source["caption"] == "φ by M, n = 2 runs; no bars."
+        and b"n = 2 runs; no bars." in files["pdf"]
+    )
     assert source["runs"] == {"a": "1234abcd", "b": "unknown"}
     assert b"1234abcd" in files["pdf"] and b"CreationDate" not in files["pdf"]
 
@@ -70,29 +79,60 @@ def test_every_name_has_its_own_colour_marker_and_dash():
 
 
 def test_names_are_shown_in_words():
-    said = {"sdclr+bcl": "SDCLR + BCL", "simclr, 3-layer head": "SimCLR, 3-layer head", "vs gamma=0.15": "VS, gamma 0.15", "few": "few",
-            "simclr, weight_decay 0.0005": "SimCLR, weight decay 0.0005", "mak": "MAK", "knn": "votes of 200 neighbours", "mine": "mine"}
+    said = {
+        "sdclr+bcl": "SDCLR + BCL",
+        "simclr, 3-layer head": "SimCLR, 3-layer head",
+        "vs gamma=0.15": "VS, gamma 0.15",
+        "few": "few",
+        "simclr, weight_decay 0.0005": "SimCLR, weight decay 0.0005",
+        "mak": "MAK",
+        "knn": "votes of 200 neighbours",
+        "mine": "mine",
+    }
     assert [figures.word(name) for name in said] == list(said.values())
     assert figures.worded(ROWS.assign(method="sdclr"), "method").method.eq("SDCLR").all()
     assert {figures.word(name) for name in METHODS} <= set(figures.METHOD["palette"]) | {"given"}
     look = figures.look(figures.METHOD, ["SimCLR, 3-layer head", "SimCLR"])
-    assert look["hue_order"] == ["SimCLR", "SimCLR, 3-layer head"] and len(set(look["markers"])) == 2
+    assert (
+        look["hue_order"] == ["SimCLR", "SimCLR, 3-layer head"] and len(set(look["markers"])) == 2
+    )
     assert len(set(look["palette"].values())) == 1
 
 
 def test_an_interval_is_that_of_students_t():
     low, high = figures.interval([1.0, 2.0, 3.0])
-    assert np.isclose(low, 2 - 4.3027 / 3**0.5, atol=1e-3) and np.isclose(high, 2 + 4.3027 / 3**0.5, atol=1e-3)
-    assert np.isnan(figures.interval([1.0])).all()      # one pair says nothing of the next
+    assert np.isclose(low, 2 - 4.3027 / 3**0.5, atol=1e-3) and np.isclose(
+        high, 2 + 4.3027 / 3**0.5, atol=1e-3
+    )
+    assert np.isnan(figures.interval([1.0])).all()  # one pair says nothing of the next
 
 
 def test_claims_are_turned_and_stand_by_paper():
-    lines = pd.DataFrame({"claim": list("abcd"), "paper": ["MAK", "SDCLR", "MAK", "MAK"], "unit": ["points", "points", "φ", "points"],
-                          "data": "digits", "test": ["above", "below", "above", "number"], "effect": [1.0, 2.0, 3.0, 4.0],
-                          "low": [0.0, 1.0, 2.0, 3.0], "high": [2.0, 3.0, 4.0, 5.0], "paper_effect": [1.0, -1.0, np.nan, 4.0]})
+    lines = pd.DataFrame(
+        {
+            "claim": list("abcd"),
+            "paper": ["MAK", "SDCLR", "MAK", "MAK"],
+            "unit": ["points", "points", "φ", "points"],
+            "data": "digits",
+            "test": ["above", "below", "above", "number"],
+            "effect": [1.0, 2.0, 3.0, 4.0],
+            "low": [0.0, 1.0, 2.0, 3.0],
+            "high": [2.0, 3.0, 4.0, 5.0],
+            "paper_effect": [1.0, -1.0, np.nan, 4.0],
+        }
+    )
     turned = figures.aligned(lines)
-    assert turned.paper.tolist() == ["MAK", "MAK", "SDCLR"] and turned.claim.tolist() == ["a", "c", "b"]
-    assert turned[["effect", "low", "high", "paper_effect"]].iloc[2].tolist() == [-2.0, -3.0, -1.0, 1.0]
+    assert turned.paper.tolist() == ["MAK", "MAK", "SDCLR"] and turned.claim.tolist() == [
+        "a",
+        "c",
+        "b",
+    ]
+    assert turned[["effect", "low", "high", "paper_effect"]].iloc[2].tolist() == [
+        -2.0,
+        -3.0,
+        -1.0,
+        1.0,
+    ]
     assert not len(figures.aligned(lines.astype({"test": "str"}).assign(low=np.nan)))
 
 
@@ -101,8 +141,12 @@ def test_image_grid_shows_the_pixels_it_was_given():
     sheet = figures._sheet(pictures.numpy(), columns=3)
     assert sheet.shape == (2 * 4 + figures.GAP, 3 * 4 + 2 * figures.GAP, 3)
     step = 4 + figures.GAP
-    assert (sheet[step:, step:step + 4] == pictures[4].permute(1, 2, 0).numpy()).all() and (sheet[step:, 2 * step:] == 255).all()
-    grid = figures.image_grid({"seed": pictures, "picks": pictures[:2]}, columns=3, captions={"picks": ["a", "b"]})
+    assert (sheet[step:, step : step + 4] == pictures[4].permute(1, 2, 0).numpy()).all() and (
+        sheet[step:, 2 * step :] == 255
+    ).all()
+    grid = figures.image_grid(
+        {"seed": pictures, "picks": pictures[:2]}, columns=3, captions={"picks": ["a", "b"]}
+    )
     assert [axis.get_title(loc="left") for axis in grid.axes] == ["seed", "picks"]
     assert grid.get_size_inches()[0] == figures.DOUBLE
     plt.close(grid)

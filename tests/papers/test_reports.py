@@ -1,4 +1,6 @@
-"""A paper is one file that is found by being there; the generated pages say what is in the papers' files and in the rows."""
+"""A paper is one file that is found by being there; the generated pages say what is in the papers'
+files and in the rows.
+"""
 
 import re
 import shutil
@@ -22,8 +24,11 @@ claims:
 - {id: odd, claim: Something that no row tells, where: 9, left: {rows: smell, measure: rose}, right: 0.0}
 - {id: wrong, claim: A column that is not there, where: 9, left: {rows: phi, measure: few, flavour: sweet}, right: 1.0}
 """
-NUMBERS = "table,dataset,method,head_layers,protocol,runs,few,all\nTable 9,digits,sdclr,3,linear,3,66.0,70.0\n" \
-          "Table 9,digits,simclr,2,linear,3,60.0,68.0\n"
+NUMBERS = (
+    "table,dataset,method,head_layers,protocol,runs,few,all\nTable "
+    "9,digits,sdclr,3,linear,3,66.0,70.0\n"
+    "Table 9,digits,simclr,2,linear,3,60.0,68.0\n"
+)
 
 
 @pytest.fixture
@@ -39,26 +44,76 @@ def added(tmp_path, monkeypatch):
 
 
 def test_a_new_paper_is_one_file_and_its_table_and_claims_appear(added, monkeypatch):
-    row = {"dataset": "digits", "data": "digits", "subset": "long_tail", "protocol": "linear", "schedule": "epochs", "added": "none",
-           "architecture": "convnet", "epochs": 60, "seed": 1, "sampling_set": "none", "budget": 0, "prototypes": 0.0, "alpha": 0.0,
-           "ratio": 0.0, "arm": None, "options": "", "seed_images": 231}
-    ours = pd.DataFrame([row | {"method": method, "head_layers": layers, "split": split, "run": f"{method}{split}", "few": few + split / 10,
-                                "all": few + 9.0, "many": 80.0, "medium": 70.0, "balance": 5.0, "error": 0.0}
-                         for split in (1, 2, 3) for method, layers, few in (("simclr", 2, 60), ("sdclr", 3, 65.5 + split / 10))])
-    table = tables.with_ours(ours, printed.papers()["New"], "new_linear").set_index(["row", "source"])
-    assert table.few["sdclr, 3-layer head", "difference"] == "-0.1" and list(table)[-4:] == ["few", "all", "status", "runs"]
-    assert table.runs["sdclr, 3-layer head", "ours"] == "sdclr1 sdclr2 sdclr3" and pd.isna(table.runs["sdclr, 3-layer head", "paper"])
+    row = {
+        "dataset": "digits",
+        "data": "digits",
+        "subset": "long_tail",
+        "protocol": "linear",
+        "schedule": "epochs",
+        "added": "none",
+        "architecture": "convnet",
+        "epochs": 60,
+        "seed": 1,
+        "sampling_set": "none",
+        "budget": 0,
+        "prototypes": 0.0,
+        "alpha": 0.0,
+        "ratio": 0.0,
+        "arm": None,
+        "options": "",
+        "seed_images": 231,
+    }
+    ours = pd.DataFrame(
+        [
+            row
+            | {
+                "method": method,
+                "head_layers": layers,
+                "split": split,
+                "run": f"{method}{split}",
+                "few": few + split / 10,
+                "all": few + 9.0,
+                "many": 80.0,
+                "medium": 70.0,
+                "balance": 5.0,
+                "error": 0.0,
+            }
+            for split in (1, 2, 3)
+            for method, layers, few in (("simclr", 2, 60), ("sdclr", 3, 65.5 + split / 10))
+        ]
+    )
+    table = tables.with_ours(ours, printed.papers()["New"], "new_linear").set_index(
+        ["row", "source"]
+    )
+    assert table.few["sdclr, 3-layer head", "difference"] == "-0.1" and list(table)[-4:] == [
+        "few",
+        "all",
+        "status",
+        "runs",
+    ]
+    assert table.runs["sdclr, 3-layer head", "ours"] == "sdclr1 sdclr2 sdclr3" and pd.isna(
+        table.runs["sdclr, 3-layer head", "paper"]
+    )
     monkeypatch.setattr(tables, "outcomes", lambda *_: ours)
     checked = claims.judged(runs.Results("nothing"))
     new = checked[checked.paper == "New"].set_index("id")
-    assert new.verdict["new-linear-few@digits"] == "supported" and new.paper_effect["new-linear-few@digits"] == 6.0
+    assert (
+        new.verdict["new-linear-few@digits"] == "supported"
+        and new.paper_effect["new-linear-few@digits"] == 6.0
+    )
     assert new.verdict["number-New-Table-9-sdclr-3-layer-head-linear-few@digits"] == "supported"
-    assert "New" in reports.reproduce_page() and "SDCLR improves on SimCLR | Table 9" in reports.reproduce_page()
+    assert (
+        "New" in reports.reproduce_page()
+        and "SDCLR improves on SimCLR | Table 9" in reports.reproduce_page()
+    )
 
 
 def test_a_claim_that_cannot_be_judged_is_reported_with_the_reason(added):
     checked = claims.judged(runs.Results("nothing")).set_index("id")
-    assert checked.note["odd@digits"] == "no rows with rows smell, measure rose" and checked.verdict["odd@digits"] == "not run"
+    assert (
+        checked.note["odd@digits"] == "no rows with rows smell, measure rose"
+        and checked.verdict["odd@digits"] == "not run"
+    )
     assert "no column flavour" in checked.note["wrong@digits"]
 
 
@@ -71,12 +126,19 @@ def test_a_file_that_is_no_paper_is_named(added):
 
 def test_reproduce_names_every_table_figure_and_claim_with_a_command_that_exists():
     page = (paths.ROOT / "REPRODUCE.md").read_text(encoding="utf-8")
-    stateless = [[line.rpartition(" | ")[0] for line in text.splitlines()] for text in (page, reports.reproduce_page())]
+    stateless = [
+        [line.rpartition(" | ")[0] for line in text.splitlines()]
+        for text in (page, reports.reproduce_page())
+    ]
     links = re.compile(r"\[[^]]*\]\(([^)]*)\)")
-    shipped, now = ([links.sub(r"\1", line).replace("`", "") for line in lines] for lines in stateless)
+    shipped, now = (
+        [links.sub(r"\1", line).replace("`", "") for line in lines] for lines in stateless
+    )
     assert shipped == now, "write it anew: longtail.papers.reports.write_reports()"
     for paper in printed.papers().values():
-        assert all(f"| {paper.name} | {table['table']}: " in page for table in paper.tables.values())
+        assert all(
+            f"| {paper.name} | {table['table']}: " in page for table in paper.tables.values()
+        )
         assert all(f"| {paper.name} | {figure} |" in page for figure in paper.figures)
         assert all(f"| {entry['claim']} | {entry['where']} | " in page for entry in paper.claims)
     assert set(re.findall(r"`\./run_all\.sh ([^`]*)`", page)) <= set(reports.profiles())
@@ -84,19 +146,53 @@ def test_reproduce_names_every_table_figure_and_claim_with_a_command_that_exists
 
 
 def test_costs_are_those_of_the_profiles():
-    known = {"a": {"hours": 12, "gpus": 1}, "b": {"hours": 2.5, "gpus": 4}, "c": {"hours": 3, "cores": 2}}
-    assert reports._costs(["a", "b"], known) == ["`./run_all.sh a`, `./run_all.sh b`", "4 GPUs", "22 GPU-hours"]
+    known = {
+        "a": {"hours": 12, "gpus": 1},
+        "b": {"hours": 2.5, "gpus": 4},
+        "c": {"hours": 3, "cores": 2},
+    }
+    assert reports._costs(["a", "b"], known) == [
+        "`./run_all.sh a`, `./run_all.sh b`",
+        "4 GPUs",
+        "22 GPU-hours",
+    ]
     assert reports._costs(["c"], known) == ["`./run_all.sh c`", "2 CPU cores", "6 core-hours"]
-    assert all({"hours"} < {"hours", "gpus", "cores"} & settings.keys() for settings in reports.profiles().values())
+    assert all(
+        {"hours"} < {"hours", "gpus", "cores"} & settings.keys()
+        for settings in reports.profiles().values()
+    )
 
 
 def test_a_finding_is_one_sentence():
-    line = {"claim": "MAK beats random picks: overall accuracy", "data": "digits", "effect": -1.234, "unit": "points", "low": -3.0,
-            "high": 0.5, "n": 3, "paper_effect": 1.5, "verdict": "smaller", "paper": "MAK", "primary": "true"}
-    assert claims.finding(line) == ("MAK beats random picks: overall accuracy, on digits: -1.23 points (95 % interval -3 to +0.5, n = 3; "
-                                    "the paper +1.5), smaller.")
-    alone = line | {"low": np.nan, "high": np.nan, "n": 1, "paper_effect": np.nan, "unit": "% of the picks"}
-    assert claims.finding(alone) == "MAK beats random picks: overall accuracy, on digits: -1.23% of the picks (n = 1), smaller."
+    line = {
+        "claim": "MAK beats random picks: overall accuracy",
+        "data": "digits",
+        "effect": -1.234,
+        "unit": "points",
+        "low": -3.0,
+        "high": 0.5,
+        "n": 3,
+        "paper_effect": 1.5,
+        "verdict": "smaller",
+        "paper": "MAK",
+        "primary": "true",
+    }
+    assert claims.finding(line) == (
+        "MAK beats random picks: overall accuracy, on digits: -1.23 points (95 % interval -3 to "
+        "+0.5, n = 3; "
+        "the paper +1.5), smaller."
+    )
+    alone = line | {
+        "low": np.nan,
+        "high": np.nan,
+        "n": 1,
+        "paper_effect": np.nan,
+        "unit": "% of the picks",
+    }
+    assert (
+        claims.finding(alone)
+        == "MAK beats random picks: overall accuracy, on digits: -1.23% of the picks (n = 1), smaller."
+    )
     both = reports.findings(pd.DataFrame([line | {"primary": False}, line]))
     assert both == [f"{claims.finding(line)} (MAK, {kind})" for kind in ("primary", "exploratory")]
 

@@ -10,9 +10,15 @@ from scipy.ndimage import gaussian_filter
 from several import features
 
 from longtail.pick import hierarchical_k_means as module
-from longtail.pick.hierarchical_k_means import allocate, cluster_tree, default_clusters, fill, hierarchical_k_means
+from longtail.pick.hierarchical_k_means import (
+    allocate,
+    cluster_tree,
+    default_clusters,
+    fill,
+    hierarchical_k_means,
+)
 
-LEAVES = np.repeat(range(5), [6, 2, 3, 1, 4])       # A … E
+LEAVES = np.repeat(range(5), [6, 2, 3, 1, 4])  # A … E
 ANGLES = torch.deg2rad(torch.tensor([0.0, 5, 90, 95, 200]))[LEAVES]
 SIXTEEN = torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
 
@@ -25,23 +31,42 @@ def taken(budget, clusters=(5, 3), **more):
 
 # ---- shares
 
-@pytest.mark.parametrize("sizes, budget, shares", [
-    ((10, 3, 1), 7, [3, 3, 1]), ((10, 3, 1), 8, [4, 3, 1]), ((10, 3, 1), 20, [10, 3, 1]), ((8, 6, 1, 1), 10, [4, 4, 1, 1]),
-    ((100, 10, 1), 30, [19, 10, 1]), ((6, 4, 2, 0), 6, [2, 2, 2, 0]), ((10, 3, 1), 0, [0, 0, 0])])
+
+@pytest.mark.parametrize(
+    "sizes, budget, shares",
+    [
+        ((10, 3, 1), 7, [3, 3, 1]),
+        ((10, 3, 1), 8, [4, 3, 1]),
+        ((10, 3, 1), 20, [10, 3, 1]),
+        ((8, 6, 1, 1), 10, [4, 4, 1, 1]),
+        ((100, 10, 1), 30, [19, 10, 1]),
+        ((6, 4, 2, 0), 6, [2, 2, 2, 0]),
+        ((10, 3, 1), 0, [0, 0, 0]),
+    ],
+)
 def test_fill_by_hand(sizes, budget, shares):
     assert fill(sizes, budget, np.random.default_rng(0)).tolist() == shares
 
 
-@pytest.mark.parametrize("sizes, budget, shares", [((5, 5, 5), 7, [2, 2, 3]), ((4, 4, 1), 2, [0, 1, 1])])
+@pytest.mark.parametrize(
+    "sizes, budget, shares", [((5, 5, 5), 7, [2, 2, 3]), ((4, 4, 1), 2, [0, 1, 1])]
+)
 def test_what_is_left_goes_to_clusters_drawn_by_lot(sizes, budget, shares):
     found = [fill(sizes, budget, np.random.default_rng(seed)) for seed in range(300)]
     assert all(sorted(some) == shares for some in found)
-    assert (abs(np.mean(found, 0) - budget / 3) < 0.1).all()          # every cluster as often as the others
+    assert (abs(np.mean(found, 0) - budget / 3) < 0.1).all()  # every cluster as often as the others
 
 
-@pytest.mark.parametrize("clusters, budget, expected", [
-    ((5, 3), 12, [2, 2, 3, 1, 4]), ((5,), 12, [3, 2, 3, 1, 3]), ((5, 3), 15, [5, 2, 3, 1, 4]), ((5, 3), 16, [6, 2, 3, 1, 4]),
-    ((5, 3), 0, [0] * 5)])
+@pytest.mark.parametrize(
+    "clusters, budget, expected",
+    [
+        ((5, 3), 12, [2, 2, 3, 1, 4]),
+        ((5,), 12, [3, 2, 3, 1, 3]),
+        ((5, 3), 15, [5, 2, 3, 1, 4]),
+        ((5, 3), 16, [6, 2, 3, 1, 4]),
+        ((5, 3), 0, [0] * 5),
+    ],
+)
 @pytest.mark.parametrize("steps", [0, 2, 10])
 def test_sixteen_rows_by_hand(clusters, budget, expected, steps):
     assert all(taken(budget, clusters, steps=steps, seed=seed) == expected for seed in range(20))
@@ -54,14 +79,21 @@ def test_images_that_may_be_taken_twice_by_hand():
 
 def test_below_the_number_of_clusters_size_does_not_matter():
     found = np.array([taken(3, steps=0, seed=seed) for seed in range(100)])
-    assert (found[:, :2].sum(1) == 1).all() and (found[:, 2:4].sum(1) == 1).all() and (found[:, 4] == 1).all()
+    assert (
+        (found[:, :2].sum(1) == 1).all()
+        and (found[:, 2:4].sum(1) == 1).all()
+        and (found[:, 4] == 1).all()
+    )
     assert (abs(found[:, :4].mean(0) - 0.5) < 0.2).all()
 
 
 def test_closest_takes_those_next_to_the_centroid():
     rows = torch.tensor([[1.0, 0.0], [1, 0.1], [1, 0.2], [0, 1], [0.3, 1], [-0.1, 1]])
     assert hierarchical_k_means(rows, 2, (2,), steps=0, within="closest").tolist() == [1, 3]
-    drawn = {tuple(hierarchical_k_means(rows, 2, (2,), steps=0, seed=seed).tolist()) for seed in range(100)}
+    drawn = {
+        tuple(hierarchical_k_means(rows, 2, (2,), steps=0, seed=seed).tolist())
+        for seed in range(100)
+    }
     assert drawn == {(one, two) for one in range(3) for two in range(3, 6)}
 
 
@@ -70,7 +102,9 @@ def test_closest_takes_those_next_to_the_centroid():
 def test_shares_are_as_equal_as_can_be(budget, within):
     rows, clusters = features(300, 6, 0), (30, 6)
     picks = hierarchical_k_means(rows, budget, clusters, within=within)
-    (labels, *_), (parents, *_) = cluster_tree(module._integers(rows, True, module.Alone()), clusters, 10)
+    (labels, *_), (parents, *_) = cluster_tree(
+        module._integers(rows, True, module.Alone()), clusters, 10
+    )
     found, sizes = np.bincount(labels[picks.numpy()], minlength=len(parents)), np.bincount(labels)
     assert len(picks.unique()) == budget and (found <= sizes).all()
     for top in range(max(parents) + 1):
@@ -79,6 +113,7 @@ def test_shares_are_as_equal_as_can_be(budget, within):
 
 
 # ---- what must not matter, and what is refused
+
 
 def test_tiles_and_precision_do_not_matter(monkeypatch):
     rows = features(300, 6, 0)
@@ -96,10 +131,19 @@ def test_copies_may_leave_fewer_clusters():
     assert len(hierarchical_k_means(torch.zeros(9, 2), 4, (3,))) == 4
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"budget": 17}, "budget 17 of 16 images"), ({"budget": -1}, "budget -1"), ({"clusters": (17, 3)}, "falling numbers from 16"),
-    ({"clusters": (3, 3)}, "clusters"), ({"clusters": (5, 1)}, "to 2 at least"), ({"clusters": ()}, "clusters"),
-    ({"within": "nearest"}, "random or closest"), ({"features": torch.full((16, 2), torch.nan)}, "pool features hold NaN")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"budget": 17}, "budget 17 of 16 images"),
+        ({"budget": -1}, "budget -1"),
+        ({"clusters": (17, 3)}, "falling numbers from 16"),
+        ({"clusters": (3, 3)}, "clusters"),
+        ({"clusters": (5, 1)}, "to 2 at least"),
+        ({"clusters": ()}, "clusters"),
+        ({"within": "nearest"}, "random or closest"),
+        ({"features": torch.full((16, 2), torch.nan)}, "pool features hold NaN"),
+    ],
+)
 def test_refuses_with_a_remedy(change, message):
     with pytest.raises(ValueError, match=message):
         hierarchical_k_means(**{"features": SIXTEEN, "budget": 4, "clusters": (5, 3)} | change)
@@ -107,13 +151,21 @@ def test_refuses_with_a_remedy(change, message):
 
 def test_default_clusters_follow_the_size_of_the_pool():
     assert [default_clusters(images) for images in (30, 150, 5000, 10**5, 10**6)] == [
-        (2,), (7,), (250, 50), (5000, 1000), (50_000, 5000, 1000)]
+        (2,),
+        (7,),
+        (250, 50),
+        (5000, 1000),
+        (50_000, 5000, 1000),
+    ]
 
 
 # ---- the density that is left
 
+
 def uniformity(points):
-    """KL divergence of a Gaussian density estimate (width 0.5) of the points from the uniform one on [−3, 3]²."""
+    """KL divergence of a Gaussian density estimate (width 0.5) of the points from the uniform one
+    on [−3, 3]².
+    """
     counts = np.histogram2d(*points.T, bins=60, range=[[-3, 3]] * 2)[0]
     density = gaussian_filter(counts, 5, mode="constant") / counts.sum()
     density = density[density > 0] / density.sum()
@@ -122,11 +174,24 @@ def uniformity(points):
 
 def test_levels_and_resampling_flatten_the_density():
     draw = np.random.default_rng(0)
-    points = np.concatenate([draw.normal((-1, -1), 0.5, (1400, 2)), draw.normal((1, -1), 0.5, (200, 2)), draw.normal((0, 1), 0.5, (100, 2)),
-                             draw.uniform(-3, 3, (100, 2))])
+    points = np.concatenate(
+        [
+            draw.normal((-1, -1), 0.5, (1400, 2)),
+            draw.normal((1, -1), 0.5, (200, 2)),
+            draw.normal((0, 1), 0.5, (100, 2)),
+            draw.uniform(-3, 3, (100, 2)),
+        ]
+    )
     rows = torch.from_numpy(points / 8 * 2**23).round()
-    found = [uniformity(cluster_tree(rows, clusters, steps)[-1][-1].numpy() / 2**23 * 8)
-             for clusters, steps in (((60,), 0), ((300, 60), 0), ((600, 200, 60), 0), ((600, 200, 60), 10))]
+    found = [
+        uniformity(cluster_tree(rows, clusters, steps)[-1][-1].numpy() / 2**23 * 8)
+        for clusters, steps in (
+            ((60,), 0),
+            ((300, 60), 0),
+            ((600, 200, 60), 0),
+            ((600, 200, 60), 10),
+        )
+    ]
     assert uniformity(points) > found[0] > found[1] > found[2] > found[3] and found[3] < 0.1
 
 
@@ -144,7 +209,11 @@ for clusters in (20, 200):
 
 
 def test_memory_does_not_grow_with_every_center():
-    """67,000 images and 3,350 clusters once took more than 18 GB: each kept center pinned a large temporary."""
-    done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
+    """67,000 images and 3,350 clusters once took more than 18 GB: each kept center pinned a large
+    temporary.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True
+    )
     few, many = map(int, done.stdout.split())
-    assert many - few < 100_000         # KiB; half a gigabyte before
+    assert many - few < 100_000  # KiB; half a gigabyte before

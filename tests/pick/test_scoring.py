@@ -1,4 +1,6 @@
-"""Pools measured in chunks: the bits of one pass in memory, whatever is killed and however many processes share them."""
+"""Pools measured in chunks: the bits of one pass in memory, whatever is killed and however many
+processes share them.
+"""
 
 import io
 import json
@@ -20,15 +22,19 @@ from longtail.learn import encode, train
 from longtail.pick import ecle, samplers, scoring, selection
 from longtail.store import paths, runs
 
-ARRAYS = 1 + several.HOW["views"]       # features and one array a view
-CHUNKS, SEED_CHUNKS = 4, 2            # of the pool and of the seed
+ARRAYS = 1 + several.HOW["views"]  # features and one array a view
+CHUNKS, SEED_CHUNKS = 4, 2  # of the pool and of the seed
 LOSSES = "pool-ecle/values 0"
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scoring")
-    done = subprocess.run([sys.executable, paths.ROOT / "tests" / "several.py", "scoring", folder], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, paths.ROOT / "tests" / "several.py", "scoring", folder],
+        capture_output=True,
+        text=True,
+    )
     assert (folder / "found.json").exists(), done.stderr
     return json.loads((folder / "found.json").read_text())
 
@@ -40,8 +46,15 @@ def test_measures_what_one_pass_in_memory_measures(found, tmp_path, monkeypatch)
     projections = ecle.project(run, results, images, several.HOW["views"])
     expected = ecle.ecle(projections, run.temperature, several.HOW["batch"], several.HOW["repeats"])
     assert found["whole"]["losses"] == expected.tolist()
-    assert found["whole"]["features"] == encode.features(train.encoder_of(run, results), images, run.precision).tolist()
-    assert len(set(found["whole"]["measured"])) == len(found["whole"]["measured"]) == CHUNKS * ARRAYS + SEED_CHUNKS + 2
+    assert (
+        found["whole"]["features"]
+        == encode.features(train.encoder_of(run, results), images, run.precision).tolist()
+    )
+    assert (
+        len(set(found["whole"]["measured"]))
+        == len(found["whole"]["measured"])
+        == CHUNKS * ARRAYS + SEED_CHUNKS + 2
+    )
 
 
 @pytest.mark.parametrize("moment", [*several.KILLS, "one dies", "random 0", "random 1"])
@@ -50,7 +63,11 @@ def test_what_was_killed_goes_on_where_it_stopped(found, moment):
         assert found[moment][what] == found["whole"][what]
     before, after = (set(found[moment][when]) for when in ("before", "measured"))
     assert len(after) == len(found[moment]["measured"]) and not before & after
-    removed = {name for name in found["whole"]["measured"] if "view" in name} if LOSSES in before else set()    # no longer needed
+    removed = (
+        {name for name in found["whole"]["measured"] if "view" in name}
+        if LOSSES in before
+        else set()
+    )  # no longer needed
     assert before | after | removed == set(found["whole"]["measured"])
 
 
@@ -64,6 +81,7 @@ def test_two_processes_share_the_chunks_and_give_the_same_bits(found):
 
 
 # ---- arrays on disk
+
 
 def stored(folder, settings="a", rows=5):
     array = scoring.Stored(folder, "array", rows, {"of": settings})
@@ -94,14 +112,18 @@ def test_other_settings_start_again(tmp_path):
 
 
 def test_what_another_run_or_view_measured_is_measured_again(tmp_path):
-    """Chunks and sums of one run, put into the folder of another with the same settings, or under another name, are none of its own."""
+    """Chunks and sums of one run, put into the folder of another with the same settings, or under
+    another name, are none of its own.
+    """
     mine, other = ((tmp_path / run / "scoring/pool-1234") for run in ("one", "two"))
     array = stored(mine)
     array.put(0, ROWS)
     scoring._keep_sum(mine / "sum.npz", {"of": "a"}, 3, ROWS)
     shutil.copytree(mine, other)
     assert array.intact() and not scoring.Stored(other, "array", 5, {"of": "a"}).whole()
-    assert scoring._kept_sum(mine / "sum.npz", {"of": "a"})[0] == 3 and scoring._kept_sum(other / "sum.npz", {"of": "a"}) == (0, 0)
+    assert scoring._kept_sum(mine / "sum.npz", {"of": "a"})[0] == 3 and scoring._kept_sum(
+        other / "sum.npz", {"of": "a"}
+    ) == (0, 0)
     for file in (array.path, *array.records()):
         shutil.copy(file, file.with_name(file.name.replace("array", "view0")))
     assert not scoring.Stored(mine, "view0", 5, {"of": "a"}).whole()
@@ -110,7 +132,7 @@ def test_what_another_run_or_view_measured_is_measured_again(tmp_path):
 def test_changed_rows_are_noticed_and_measured_again(tmp_path):
     array = stored(tmp_path)
     for start in (0, 2, 4):
-        array.put(start, ROWS[start:start + 2])
+        array.put(start, ROWS[start : start + 2])
     array.mapped()[3] = 7
     with pytest.raises(ValueError, match=r"rows \[\(2, 4\)\]\); delete"):
         array.read()
@@ -124,7 +146,7 @@ def test_a_cut_array_and_a_cut_sum_are_as_good_as_none(tmp_path, content):
     array = stored(tmp_path)
     array.put(0, ROWS)
     whole = array.path.read_bytes()
-    array.path.write_bytes(whole[:len(whole) // 2] if content == "half" else content)
+    array.path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
     assert array.missing(2) == [0, 2, 4] and not array.whole() and not array.intact()
     array.prepare((ROWS.shape[1],), np.float32)
     array.put(0, ROWS)
@@ -132,7 +154,7 @@ def test_a_cut_array_and_a_cut_sum_are_as_good_as_none(tmp_path, content):
     scoring._keep_sum(tmp_path / "sum.npz", {"of": "a"}, 3, ROWS)
     whole = (tmp_path / "sum.npz").read_bytes()
     assert scoring._kept_sum(tmp_path / "sum.npz", {"of": "a"})[0] == 3
-    (tmp_path / "sum.npz").write_bytes(whole[:len(whole) // 2] if content == "half" else content)
+    (tmp_path / "sum.npz").write_bytes(whole[: len(whole) // 2] if content == "half" else content)
     assert scoring._kept_sum(tmp_path / "sum.npz", {"of": "a"}) == (0, 0)
 
 
@@ -150,6 +172,7 @@ def test_lines_cut_by_a_kill_are_no_chunks(tmp_path):
 
 # ---- images that stay in their files
 
+
 def jpegs(count, reads):
     """Files of random pictures that note each reading of theirs."""
     generator = np.random.default_rng(0)
@@ -158,6 +181,7 @@ def jpegs(count, reads):
         content = io.BytesIO()
         Image.fromarray(generator.integers(0, 256, (20, 24, 3), np.uint8)).save(content, "JPEG")
         return name, lambda: reads.append(name) or content.getvalue()
+
     return [file(f"{number}.jpg") for number in range(count)]
 
 
@@ -165,7 +189,9 @@ def test_images_in_files_are_decoded_once_and_score_as_those_in_memory(tmp_path,
     monkeypatch.setattr(encode, "CHUNK", 8)
     reads = []
     files = jpegs(30, reads)
-    lazy = sources.FileSet(sources.Files(files, 16), torch.full((30,), -1), tuple(name for name, _ in files))
+    lazy = sources.FileSet(
+        sources.Files(files, 16), torch.full((30,), -1), tuple(name for name, _ in files)
+    )
     memory = lazy.subset(range(30))
     assert memory.images.shape == (30, 3, 16, 16) and type(memory) is sources.ImageSet
     assert lazy.digest
@@ -180,15 +206,33 @@ def test_images_in_files_are_decoded_once_and_score_as_those_in_memory(tmp_path,
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A data folder with class folders to make a long tail of and a folder of images to pick from, all of mixed sizes."""
-    pictures, draw = toy.image_set(70, 40).images.permute(0, 2, 3, 1).numpy(), np.random.default_rng(0)
+    """A data folder with class folders to make a long tail of and a folder of images to pick from,
+    all of mixed sizes.
+    """
+    pictures, draw = (
+        toy.image_set(70, 40).images.permute(0, 2, 3, 1).numpy(),
+        np.random.default_rng(0),
+    )
     for number, picture in enumerate(pictures):
-        place = tmp_path / "data" / (f"known/{'ab'[number % 2]}" if number < 40 else f"other/{number % 3}") / f"{number}.png"
+        place = (
+            tmp_path
+            / "data"
+            / (f"known/{'ab'[number % 2]}" if number < 40 else f"other/{number % 3}")
+            / f"{number}.png"
+        )
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).crop((0, 0, *draw.integers(20, 40, 2).tolist())).save(place)
     monkeypatch.setattr(paths, "DATA", tmp_path / "data")
-    return {"dataset": "known", "size": 16, "split": 1, "largest": 10, "factor": 0.5, "kind": "exponential", "outsiders": ["other"],
-            "outsider_count": -1}
+    return {
+        "dataset": "known",
+        "size": 16,
+        "split": 1,
+        "largest": 10,
+        "factor": 0.5,
+        "kind": "exponential",
+        "outsiders": ["other"],
+        "outsider_count": -1,
+    }
 
 
 def test_a_pool_left_in_its_files_is_picked_from_as_one_in_memory(tree, tmp_path, monkeypatch):
@@ -199,14 +243,19 @@ def test_a_pool_left_in_its_files_is_picked_from_as_one_in_memory(tree, tmp_path
         assert isinstance(study.pool, sources.FileSet) == in_files and len(study.pool) == 30
         run, results = several.extractor(tmp_path / str(in_files), study.seed)
         how = {"budget": 8, "alpha": 0.3, "ratio": 1.5, "prototypes": 3, **several.HOW}
-        samplers.pick_all(run, results, study, [samplers.row(sampler, how) for sampler in ("mak", "k_center")])
+        samplers.pick_all(
+            run, results, study, [samplers.row(sampler, how) for sampler in ("mak", "k_center")]
+        )
         picks.append(results.read("picks-*"))
-        _, images = samplers.with_picks(run, study, picks[-1][picks[-1].sampler == "mak"], "mak", "epochs")
+        _, images = samplers.with_picks(
+            run, study, picks[-1][picks[-1].sampler == "mak"], "mak", "epochs"
+        )
         assert type(images) is sources.ImageSet and len(images) == len(study.seed) + 8
     pd.testing.assert_frame_equal(*picks)
 
 
 # ---- what was measured before
+
 
 class Pool(SimpleNamespace):
     def __len__(self):
@@ -224,13 +273,35 @@ def test_shipped_picks_are_remembered_without_their_encoder(record, monkeypatch,
     results.root, results.store = tmp_path, record.parents[1]
     settings, run = runs.read_record(record)["settings"], runs.read_run(record.parent)
     names = runs.read_rows(next(record.parent.glob("pool-ecle-*.csv"))).name
-    study = SimpleNamespace(pool=Pool(digest=settings["pool"], names=names),
-                            seed=SimpleNamespace(digest=settings["seed"]))
-    how = {name: settings[name] for name in ("sampler", "budget", "alpha", "ratio", "prototypes", "views", "batch", "repeats")}
+    study = SimpleNamespace(
+        pool=Pool(digest=settings["pool"], names=names),
+        seed=SimpleNamespace(digest=settings["seed"]),
+    )
+    how = {
+        name: settings[name]
+        for name in (
+            "sampler",
+            "budget",
+            "alpha",
+            "ratio",
+            "prototypes",
+            "views",
+            "batch",
+            "repeats",
+        )
+    }
     picks = samplers.pick(run, results, study, **how)
     assert len(picks) == settings["budget"] and (picks.sampler == settings["sampler"]).all()
 
 
 def test_chunks_hold_fewer_large_images_and_no_other_small_ones():
     sizes = {size: encode.chunk_of(size) for size in (16, 32, 48, 64, 96, 224, 1024)}
-    assert sizes == {16: encode.CHUNK, 32: encode.CHUNK, 48: encode.CHUNK, 64: encode.CHUNK, 96: 455, 224: 83, 1024: 4}
+    assert sizes == {
+        16: encode.CHUNK,
+        32: encode.CHUNK,
+        48: encode.CHUNK,
+        64: encode.CHUNK,
+        96: 455,
+        224: 83,
+        1024: 4,
+    }

@@ -1,4 +1,6 @@
-"""K-center against naive greedy in integers: any block, tile, shard, file or thread of arithmetic, the same picks."""
+"""K-center against naive greedy in integers: any block, tile, shard, file or thread of arithmetic,
+the same picks.
+"""
 
 import json
 import subprocess
@@ -22,7 +24,9 @@ def integers(rows):
 
 
 def naive(candidates, centers, budget):
-    """The textbook loop in integers, so that ties are real ties: (picks, the similarity of each when it was picked)."""
+    """The textbook loop in integers, so that ties are real ties: (picks, the similarity of each
+    when it was picked).
+    """
     rows, centers = integers(candidates), integers(centers)
     nearest, picks, values = (rows @ centers.T).max(1), [], []
     free = np.ones(len(rows), bool)
@@ -49,7 +53,9 @@ def expected(pool, seed):
     return naive(pool, seed, len(pool))[0]
 
 
-@pytest.mark.parametrize("block, budget", [(1, 30), (7, 150), (300, 300), (1024, 2000), (4096, 2000)])
+@pytest.mark.parametrize(
+    "block, budget", [(1, 30), (7, 150), (300, 300), (1024, 2000), (4096, 2000)]
+)
 def test_is_naive_greedy_for_every_block(pool, seed, expected, block, budget):
     assert selection.k_center(pool, seed, budget, block=block).tolist() == expected[:budget]
 
@@ -62,28 +68,37 @@ def test_does_not_depend_on_tiles_precision_or_place(pool, seed, monkeypatch, tm
         monkeypatch.setattr(selection, name, size)
     for rows in (some, some.double(), some.numpy(), mapped):
         assert selection.k_center(rows, seed, 150, block=50).tolist() == expected
-    monkeypatch.setattr(selection, "AT_ONCE", 0)        # on the grid at every reading, as what is larger than memory
+    monkeypatch.setattr(
+        selection, "AT_ONCE", 0
+    )  # on the grid at every reading, as what is larger than memory
     assert selection.k_center(mapped, seed, 150).tolist() == expected
 
 
 def test_two_threads_share_tiles_and_pick_alike(pool, seed, expected, monkeypatch):
     monkeypatch.setattr(selection, "TILE_ROWS", 100)
     asked, pool_of = [], selection.ThreadPoolExecutor
-    monkeypatch.setattr(selection, "ThreadPoolExecutor",
-                        lambda threads: asked.append((threads, torch.get_num_threads())) or pool_of(threads))
+    monkeypatch.setattr(
+        selection,
+        "ThreadPoolExecutor",
+        lambda threads: asked.append((threads, torch.get_num_threads())) or pool_of(threads),
+    )
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         assert selection.k_center(pool, seed, 300).tolist() == expected[:300]
-        assert torch.get_num_threads() == 2         # the caller has its threads again
+        assert torch.get_num_threads() == 2  # the caller has its threads again
     finally:
         torch.set_num_threads(before)
-    assert set(asked) == {(2, 1)}           # two threads with tiles of their own, no team that waits for its slowest
+    assert set(asked) == {
+        (2, 1)
+    }  # two threads with tiles of their own, no team that waits for its slowest
 
 
 def test_half_precision_files_are_read_as_they_are(pool, seed):
     half = pool.half()
-    assert torch.equal(selection.k_center(half.numpy(), seed, 100), selection.k_center(half.double(), seed, 100))
+    assert torch.equal(
+        selection.k_center(half.numpy(), seed, 100), selection.k_center(half.double(), seed, 100)
+    )
 
 
 @pytest.mark.parametrize("precision", ["highest", "medium"])
@@ -99,7 +114,9 @@ def test_low_precision_products_are_not_used(pool, seed, expected, precision, mo
 
 @pytest.mark.parametrize("noise", [1e-7, 1e-5, 1e-3, 1.0])
 def test_rows_closer_than_float32_can_tell_are_told_apart(noise):
-    rows = 1 + noise * torch.randn(300, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = 1 + noise * torch.randn(
+        300, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     picks, _ = naive(rows[50:], rows[:50], 120)
     assert selection.k_center(rows[50:], rows[:50], 120, block=50).tolist() == picks
 
@@ -140,34 +157,46 @@ def test_lowest_and_highest_break_ties_by_index():
     assert selection.highest(values, 4, 0, shards.Alone()).tolist() == [1, 0, 4, 2]
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(budget=0), "budget is 0"),
-    (dict(budget=-3), "budget is -3"),
-    (dict(budget=10), "pool has 9 images, fewer than the budget of 10"),
-    (dict(centers=torch.empty(0, 4)), "at least one seed image"),
-    (dict(centers=torch.rand(3, 5)), "differ in width"),
-    (dict(candidates=torch.full((9, 4), torch.nan)), "pool features hold NaN"),
-    (dict(centers=torch.full((3, 4), torch.inf)), "seed features hold NaN"),
-    (dict(picks=[1, 1]), "2 picks to check or to go on from must be different"),
-    (dict(picks=[1, 9]), "different indices of the 9 candidates"),
-    (dict(picks=[1, 2, 3]), "at most 2"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(budget=0), "budget is 0"),
+        (dict(budget=-3), "budget is -3"),
+        (dict(budget=10), "pool has 9 images, fewer than the budget of 10"),
+        (dict(centers=torch.empty(0, 4)), "at least one seed image"),
+        (dict(centers=torch.rand(3, 5)), "differ in width"),
+        (dict(candidates=torch.full((9, 4), torch.nan)), "pool features hold NaN"),
+        (dict(centers=torch.full((3, 4), torch.inf)), "seed features hold NaN"),
+        (dict(picks=[1, 1]), "2 picks to check or to go on from must be different"),
+        (dict(picks=[1, 9]), "different indices of the 9 candidates"),
+        (dict(picks=[1, 2, 3]), "at most 2"),
+    ],
+)
 def test_refuses(change, message):
     with pytest.raises(ValueError, match=message):
-        selection.k_center(**(dict(candidates=torch.rand(9, 4), centers=torch.rand(3, 4), budget=2) | change))
+        selection.k_center(
+            **(dict(candidates=torch.rand(9, 4), centers=torch.rand(3, 4), budget=2) | change)
+        )
 
 
 # ---- several processes, little memory
 
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where a process of its own has left what several processes, and one with little memory, find."""
+    """Where a process of its own has left what several processes, and one with little memory,
+    find.
+    """
     folder, generator = tmp_path_factory.mktemp("several"), np.random.default_rng(0)
     rows = np.lib.format.open_memmap(folder / "pool.npy", "w+", np.float32, (LARGE, WIDTH))
     for part in np.array_split(rows, 10):
         part[:] = generator.random(part.shape, np.float32)
     np.save(folder / "seed.npy", generator.random((20, WIDTH), np.float32))
-    done = subprocess.run([sys.executable, paths.ROOT / "tests" / "several.py", "selecting", folder], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, paths.ROOT / "tests" / "several.py", "selecting", folder],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     yield folder
     (folder / "pool.npy").unlink()
@@ -175,18 +204,32 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def spread(folder):
-    return [[json.loads((folder / f"{way}.{rank}.json").read_text()) for rank in range(len(counts))] for way, counts in enumerate(SHARES)]
+    return [
+        [json.loads((folder / f"{way}.{rank}.json").read_text()) for rank in range(len(counts))]
+        for way, counts in enumerate(SHARES)
+    ]
 
 
 @pytest.mark.parametrize("way", range(len(SHARES)))
 def test_shards_pick_what_one_process_picks(spread, expected, way):
     pool, seed, loss, distance = inputs()
     q = samplers.score(loss, distance, 0.3)
-    mak, few = (samplers.core_set(q, pool, seed, budget, ratio).tolist() for budget, ratio in ((300, 1.5), (40, 1.0)))
+    mak, few = (
+        samplers.core_set(q, pool, seed, budget, ratio).tolist()
+        for budget, ratio in ((300, 1.5), (40, 1.0))
+    )
     balanced = hierarchical_k_means(pool, 40, (20, 5), steps=1).tolist()
     assert set(mak) != set(expected[:300])
     for rank in spread[way]:
-        assert rank["picks"] == [expected[:300], expected[:300], expected[:300], expected, mak, few, balanced]
+        assert rank["picks"] == [
+            expected[:300],
+            expected[:300],
+            expected[:300],
+            expected,
+            mak,
+            few,
+            balanced,
+        ]
         assert rank["score"] == q.tolist()
 
 
@@ -201,7 +244,9 @@ def test_two_processes_pick_in_the_order_of_one(spread, sampler):
 def test_shards_certify_and_refuse_together(spread, way):
     for rank in spread[way]:
         assert rank["violations"][0] == 0 < rank["violations"][1] == spread[0][0]["violations"][1]
-        assert rank["refused"].startswith("pool features hold NaN") == (len(SHARES[way]) > 1 and any(SHARES[way][1:]))
+        assert rank["refused"].startswith("pool features hold NaN") == (
+            len(SHARES[way]) > 1 and any(SHARES[way][1:])
+        )
 
 
 def test_features_may_be_larger_than_memory(folder):

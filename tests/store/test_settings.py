@@ -1,4 +1,6 @@
-"""Settings that would fill the memory, or the stack, are refused in a line before they are written out."""
+"""Settings that would fill the memory, or the stack, are refused in a line before they are written
+out.
+"""
 
 import time
 
@@ -7,12 +9,22 @@ import pytest
 from longtail.store import runs
 from longtail.store.settings import Refused, read_value, read_yaml
 
-LAUGHS = "a0: &a0 [x, x, x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 10))
-MERGES = "m0: &m0 {k: 1}\n" + "".join(f"m{k}: &m{k} {{<<: [{', '.join([f'*m{k - 1}'] * 9)}]}}\n" for k in range(1, 10))
-BOMBS = {"aliases": (LAUGHS, "more than 20000 values"), "merges": (MERGES, "more than 20000 values"),
-         "itself": ("a: &a [*a]", "nested more than 20 deep"), "itself as a mapping": ("a: &a {b: *a}", "nested more than 20 deep"),
-         "deep": (f"a: {'[' * 5000}", "nested too deep"), "deep mappings": (f"a: {'{a: ' * 5000}", "nested too deep"),
-         "digits": (f"a: 0x{'f' * 10**6}", "a value has 1000002 characters"), "sixties": (f"a: 1{':59' * 20000}", "a value has 60001")}
+LAUGHS = "a0: &a0 [x, x, x]\n" + "".join(
+    f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 10)
+)
+MERGES = "m0: &m0 {k: 1}\n" + "".join(
+    f"m{k}: &m{k} {{<<: [{', '.join([f'*m{k - 1}'] * 9)}]}}\n" for k in range(1, 10)
+)
+BOMBS = {
+    "aliases": (LAUGHS, "more than 20000 values"),
+    "merges": (MERGES, "more than 20000 values"),
+    "itself": ("a: &a [*a]", "nested more than 20 deep"),
+    "itself as a mapping": ("a: &a {b: *a}", "nested more than 20 deep"),
+    "deep": (f"a: {'[' * 5000}", "nested too deep"),
+    "deep mappings": (f"a: {'{a: ' * 5000}", "nested too deep"),
+    "digits": (f"a: 0x{'f' * 10**6}", "a value has 1000002 characters"),
+    "sixties": (f"a: 1{':59' * 20000}", "a value has 60001"),
+}
 
 
 @pytest.mark.parametrize("text, words", BOMBS.values(), ids=BOMBS)
@@ -28,7 +40,9 @@ def test_what_grows_when_it_is_written_out_is_refused(tmp_path, text, words):
 
 
 def test_aliases_and_merges_as_people_use_them_are_read(tmp_path):
-    (tmp_path / "mine.yaml").write_text("first: &few {epochs: 3, seeds: [1, 2]}\nsecond: {<<: *few, epochs: 4}\n")
+    (tmp_path / "mine.yaml").write_text(
+        "first: &few {epochs: 3, seeds: [1, 2]}\nsecond: {<<: *few, epochs: 4}\n"
+    )
     assert read_yaml(tmp_path / "mine.yaml")["second"] == {"epochs": 4, "seeds": [1, 2]}
     assert read_value("&few [1, *few]".replace("*few", "2")) == [1, 2] and read_value("") is None
 

@@ -20,8 +20,12 @@ def certificate(candidates, centers, picks, *, tolerance=0.0, group=None):
     grid, seed = grids(candidates, centers, group)
     taken = collect(grid, picks, base, group)
     when = torch.arange(len(picks), device=centers.device)
-    value = torch.cat([_before(taken[part], seed, taken).gather(1, part[:, None])[:, 0]
-                       for part in when.split(TILE_ROWS // 4)])
+    value = torch.cat(
+        [
+            _before(taken[part], seed, taken).gather(1, part[:, None])[:, 0]
+            for part in when.split(TILE_ROWS // 4)
+        ]
+    )
     rank = torch.full((len(grid),), len(picks), device=centers.device)
     here = below(picks - base, len(grid))
     rank[picks[here] - base] = when[here]

@@ -13,8 +13,9 @@ _luma, _blend = views.luma, views.blend
 @contextlib.contextmanager
 def in_bytes():
     """While this is open, ``views`` keeps whole levels after every operation, as Pillow does."""
-    with mock.patch.multiple(views, clip=clipped, luma=whole_luma, blend=truncated_blend,
-                             rotate_hue=rotate_hue_of_bytes):
+    with mock.patch.multiple(
+        views, clip=clipped, luma=whole_luma, blend=truncated_blend, rotate_hue=rotate_hue_of_bytes
+    ):
         yield
 
 
@@ -41,12 +42,21 @@ def rotate_hue_of_bytes(x, factor):
     chroma = value - x.amin(1)
     unit = 1 / chroma.clamp(min=1)
     rc, gc, bc = ((value - channel) * unit for channel in (r, g, b))
-    hue = torch.where(r == value, bc - gc, torch.where(g == value, 2 + rc - bc, 4 + gc - rc)) / 6 + 1
+    hue = (
+        torch.where(r == value, bc - gc, torch.where(g == value, 2 + rc - bc, 4 + gc - rc)) / 6 + 1
+    )
     hue = torch.where(chroma > 0, ((hue - hue.floor()) * 255).floor(), 0)
     saturation = torch.where(chroma > 0, (chroma / value.clamp(min=1) * 255).floor(), 0) / 255
     hue = (hue + (turn * 255).trunc() % 256) % 256 * 6 / 255
     sector, part = hue.floor().long() % 6, hue - hue.floor()
     p, q, t = ((value * (1 - saturation * f) + 0.5).floor() for f in (1, part, 1 - part))
-    sectors = (value, t, p), (q, value, p), (p, value, t), (p, q, value), (t, p, value), (value, p, q)
+    sectors = (
+        (value, t, p),
+        (q, value, p),
+        (p, value, t),
+        (p, q, value),
+        (t, p, value),
+        (value, p, q),
+    )
     choices = torch.stack([torch.stack(colours) for colours in sectors])
     return choices.gather(0, sector[None, None].expand(1, 3, *sector.shape))[0].transpose(0, 1)

@@ -1,4 +1,6 @@
-"""Images that lie many to a file: zip, tar (with labels as webdataset has them), NumPy arrays, Parquet tables."""
+"""Images that lie many to a file: zip, tar (with labels as webdataset has them), NumPy arrays,
+Parquet tables.
+"""
 
 import functools
 import io
@@ -18,25 +20,40 @@ from longtail.images.memory import BUDGET, in_words
 from longtail.images.pixels import eight_bits, reason
 
 ABSENT = "absent, a link to nothing; `git annex get`, `dvc pull` or the like fetch it"
-CLASSES = ["label", "labels", "class", "class_name", "classname", "category", "category_id", "target", "species", "y", "fine_label"]
+CLASSES = [
+    "label",
+    "labels",
+    "class",
+    "class_name",
+    "classname",
+    "category",
+    "category_id",
+    "target",
+    "species",
+    "y",
+    "fine_label",
+]
 OUTSIDE = "its name leads out of the archive"
-LOCK = threading.Lock()     # one thread unpacks an array or a group of rows, the others find it
+LOCK = threading.Lock()  # one thread unpacks an array or a group of rows, the others find it
 
 
 # ---- one image
 
+
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What reads the bytes of one image: a function, the file they lie in, and where in it; called, the bytes or an ``OSError``."""
+    """What reads the bytes of one image: a function, the file they lie in, and where in it; called,
+    the bytes or an ``OSError``.
+    """
 
-    read: Callable      # (file, *where) -> bytes
+    read: Callable  # (file, *where) -> bytes
     file: Path
     where: tuple = ()
 
     def __call__(self):
         try:
             return self.read(self.file, *self.where)
-        except Exception as error:      # whatever unpackers make of foreign bytes
+        except Exception as error:  # whatever unpackers make of foreign bytes
             raise OSError(reason(error)) from error
 
     def __str__(self):
@@ -60,7 +77,10 @@ class Content:
 def bounded(size, share=16, what="one file"):
     """A number of bytes that are read at once, unless it is more than this share of the budget."""
     if size > BUDGET.total // share:
-        raise OSError(f"{in_words(size)}, memory: {in_words(BUDGET.total)} allows {in_words(BUDGET.total // share)} for {what}")
+        raise OSError(
+            f"{in_words(size)}, memory: {in_words(BUDGET.total)} allows "
+            f"{in_words(BUDGET.total // share)} for {what}"
+        )
     return size
 
 
@@ -75,18 +95,27 @@ def whole_file(path, line=""):
 
 # ---- archives: name -> Content, and the classes of those that have one
 
+
 def contents(archive):
-    """Members of a zip, tar, NumPy file or Parquet table: name -> ``Content``, and name -> class where the archive says it."""
+    """Members of a zip, tar, NumPy file or Parquet table: name -> ``Content``, and name -> class
+    where the archive says it.
+    """
     try:
         return SHARDS.get(archive.suffix.lower(), zip_members)(archive)
     except ImportError:
         raise
-    except Exception as error:      # whatever the readers of each kind make of foreign bytes
+    except Exception as error:  # whatever the readers of each kind make of foreign bytes
         if archive.suffix.lower() in (".zip", *SHARDS):
-            raise ValueError(f"{archive} cannot be read as {archive.suffix} ({reason(error)}); fetch it again, or unpack it and give the "
-                             f"folder") from error
-        raise ValueError(f"{archive} is no place of images; give a folder, a .zip, an uncompressed .tar, .npy, .npz or .parquet, a list "
-                         f"of paths (.txt) or a table of them (.csv, .tsv, .json)") from error
+            raise ValueError(
+                f"{archive} cannot be read as {archive.suffix} ({reason(error)}); fetch it again, "
+                "or unpack it and give the "
+                f"folder"
+            ) from error
+        raise ValueError(
+            f"{archive} is no place of images; give a folder, a .zip, an uncompressed .tar, .npy, "
+            ".npz or .parquet, a list "
+            f"of paths (.txt) or a table of them (.csv, .tsv, .json)"
+        ) from error
 
 
 @functools.lru_cache(maxsize=4)
@@ -112,29 +141,46 @@ def of_zip(archive, name):
     if outside(name):
         raise OSError(OUTSIDE)
     if times[name] > 1:
-        raise OSError(f"{times[name]} members have this name; unpack the zip, rename them and give the folder")
+        raise OSError(
+            f"{times[name]} members have this name; unpack the zip, rename them and give the folder"
+        )
     size = bounded(file.getinfo(name).file_size)
     try:
         with file.open(name) as member:
             content = member.read(size)
     except NotImplementedError as error:
-        raise OSError("packed by a method that Python cannot unpack; unpack the zip, give the folder") from error
+        raise OSError(
+            "packed by a method that Python cannot unpack; unpack the zip, give the folder"
+        ) from error
     if len(content) < size:
         raise OSError(f"cut: {len(content)} of {size} bytes")
     return content
 
 
 def tar_members(archive):
-    """The files in a tar without compression; the class of ``key.jpg`` is the text of ``key.cls``, as webdataset writes it."""
+    """The files in a tar without compression; the class of ``key.jpg`` is the text of ``key.cls``,
+    as webdataset writes it.
+    """
     with tarfile.open(archive, "r:") as tar:
-        found = {printable(member.name): Content(of_tar, archive, (member.name, member.offset_data, member.size))
-                 for member in tar if member.isfile()}
-    classes = {name.removesuffix(".cls"): found[name]().decode().strip() for name in found if name.endswith(".cls")}
+        found = {
+            printable(member.name): Content(
+                of_tar, archive, (member.name, member.offset_data, member.size)
+            )
+            for member in tar
+            if member.isfile()
+        }
+    classes = {
+        name.removesuffix(".cls"): found[name]().decode().strip()
+        for name in found
+        if name.endswith(".cls")
+    }
     return found, {name: classes[key] for name in found if (key := key_of(name)) in classes}
 
 
 def key_of(name):
-    """What the files of one sample have in common: the path up to the first dot of its last part."""
+    """What the files of one sample have in common: the path up to the first dot of its last
+    part.
+    """
     folder, slash, file = name.rpartition("/")
     return f"{folder}{slash}{file.split('.')[0]}"
 
@@ -160,77 +206,151 @@ def printable(name):
 
 # ---- arrays
 
+
 @functools.lru_cache(maxsize=4)
 def arrays(file):
     """The arrays of a .npy (one without a name) or .npz file; those of a .npy stay in it."""
     if file.suffix.lower() == ".npy":
         return {"": np.load(file, mmap_mode="r", allow_pickle=False)}
     with zipfile.ZipFile(file) as packed:
-        bounded(sum(member.file_size for member in packed.infolist()), 4, "the arrays of a .npz; save them as .npy")
+        bounded(
+            sum(member.file_size for member in packed.infolist()),
+            4,
+            "the arrays of a .npz; save them as .npy",
+        )
     with np.load(file, allow_pickle=False) as packed:
         return dict(packed)
 
 
 def array_members(file):
-    """The pictures of every array (n, h, w), (n, h, w, bands) or (n, bands, h, w) in a file; labels are integers (n,) beside it.
+    """The pictures of every array (n, h, w), (n, h, w, bands) or (n, bands, h, w) in a file; labels
+    are integers (n,) beside it.
 
-    Of several arrays of labels that one belongs to pictures whose name is most alike, as y_train to x_train.
+    Of several arrays of labels that one belongs to pictures whose name is most alike, as y_train to
+    x_train.
     """
     found, classes, held = {}, {}, arrays(file)
     for name, values in held.items():
-        if values.ndim not in (3, 4) or values.ndim == 4 and not {values.shape[1], values.shape[3]} & {1, 3, 4}:
+        if (
+            values.ndim not in (3, 4)
+            or values.ndim == 4
+            and not {values.shape[1], values.shape[3]} & {1, 3, 4}
+        ):
             continue
         names = [f"{name}/{row:06d}" if name else f"{row:06d}" for row in range(len(values))]
         found |= {each: Content(of_array, file, (name, row)) for row, each in enumerate(names)}
-        labels = [other for other, some in held.items() if some.dtype.kind in "iuUS" and some.size == len(values) and some.ndim < 3]
+        labels = [
+            other
+            for other, some in held.items()
+            if some.dtype.kind in "iuUS" and some.size == len(values) and some.ndim < 3
+        ]
         if labels:
-            own = max(labels, key=lambda other: max(len(os.path.commonprefix([name[::way], other[::way]])) for way in (1, -1)))
+            own = max(
+                labels,
+                key=lambda other: max(
+                    len(os.path.commonprefix([name[::way], other[::way]])) for way in (1, -1)
+                ),
+            )
             classes |= dict(zip(names, held[own].reshape(-1).astype(str).tolist(), strict=True))
     if not found:
         shapes = ", ".join(f"{name} {values.shape}".strip() for name, values in held.items())
-        raise ValueError(f"no pictures (n, h, w), (n, h, w, 3) or (n, 3, h, w) among {shapes}; features go by `embeddings`")
+        raise ValueError(
+            f"no pictures (n, h, w), (n, h, w, 3) or (n, 3, h, w) among {shapes}; features go by "
+            "`embeddings`"
+        )
     return found, classes
 
 
 def of_array(file, name, row):
-    """One picture of an array as the bytes of a TIFF; deeper colours are scaled as deeper greys are."""
+    """One picture of an array as the bytes of a TIFF; deeper colours are scaled as deeper greys
+    are.
+    """
     from PIL import Image
+
     with LOCK:
         values = arrays(file)[name][row]
     if values.ndim == 3:
         values = values if values.shape[2] in (1, 3, 4) else values.transpose(1, 2, 0)
         values = values if values.dtype == np.uint8 else eight_bits(values)[0]
         values = values[:, :, 0] if values.shape[2] == 1 else values
-    kind = {"f": np.float32, "i": np.int32, "b": np.uint8}.get(values.dtype.kind if values.dtype != np.uint8 else "", values.dtype)
+    kind = {"f": np.float32, "i": np.int32, "b": np.uint8}.get(
+        values.dtype.kind if values.dtype != np.uint8 else "", values.dtype
+    )
     content = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(values, dtype=kind) * (255 if values.dtype == bool else 1)).save(content, "TIFF")
+    Image.fromarray(
+        np.ascontiguousarray(values, dtype=kind) * (255 if values.dtype == bool else 1)
+    ).save(content, "TIFF")
     return content.getvalue()
 
 
 # ---- tables of image bytes
 
+
 def parquet_members(file):
-    """The rows of a Parquet table with a column of image bytes, as ``datasets`` writes it: struct of bytes and path, or plain bytes."""
+    """The rows of a Parquet table with a column of image bytes, as ``datasets`` writes it: struct
+    of bytes and path, or plain bytes.
+    """
     from pyarrow import parquet, types
+
     table = parquet.ParquetFile(file)
     fields = {field.name: field.type for field in table.schema_arrow}
-    images = next((name for name, kind in fields.items() if types.is_struct(kind) and kind.get_field_index("bytes") >= 0), None)
-    column = f"{images}.bytes" if images else next((name for name, kind in fields.items() if types.is_binary(kind)
-                                                    or types.is_large_binary(kind)), None)
+    images = next(
+        (
+            name
+            for name, kind in fields.items()
+            if types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        ),
+        None,
+    )
+    column = (
+        f"{images}.bytes"
+        if images
+        else next(
+            (
+                name
+                for name, kind in fields.items()
+                if types.is_binary(kind) or types.is_large_binary(kind)
+            ),
+            None,
+        )
+    )
     if column is None:
-        raise ValueError(f"its columns {', '.join(fields)} hold no bytes of images; features go by `embeddings`")
+        raise ValueError(
+            f"its columns {', '.join(fields)} hold no bytes of images; features go by `embeddings`"
+        )
     label = next((name for name in fields if name.lower() in CLASSES), None)
-    rows = [(group, row) for group in range(table.num_row_groups) for row in range(table.metadata.row_group(group).num_rows)]
+    rows = [
+        (group, row)
+        for group in range(table.num_row_groups)
+        for row in range(table.metadata.row_group(group).num_rows)
+    ]
     names = [f"{number:06d}" for number in range(len(rows))]
     if images and fields[images].get_field_index("path") >= 0:
-        told = [(row or {}).get("path") for row in table.read([f"{images}.path"])[images].to_pylist()]
+        told = [
+            (row or {}).get("path") for row in table.read([f"{images}.path"])[images].to_pylist()
+        ]
         names = told if all(told) and len(set(told)) == len(told) else names
     known = json.loads((table.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
     words = known.get("info", {}).get("features", {}).get(label, {}).get("names")
-    labels = [words[value] if words and value is not None and value >= 0 else None if value is None else str(value)
-              for value in table.read([label])[label].to_pylist()] if label else []
-    return ({name: Content(of_parquet, file, (column, *place)) for name, place in zip(names, rows, strict=True)},
-            dict(zip(names, labels, strict=True)) if label else {})
+    labels = (
+        [
+            words[value]
+            if words and value is not None and value >= 0
+            else None
+            if value is None
+            else str(value)
+            for value in table.read([label])[label].to_pylist()
+        ]
+        if label
+        else []
+    )
+    return (
+        {
+            name: Content(of_parquet, file, (column, *place))
+            for name, place in zip(names, rows, strict=True)
+        },
+        dict(zip(names, labels, strict=True)) if label else {},
+    )
 
 
 def of_parquet(file, column, group, row):
@@ -243,10 +363,18 @@ def of_parquet(file, column, group, row):
 def row_group(file, column, group):
     """The image bytes of a group of rows, the unit in which Parquet is read."""
     from pyarrow import parquet
+
     table = parquet.ParquetFile(file)
-    bounded(table.metadata.row_group(group).total_byte_size, 8, "a group of rows; write smaller ones")
+    bounded(
+        table.metadata.row_group(group).total_byte_size, 8, "a group of rows; write smaller ones"
+    )
     values = table.read_row_group(group, [column])[column.split(".")[0]].combine_chunks()
     return values.field("bytes") if "." in column else values
 
 
-SHARDS = {".tar": tar_members, ".npy": array_members, ".npz": array_members, ".parquet": parquet_members}        # shards, too, in a folder
+SHARDS = {
+    ".tar": tar_members,
+    ".npy": array_members,
+    ".npz": array_members,
+    ".parquet": parquet_members,
+}  # shards, too, in a folder

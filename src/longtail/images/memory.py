@@ -1,7 +1,9 @@
-"""How much memory work with images may take: a budget that people state, and what it allows at once.
+"""How much memory work with images may take: a budget that people state, and what it allows at
+once.
 
-Half of it is for files and pictures that are being decoded, a quarter for images on their way through views and encoder; the rest is for
-the program, names and tables. Arrays of a whole pool stay in files.
+Half of it is for files and pictures that are being decoded, a quarter for images on their way
+through views and encoder; the rest is for the program, names and tables. Arrays of a whole pool
+stay in files.
 """
 
 import contextlib
@@ -9,11 +11,13 @@ import re
 import threading
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-LEAST_BUDGET = 2 * 2**30        # libraries alone take 0.7 GB
+LEAST_BUDGET = 2 * 2**30  # libraries alone take 0.7 GB
 
 
 class Budget:
-    """Bytes that threads take and give back; who asks for more than is left waits, so that large pictures are decoded one by one."""
+    """Bytes that threads take and give back; who asks for more than is left waits, so that large
+    pictures are decoded one by one.
+    """
 
     def __init__(self, total):
         self.changed, self.taken = threading.Condition(), 0
@@ -21,9 +25,14 @@ class Budget:
 
     @contextlib.contextmanager
     def decoding(self, count, what):
-        """Hold ``count`` bytes of the half that is for decoding; ``OSError`` that names ``what`` where they are more than that half."""
+        """Hold ``count`` bytes of the half that is for decoding; ``OSError`` that names ``what``
+        where they are more than that half.
+        """
         if count > self.total // 2:
-            raise OSError(f"{what} take {in_words(count)} to decode, memory: {in_words(self.total)} allows {in_words(self.total // 2)}")
+            raise OSError(
+                f"{what} take {in_words(count)} to decode, memory: {in_words(self.total)} allows "
+                f"{in_words(self.total // 2)}"
+            )
         with self.changed:
             self.changed.wait_for(lambda: self.taken + count <= self.total // 2)
             self.taken += count
@@ -36,15 +45,19 @@ class Budget:
 
     @property
     def pixels(self):
-        """Most pixels that go through views and encoder at once: 256 bytes each, by the widest first layers."""
+        """Most pixels that go through views and encoder at once: 256 bytes each, by the widest
+        first layers.
+        """
         return self.total // 4 // 256
 
 
-BUDGET = Budget(4 * 2**30)      # of this process; requests say ``memory``
+BUDGET = Budget(4 * 2**30)  # of this process; requests say ``memory``
 
 
 def size_of(text):
-    """Bytes that a text such as "4 GB" means; ``ValueError`` where it means none, or less than 2 GB."""
+    """Bytes that a text such as "4 GB" means; ``ValueError`` where it means none, or less than 2
+    GB.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B\s*", str(text), re.I)
     count = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
     if count < LEAST_BUDGET:

@@ -1,4 +1,6 @@
-"""One image file becomes a square of pixels, as a viewer shows the picture; what that took is remarked."""
+"""One image file becomes a square of pixels, as a viewer shows the picture; what that took is
+remarked.
+"""
 
 import functools
 import io
@@ -8,50 +10,89 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from longtail.images.memory import BUDGET
 
-FORMATS = ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000", "TGA", "PCX", "SGI", "ICO", "PSD", "QOI"]
-COPY = 4            # bytes of a pixel in PIL, of whatever mode
-COPIES = 5          # of a picture that stand side by side where alpha is laid on white
-FRAMES = 100        # of an animation, tried until one is not blank
-LONGEST = 16        # sides of a picture; what reaches further from the centre is cut before it is resized
+FORMATS = [
+    "JPEG",
+    "PNG",
+    "GIF",
+    "WEBP",
+    "TIFF",
+    "BMP",
+    "DIB",
+    "PPM",
+    "AVIF",
+    "JPEG2000",
+    "TGA",
+    "PCX",
+    "SGI",
+    "ICO",
+    "PSD",
+    "QOI",
+]
+COPY = 4  # bytes of a pixel in PIL, of whatever mode
+COPIES = 5  # of a picture that stand side by side where alpha is laid on white
+FRAMES = 100  # of an animation, tried until one is not blank
+LONGEST = 16  # sides of a picture; what reaches further from the centre is cut before it is resized
 HEIF = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
 SIGNATURES = {
-    b"PK\3\4": "a zip; give it as a place of its own", b"%PDF": "a PDF", b"%!PS": "a PostScript drawing",
-    b"\xc5\xd0\xd3\xc6": "a PostScript drawing", b"\xd7\xcd\xc6\x9a": "a Windows metafile", b"\x93NUMPY": "a NumPy array",
-    b"PAR1": "a Parquet table", b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the picture",
-    b"<svg": "an SVG drawing", b"<?xml": "an XML or SVG file", b"<!DOCTYPE": "a web page", b"<html": "a web page",
-    b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7-Zip archive", b"Rar!": "a RAR archive", b"\x89HDF": "an HDF5 file",
-    b"\0\5\26\7": "what macOS notes of a file"}
+    b"PK\3\4": "a zip; give it as a place of its own",
+    b"%PDF": "a PDF",
+    b"%!PS": "a PostScript drawing",
+    b"\xc5\xd0\xd3\xc6": "a PostScript drawing",
+    b"\xd7\xcd\xc6\x9a": "a Windows metafile",
+    b"\x93NUMPY": "a NumPy array",
+    b"PAR1": "a Parquet table",
+    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the picture",
+    b"<svg": "an SVG drawing",
+    b"<?xml": "an XML or SVG file",
+    b"<!DOCTYPE": "a web page",
+    b"<html": "a web page",
+    b"\x1f\x8b": "a gzip archive",
+    b"7z\xbc\xaf": "a 7-Zip archive",
+    b"Rar!": "a RAR archive",
+    b"\x89HDF": "an HDF5 file",
+    b"\0\5\26\7": "what macOS notes of a file",
+}
 
 
 def decoded(content, size):
-    """The bytes of an image file as a square, uint8 (size, size, 3), as a viewer shows it; ``OSError`` when they are none."""
+    """The bytes of an image file as a square, uint8 (size, size, 3), as a viewer shows it;
+    ``OSError`` when they are none.
+    """
     return opened(content, size)[1]
 
 
 def opened(content, size):
-    """An image file as a viewer shows it: picture in RGB (PIL, perhaps reduced), its square, uint8 (size, size, 3), remarks (a set), kind
-    of file, and sides in pixels; ``OSError`` when it is none.
+    """An image file as a viewer shows it: picture in RGB (PIL, perhaps reduced), its square, uint8
+    (size, size, 3), remarks (a set), kind of file, and sides in pixels; ``OSError`` when it is
+    none.
     """
     try:
         if heif := content[4:8] == b"ftyp" and content[8:12] in HEIF:
             from pillow_heif import register_heif_opener
+
             register_heif_opener()
         stored = Image.open(io.BytesIO(content), formats=["HEIF"] if heif else formats())
         kind, (wide, high) = stored.format, stored.size
-        stored.draft(None, (4 * size, 4 * size))        # a JPEG many times larger is reduced while it is decoded, several times faster
-        cost = COPIES * COPY * stored.width * stored.height + 6 * wide * high * bool(stored.info.get("progressive"))      # its coefficients
+        stored.draft(
+            None, (4 * size, 4 * size)
+        )  # a JPEG many times larger is reduced while it is decoded, several times faster
+        cost = COPIES * COPY * stored.width * stored.height + 6 * wide * high * bool(
+            stored.info.get("progressive")
+        )  # its coefficients
         with BUDGET.decoding(cost, f"{wide} × {high} pixels"):
             picture, remarks = as_shown(stored)
             return picture, square(picture, size), remarks, kind, (wide, high)
     except UnidentifiedImageError as error:
         raise OSError(no_image(content)) from error
-    except Exception as error:      # whatever decoders make of foreign bytes
+    except Exception as error:  # whatever decoders make of foreign bytes
         raise OSError(reason(error)) from error
 
 
 @functools.cache
 def formats():
-    """The formats that are read: none whose decoder starts a program, as that of EPS does. Pillow's own bound gives way to the budget."""
+    """The formats that are read: none whose decoder starts a program, as that of EPS does. Pillow's
+    own bound gives way to the budget.
+    """
     Image.init()
     Image.MAX_IMAGE_PIXELS = None
     return [name for name in FORMATS if name in Image.OPEN]
@@ -59,12 +100,16 @@ def formats():
 
 def no_image(content):
     """What bytes are that no decoder of images knows."""
-    known = next((kind for mark, kind in SIGNATURES.items() if content.lstrip().startswith(mark)), f"{len(content)} bytes of no known kind")
+    known = next(
+        (kind for mark, kind in SIGNATURES.items() if content.lstrip().startswith(mark)),
+        f"{len(content)} bytes of no known kind",
+    )
     return "a film" if content[4:8] == b"ftyp" else known if content else "empty"
 
 
 def as_shown(picture):
-    """An opened PIL image in RGB, with remarks: turned as the camera says, white where transparent, of an animation the first frame.
+    """An opened PIL image in RGB, with remarks: turned as the camera says, white where transparent,
+    of an animation the first frame.
 
     Where the first frame is blank, the first one that is not.
     """
@@ -80,33 +125,49 @@ def as_shown(picture):
 
 def frame(picture):
     """The frame at which a PIL image stands in RGB, and remarks."""
-    tags = getattr(picture, "tag_v2", None)         # of a TIFF
-    masked = tags is None or bool({1, 2} & set(np.atleast_1d(tags.get(338, 0)).tolist()))      # whether it says that a band is alpha
+    tags = getattr(picture, "tag_v2", None)  # of a TIFF
+    masked = tags is None or bool(
+        {1, 2} & set(np.atleast_1d(tags.get(338, 0)).tolist())
+    )  # whether it says that a band is alpha
     picture, remarks = ImageOps.exif_transpose(picture), set()
     if picture.mode.startswith("I") or picture.mode == "F":
         grey, depth = eight_bits(np.asarray(picture))
-        stored = int(np.max(tags.get(258, 0))) if tags else 0       # bits, as a TIFF says
-        depth = f"{stored} bits" if depth != "floats" and stored and 32 in (stored, int(depth.split()[0])) else depth
-        picture, remarks = Image.fromarray(255 - grey if tags and tags.get(262) == 0 else grey), {f"grey of {depth}"}
+        stored = int(np.max(tags.get(258, 0))) if tags else 0  # bits, as a TIFF says
+        depth = (
+            f"{stored} bits"
+            if depth != "floats" and stored and 32 in (stored, int(depth.split()[0]))
+            else depth
+        )
+        picture, remarks = (
+            Image.fromarray(255 - grey if tags and tags.get(262) == 0 else grey),
+            {f"grey of {depth}"},
+        )
     if picture.has_transparency_data:
         layers = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
-        if not masked or not is_mask(np.asarray(layers.getchannel("A"))) or (blank(picture) and not blank(layers.convert("RGB"))):
+        if (
+            not masked
+            or not is_mask(np.asarray(layers.getchannel("A")))
+            or (blank(picture) and not blank(layers.convert("RGB")))
+        ):
             picture, remarks = layers, remarks | {"alpha that hides nothing or all"}
     return picture.convert("RGB"), remarks
 
 
 def is_mask(alpha):
-    """Whether a band is a mask: at least a hundredth of it is wholly clear or opaque, which other bands seldom are."""
+    """Whether a band is a mask: at least a hundredth of it is wholly clear or opaque, which other
+    bands seldom are.
+    """
     return bool(((alpha == 0) | (alpha == 255)).mean() >= 0.01)
 
 
 def eight_bits(values):
     """Greys deeper than 8 bits as uint8, and their depth in words.
 
-    Black is 0, white the largest value of the depth (the least of 8, 10, 12, 14, 16 bits that holds the picture; floats: 1, or 255).
-    Where the picture covers less than a quarter of that, has values below 0 or more than 16 bits, black and white are its 1st and 99th
-    percentile, as instruments show what they measure. NaN and infinity are black.
+    Black is 0, white the largest value of the depth (the least of 8, 10, 12, 14, 16 bits that holds
+    the picture; floats: 1, or 255). Where the picture covers less than a quarter of that, has
+    values below 0 or more than 16 bits, black and white are its 1st and 99th percentile, as
+    instruments show what they measure. NaN and infinity are black.
     """
     known = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     if not known.size:
@@ -119,9 +180,19 @@ def eight_bits(values):
         white = (1 if most <= 1 else 255 if most <= 255 else 0) if least >= 0 else 0
     elif bits and high - low >= white / 4:
         return (values >> (bits - 8)).astype(np.uint8), f"{bits} bits"
-    low, high = (0, white) if white and high - low >= white / 4 else (low, high) if low < high else (least, most)
-    scaled = (np.nan_to_num(values.astype(np.float64), nan=low, posinf=low, neginf=low) - low) * (255 / max(high - low, 1e-30))
-    return scaled.clip(0, 255).round().astype(np.uint8), "floats" if values.dtype.kind == "f" else f"{bits or 32} bits"
+    low, high = (
+        (0, white)
+        if white and high - low >= white / 4
+        else (low, high)
+        if low < high
+        else (least, most)
+    )
+    scaled = (np.nan_to_num(values.astype(np.float64), nan=low, posinf=low, neginf=low) - low) * (
+        255 / max(high - low, 1e-30)
+    )
+    return scaled.clip(0, 255).round().astype(
+        np.uint8
+    ), "floats" if values.dtype.kind == "f" else f"{bits or 32} bits"
 
 
 def blank(picture):
@@ -131,7 +202,9 @@ def blank(picture):
 
 def reason(error):
     """What an error says, short enough to stand beside others."""
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:120]
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][
+        :120
+    ]
 
 
 def square(picture, size):

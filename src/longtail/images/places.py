@@ -1,4 +1,6 @@
-"""What lies in a place that people name: a folder, an archive, a list or a table of images. Nothing is decoded here."""
+"""What lies in a place that people name: a folder, an archive, a list or a table of images. Nothing
+is decoded here.
+"""
 
 import fnmatch
 import io
@@ -14,37 +16,134 @@ from longtail.images.archives import CLASSES, Content, printable, whole_file
 from longtail.store import paths
 from longtail.store.settings import text_of
 
-LISTED = re.compile(r"(\S.*?)(?:\s+(-?\d+)(?:\s+(\w+))?)?\s*")       # of a list: path, perhaps a label, perhaps the source it belongs to
-READINGS = [re.compile(r"(.*[^\s,;])[\s,;]+([^\s,;]+)()"), re.compile(r"(.*[^\s,;])[\s,;]+([^\s,;]+)[\s,;]+(\w+)")]     # read widely
+LISTED = re.compile(
+    r"(\S.*?)(?:\s+(-?\d+)(?:\s+(\w+))?)?\s*"
+)  # of a list: path, perhaps a label, perhaps the source it belongs to
+READINGS = [
+    re.compile(r"(.*[^\s,;])[\s,;]+([^\s,;]+)()"),
+    re.compile(r"(.*[^\s,;])[\s,;]+([^\s,;]+)[\s,;]+(\w+)"),
+]  # read widely
 LISTS, TABLES = {".txt", ".lst", ".list"}, {".csv", ".tsv", ".json", ".jsonl"}
-LITTER = [      # what systems leave beside pictures, in lower case: folders, then files
-    "__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "recycler", "system volume information", "lost+found", "found.[0-9]*",
-    "thumbs.db", "desktop.ini", "ehthumbs*.db", "icon\r", "picasa.ini", "synctoy_*.dat", ".*"]
-BESIDE = {      # endings of what lies beside pictures and is none: films, sounds, notes of cameras and editors, tables and texts
-    ".3gp", ".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".mts", ".webm", ".wmv",
-    ".m4a", ".mp3", ".wav", ".aae", ".dop", ".lrcat", ".pp3", ".thm", ".xmp", ".cls", ".cfg",
-    ".conf", ".css", ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".js",
-    ".json", ".jsonl", ".lnk", ".log", ".lst", ".md", ".names", ".odt", ".pbtxt", ".pdf", ".py",
-    ".rst", ".rtf", ".sh", ".tsv", ".txt", ".url", ".xls", ".xlsx", ".xml", ".yaml", ".yml"}
-PATHS = ["path", "image_path", "img_path", "filepath", "file_path", "file", "filename", "file_name", "image", "img", "image_id", "id",
-         "name"]
+LITTER = [  # what systems leave beside pictures, in lower case: folders, then files
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "recycler",
+    "system volume information",
+    "lost+found",
+    "found.[0-9]*",
+    "thumbs.db",
+    "desktop.ini",
+    "ehthumbs*.db",
+    "icon\r",
+    "picasa.ini",
+    "synctoy_*.dat",
+    ".*",
+]
+# endings of what lies beside pictures and is none: films, sounds, notes of cameras and editors,
+# tables and texts
+BESIDE = {
+    ".3gp",
+    ".avi",
+    ".m2ts",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpg",
+    ".mts",
+    ".webm",
+    ".wmv",
+    ".m4a",
+    ".mp3",
+    ".wav",
+    ".aae",
+    ".dop",
+    ".lrcat",
+    ".pp3",
+    ".thm",
+    ".xmp",
+    ".cls",
+    ".cfg",
+    ".conf",
+    ".css",
+    ".csv",
+    ".db",
+    ".doc",
+    ".docx",
+    ".htm",
+    ".html",
+    ".ini",
+    ".ipynb",
+    ".js",
+    ".json",
+    ".jsonl",
+    ".lnk",
+    ".log",
+    ".lst",
+    ".md",
+    ".names",
+    ".odt",
+    ".pbtxt",
+    ".pdf",
+    ".py",
+    ".rst",
+    ".rtf",
+    ".sh",
+    ".tsv",
+    ".txt",
+    ".url",
+    ".xls",
+    ".xlsx",
+    ".xml",
+    ".yaml",
+    ".yml",
+}
+PATHS = [
+    "path",
+    "image_path",
+    "img_path",
+    "filepath",
+    "file_path",
+    "file",
+    "filename",
+    "file_name",
+    "image",
+    "img",
+    "image_id",
+    "id",
+    "name",
+]
 
 
 @dataclass(frozen=True)
 class Place:
-    """What lies there: ``files`` in order, each its name below the place and what reads its bytes."""
+    """What lies there: ``files`` in order, each its name below the place and what reads its
+    bytes.
+    """
 
     files: list
-    folders: set                                    # first folders below the place
-    labels: dict = field(default_factory=dict)      # name -> class, None for none, where list, table or archive say it
-    notes: list = field(default_factory=list)       # what was left out or reached oddly, a sentence each
+    folders: set  # first folders below the place
+    labels: dict = field(
+        default_factory=dict
+    )  # name -> class, None for none, where list, table or archive say it
+    notes: list = field(default_factory=list)  # what was left out or reached oddly, a sentence each
 
 
 # ---- places
 
+
 def container(path):
-    """The folder or file that a path names or, inside a zip, goes through; None where there is neither."""
-    return path if path.is_dir() else next((part for part in (path, *path.parents) if part.is_file()), None)
+    """The folder or file that a path names or, inside a zip, goes through; None where there is
+    neither.
+    """
+    return (
+        path
+        if path.is_dir()
+        else next((part for part in (path, *path.parents) if part.is_file()), None)
+    )
 
 
 def require(path, remedy):
@@ -55,10 +154,11 @@ def require(path, remedy):
 
 
 def files_of(path, without=frozenset()):
-    """The ``Place`` of a folder, archive (perhaps a folder in it), list or table; first folders ``without`` are left out.
+    """The ``Place`` of a folder, archive (perhaps a folder in it), list or table; first folders
+    ``without`` are left out.
 
-    Sorted, but for a list or table, whose order counts; what is named twice there counts once. What systems and tools leave beside
-    pictures is left out of the others and counted in the notes.
+    Sorted, but for a list or table, whose order counts; what is named twice there counts once. What
+    systems and tools leave beside pictures is left out of the others and counted in the notes.
     """
     place = container(path) or require(path, "give a folder, a zip, or a list (.txt) of images")
     if place.is_dir():
@@ -68,7 +168,12 @@ def files_of(path, without=frozenset()):
         folders = {name.split("/")[0] for name, _ in found if "/" in name}
     else:
         found, folders, labels, notes = members(place, path)
-    return Place([file for file in found if file[0].split("/")[0] not in without], folders - without, labels, notes)
+    return Place(
+        [file for file in found if file[0].split("/")[0] not in without],
+        folders - without,
+        labels,
+        notes,
+    )
 
 
 def is_list(path):
@@ -77,7 +182,9 @@ def is_list(path):
 
 
 def litter(name):
-    """What makes a file one that is never read as an image: ``system``, an ending such as ``.mov``, or nothing."""
+    """What makes a file one that is never read as an image: ``system``, an ending such as ``.mov``,
+    or nothing.
+    """
     parts = [part for part in name.casefold().split("/") if part not in (".", "..")]
     if any(fnmatch.fnmatchcase(part, pattern) for part in parts for pattern in LITTER):
         return "system"
@@ -90,19 +197,30 @@ def sifted(files):
     kinds = [litter(file[0]) for file in files]
     counts = Counter(kind for kind in kinds if kind)
     system = counts.pop("system", 0)
-    said = [f"{system} that systems leave"] * bool(system) + [f"{count} {ending}" for ending, count in sorted(counts.items())]
-    return [file for file, kind in zip(files, kinds, strict=True) if not kind], [f"left out as no pictures: {', '.join(said)}"] * bool(said)
+    said = [f"{system} that systems leave"] * bool(system) + [
+        f"{count} {ending}" for ending, count in sorted(counts.items())
+    ]
+    return [file for file, kind in zip(files, kinds, strict=True) if not kind], [
+        f"left out as no pictures: {', '.join(said)}"
+    ] * bool(said)
 
 
 # ---- folders
+
 
 def tree(root):
     """Files below a folder (name, what reads its bytes), its first folders, classes and notes.
 
     Links to folders are followed, each folder once. Shards (tar, arrays, Parquet) are entered.
     """
-    found, seen, links, notes, real_root = [], set(), deque([root]), Counter(), os.path.realpath(root)
-    while links:        # whatever is reached without a link comes first
+    found, seen, links, notes, real_root = (
+        [],
+        set(),
+        deque([root]),
+        Counter(),
+        os.path.realpath(root),
+    )
+    while links:  # whatever is reached without a link comes first
         start = links.popleft()
         if os.path.realpath(start) in seen:
             notes["reached twice, read once"] += 1
@@ -117,22 +235,40 @@ def tree(root):
             found += [Path(folder, file) for file in files]
             for name in [name for name in folders if os.path.islink(Path(folder, name))]:
                 target = os.path.realpath(Path(folder, name))
-                if any(inside == target or inside.startswith(target.rstrip("/") + "/") for inside in (real, real_root)):
+                if any(
+                    inside == target or inside.startswith(target.rstrip("/") + "/")
+                    for inside in (real, real_root)
+                ):
                     notes["that lead back to a folder above them, not followed"] += 1
                 elif litter(name) != "system":
                     links.append(Path(folder, name))
-    files = sorted((path.relative_to(root).parts, path) for path in found if path.is_symlink() or path.is_file())
-    files, left = sifted([(printable("/".join(parts)), Content(whole_file, path)) for parts, path in files])
-    folders = {printable(child.name) for child in root.iterdir() if child.is_dir() and litter(child.name) != "system"}
+    files = sorted(
+        (path.relative_to(root).parts, path)
+        for path in found
+        if path.is_symlink() or path.is_file()
+    )
+    files, left = sifted(
+        [(printable("/".join(parts)), Content(whole_file, path)) for parts, path in files]
+    )
+    folders = {
+        printable(child.name)
+        for child in root.iterdir()
+        if child.is_dir() and litter(child.name) != "system"
+    }
     left += [f"links to folders {what}: {count}" for what, count in notes.items()]
     if odd := sum(not str(read.file).isprintable() and "\\" in name for name, read in files):
-        left.append(f"{odd} names are no UTF-8 and shown with \\x; lists of picks cannot lead to them: rename them for that")
+        left.append(
+            f"{odd} names are no UTF-8 and shown with \\x; lists of picks cannot lead to them: "
+            "rename them for that"
+        )
     files, labels = entered(files)
     return files, folders, labels, left
 
 
 def entered(files):
-    """Files with the members of shards among them in their place, and the classes that shards give, None where they give none."""
+    """Files with the members of shards among them in their place, and the classes that shards give,
+    None where they give none.
+    """
     found, labels = [], {}
     for name, read in files:
         if PurePosixPath(name).suffix.lower() not in archives.SHARDS or not read.file.exists():
@@ -146,56 +282,86 @@ def entered(files):
 
 # ---- archives
 
+
 def members(archive, path):
-    """Files (name below the path, what reads its bytes) of an archive, first folders, classes, and notes."""
+    """Files (name below the path, what reads its bytes) of an archive, first folders, classes, and
+    notes.
+    """
     packed, classes = archives.contents(archive)
     names = sorted(name for name in packed if litter(name) != "system")
     tops = {name.split("/")[0] for name in names}
-    top = f"{tops.pop()}/" if len(tops) == 1 and any("/" in name for name in names) else ""     # the usual one folder
+    top = (
+        f"{tops.pop()}/" if len(tops) == 1 and any("/" in name for name in names) else ""
+    )  # the usual one folder
     asked = "".join(f"{part}/" for part in path.relative_to(archive).parts)
     if asked.startswith(top) and any(name.startswith(asked) for name in names):
-        top = ""                                            # a path as `unzip -l` prints it
+        top = ""  # a path as `unzip -l` prints it
     top += asked
     below = [name for name in names if name.startswith(top) and name != top]
-    files, notes = sifted([(name.removeprefix(top), packed[name]) for name in below if not name.endswith("/")])
+    files, notes = sifted(
+        [(name.removeprefix(top), packed[name]) for name in below if not name.endswith("/")]
+    )
     if left := sum(litter(name) == "system" and not name.endswith("/") for name in packed):
         notes.append(f"left out {left} files that systems leave")
     labels = {name: classes.get(top + name) for name, _ in files} if classes else {}
-    folders = {name.removeprefix(top).split("/")[0] for name in below if "/" in name.removeprefix(top) and not archives.outside(name)}
+    folders = {
+        name.removeprefix(top).split("/")[0]
+        for name in below
+        if "/" in name.removeprefix(top) and not archives.outside(name)
+    }
     return files, folders, labels, notes
 
 
 # ---- lists and tables
 
+
 def lines_of(path):
-    """(path, label or None, source or None) of each line of a list in the fixed form of the published ones."""
-    return [LISTED.fullmatch(line.strip()).groups() for line in text_of(path, "a list of images").splitlines() if line.strip()]
+    """(path, label or None, source or None) of each line of a list in the fixed form of the
+    published ones.
+    """
+    return [
+        LISTED.fullmatch(line.strip()).groups()
+        for line in text_of(path, "a list of images").splitlines()
+        if line.strip()
+    ]
 
 
 def listed(path):
-    """Files (name, what reads its bytes) of a list or table, the classes it gives them, and notes."""
+    """Files (name, what reads its bytes) of a list or table, the classes it gives them, and
+    notes.
+    """
     rows, notes = (list_rows if path.suffix.lower() in LISTS else table_rows)(path)
     found, labels, twice = {}, {}, 0
     for number, name, label, root in rows:
-        within = [(str(PurePosixPath(name, below)), read) for below, read in tree(root)[0]] if root.is_dir() else [
-            (name, Content(whole_file, root, (f", line {number} of {path.name}",)))]
+        within = (
+            [(str(PurePosixPath(name, below)), read) for below, read in tree(root)[0]]
+            if root.is_dir()
+            else [(name, Content(whole_file, root, (f", line {number} of {path.name}",)))]
+        )
         for each, read in within:
             twice += each in found
             found.setdefault(each, read)
             labels[each] = label
     whole = all(label not in (None, "-1") for label in labels.values())
-    return list(found.items()), labels if whole else {}, notes + [f"{twice} paths are listed twice and count once"] * bool(twice)
+    return (
+        list(found.items()),
+        labels if whole else {},
+        notes + [f"{twice} paths are listed twice and count once"] * bool(twice),
+    )
 
 
 def list_rows(path):
     """(number of the line, name, class or None, path) of each entry of a list, and notes.
 
-    A line is a path below the list's folder, or a folder, perhaps quoted, with Windows's separators or with a label behind it: whichever
-    of these is there. A third column names the folder of the data folder that the path goes below instead, as in MAK's mixed pools.
+    A line is a path below the list's folder, or a folder, perhaps quoted, with Windows's separators
+    or with a label behind it: whichever of these is there. A third column names the folder of the
+    data folder that the path goes below instead, as in MAK's mixed pools.
     """
     rows = []
     for number, line in enumerate(text_of(path, "a list of images").splitlines(), 1):
-        place, label, source = next((some for some in readings(line) if exists(path, some)), (None, None, None))
+        place, label, source = next(
+            (some for some in readings(line) if exists(path, some)), (None, None, None)
+        )
         if place is None:
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
@@ -208,7 +374,9 @@ def list_rows(path):
 def readings(line):
     """What a line may mean, likeliest first: (path, label or None, source or None)."""
     texts = [line, line.strip(), line.strip().strip("\"'")]
-    texts = dict.fromkeys(text for text in [*texts, *(text.replace("\\", "/") for text in texts)] if text.strip())
+    texts = dict.fromkeys(
+        text for text in [*texts, *(text.replace("\\", "/") for text in texts)] if text.strip()
+    )
     yield from ((text, None, None) for text in texts)
     for text, columns in itertools.product(texts, READINGS):
         if match := columns.fullmatch(text.strip()):
@@ -221,28 +389,44 @@ def exists(path, reading):
     with_source = paths.DATA / source if source else path.parent
     try:
         return os.path.lexists(with_source / name)
-    except ValueError:      # a NUL in a name
+    except ValueError:  # a NUL in a name
         return False
 
 
 def table_rows(path):
     """(number of the line, name, class or None, path) of each row of a table, and notes.
 
-    One column names files: paths below the table's folder, or names that one file below it has, perhaps without their ending.
+    One column names files: paths below the table's folder, or names that one file below it has,
+    perhaps without their ending.
     """
     import pandas
+
     try:
         if path.suffix.lower() in (".csv", ".tsv"):
             text = text_of(path, "a table of images")
-            rows = pandas.read_csv(io.StringIO(text), sep=None if path.suffix.lower() == ".csv" else "\t", engine="python", dtype=str)
+            rows = pandas.read_csv(
+                io.StringIO(text),
+                sep=None if path.suffix.lower() == ".csv" else "\t",
+                engine="python",
+                dtype=str,
+            )
         else:
-            rows = pandas.read_json(io.StringIO(text_of(path, "a table of images")), lines=path.suffix.lower() == ".jsonl", dtype=str)
+            rows = pandas.read_json(
+                io.StringIO(text_of(path, "a table of images")),
+                lines=path.suffix.lower() == ".jsonl",
+                dtype=str,
+            )
     except ValueError as error:
-        raise ValueError(f"{path} is no table that can be read ({' '.join(str(error).split())[:80]}); give rows with a column of paths and "
-                         f"perhaps one of labels") from error
+        raise ValueError(
+            f"{path} is no table that can be read ({' '.join(str(error).split())[:80]}); give rows "
+            "with a column of paths and "
+            f"perhaps one of labels"
+        ) from error
     rows = rows.rename(columns=lambda name: str(name).strip())
     below = None
-    for column in sorted(rows, key=lambda name: PATHS.index(name.lower()) if name.lower() in PATHS else len(PATHS)):
+    for column in sorted(
+        rows, key=lambda name: PATHS.index(name.lower()) if name.lower() in PATHS else len(PATHS)
+    ):
         names = rows[column].dropna().astype(str)
         if len(names) and (path.parent / names.iloc[0].replace("\\", "/")).is_file():
             named = {name: name.replace("\\", "/") for name in names}
@@ -252,23 +436,39 @@ def table_rows(path):
         if any(named.values()):
             break
     else:
-        raise ValueError(f"{path} has the columns {', '.join(rows)}, and none names files below {path.parent}; name them by path")
+        raise ValueError(
+            f"{path} has the columns {', '.join(rows)}, and none names files below {path.parent}; "
+            "name them by path"
+        )
     others = [name for name in rows if name != column]
-    label = next((name for name in others if name.lower() in CLASSES), others[0] if len(others) == 1 else None)
+    label = next(
+        (name for name in others if name.lower() in CLASSES),
+        others[0] if len(others) == 1 else None,
+    )
     classes = rows[label].astype(str) if label else [None] * len(rows)
     entries = [str(PurePosixPath(named.get(name) or str(name))) for name in rows[column]]
-    return ([(number, name, given, path.parent / name) for number, (name, given) in enumerate(zip(entries, classes, strict=True), 2)],
-            [f"files by the column {column}" + (f", classes by {label}" if label else "")])
+    return (
+        [
+            (number, name, given, path.parent / name)
+            for number, (name, given) in enumerate(zip(entries, classes, strict=True), 2)
+        ],
+        [f"files by the column {column}" + (f", classes by {label}" if label else "")],
+    )
 
 
 def by_name(root):
-    """Files below a folder by their name, and by their name without its ending where only one has it: -> name below the folder."""
+    """Files below a folder by their name, and by their name without its ending where only one has
+    it: -> name below the folder.
+    """
     names = [name for name, _ in tree(root)[0]]
     stems = Counter(PurePosixPath(name).stem for name in names)
-    return {PurePosixPath(name).stem: name for name in names if stems[PurePosixPath(name).stem] == 1} | {
-        PurePosixPath(name).name: name for name in names}
+    return {
+        PurePosixPath(name).stem: name for name in names if stems[PurePosixPath(name).stem] == 1
+    } | {PurePosixPath(name).name: name for name in names}
 
 
 def name_of(dataset):
-    """What runs and tables call a data set: its own name, that of its folder, or of the zip that holds it."""
+    """What runs and tables call a data set: its own name, that of its folder, or of the zip that
+    holds it.
+    """
     return (container(paths.DATA / dataset) or Path(dataset)).name.removesuffix(".zip")

@@ -14,28 +14,36 @@ import torch
 from longtail.images.pixels import decoded, reason
 from longtail.images.places import files_of
 
-AHEAD = 256         # images that are decoded before the first of them is put in its place
-UNKNOWN = -1        # the label of an image without one
+AHEAD = 256  # images that are decoded before the first of them is put in its place
+UNKNOWN = -1  # the label of an image without one
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images with what is known of them; labels serve evaluation only and never reach training or sampling."""
+    """Images with what is known of them; labels serve evaluation only and never reach training or
+    sampling.
+    """
 
-    images: torch.Tensor    # uint8 (n, 3, s, s)
-    labels: torch.Tensor    # int64 (n,), −1 when unknown
-    names: tuple            # n strings
+    images: torch.Tensor  # uint8 (n, 3, s, s)
+    labels: torch.Tensor  # int64 (n,), −1 when unknown
+    names: tuple  # n strings
 
     def __len__(self):
         return len(self.images)
 
     def __add__(self, other):
-        return ImageSet(torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]), self.names + other.names)
+        return ImageSet(
+            torch.cat([self.images, other.images]),
+            torch.cat([self.labels, other.labels]),
+            self.names + other.names,
+        )
 
     def subset(self, index):
         """The images at the given positions, in that order."""
         index = torch.tensor(np.asarray(index), dtype=torch.int64)
-        return ImageSet(self.images[index], self.labels[index], tuple(self.names[i] for i in index.tolist()))
+        return ImageSet(
+            self.images[index], self.labels[index], tuple(self.names[i] for i in index.tolist())
+        )
 
     def shuffled(self, seed, count=None):
         """All images in a random order, or the first ``count`` of it."""
@@ -44,17 +52,21 @@ class ImageSet:
     @functools.cached_property
     def digest(self):
         """First 16 hex digits of SHA-256 over content and order, labels left out."""
-        content = hashlib.sha256(np.ascontiguousarray(self.images.numpy(force=True)))      # by its memory, without a copy
+        content = hashlib.sha256(
+            np.ascontiguousarray(self.images.numpy(force=True))
+        )  # by its memory, without a copy
         content.update("\n".join(self.names).encode())
         return content.hexdigest()[:16]
 
 
 # ---- sets larger than memory
 
+
 class Files:
     """Images that stay in their files until some of them are asked for: uint8 (k, 3, size, size).
 
-    ``files``: (name, what reads its bytes), as ``files_of`` lists them. A file that is no image is an error naming it.
+    ``files``: (name, what reads its bytes), as ``files_of`` lists them. A file that is no image is
+    an error naming it.
     """
 
     def __init__(self, files, size):
@@ -64,7 +76,9 @@ class Files:
         return len(self.files)
 
     def __getitem__(self, part):
-        files = self.files[part] if isinstance(part, slice) else [self.files[place] for place in part]
+        files = (
+            self.files[part] if isinstance(part, slice) else [self.files[place] for place in part]
+        )
         pictures, _, broken = read_images(files, self.size)
         if broken:
             read = dict(files)[next(name for name, _ in files if broken[0].startswith(f"{name} ("))]
@@ -73,11 +87,16 @@ class Files:
 
 
 class FileSet(ImageSet):
-    """An ImageSet whose images are ``Files``; a subset of it is decoded, a shuffled one stays in its files."""
+    """An ImageSet whose images are ``Files``; a subset of it is decoded, a shuffled one stays in
+    its files.
+    """
 
     def __add__(self, other):
-        return FileSet(Files(self.images.files + other.images.files, self.images.size),
-                       torch.cat([self.labels, other.labels]), self.names + other.names)
+        return FileSet(
+            Files(self.images.files + other.images.files, self.images.size),
+            torch.cat([self.labels, other.labels]),
+            self.names + other.names,
+        )
 
     def shuffled(self, seed, count=None):
         """The same files in a random order, or the first ``count`` of it."""
@@ -87,32 +106,43 @@ class FileSet(ImageSet):
 
     @functools.cached_property
     def digest(self):
-        """First 16 hex digits of SHA-256 over the files' bytes, their order, names and size as squares."""
+        """First 16 hex digits of SHA-256 over the files' bytes, their order, names and size as
+        squares.
+        """
         content = hashlib.sha256(f"{self.images.size}\n".encode() + "\n".join(self.names).encode())
         for name, read in self.images.files:
             try:
                 content.update(hashlib.sha256(read()).digest())
             except OSError as error:
-                raise ValueError(f"no readable image: {name} ({error}), {read}; remove it") from error
+                raise ValueError(
+                    f"no readable image: {name} ({error}), {read}; remove it"
+                ) from error
         return content.hexdigest()[:16]
 
 
 # ---- from folders, zips, lists and tables
 
-def folder(path, size, skip_broken=False, without=frozenset()):
-    """All images of a folder, zip, list or table as squares of ``size`` pixels: short side resized, centre cut.
 
-    The path may go on inside a zip. A label is the class that a list or table gives, else the first folder below the path (sorted), −1
-    for all when neither is there; folders ``without`` are passed over. What is left out is printed. A file that is no readable image is an
-    error naming it; ``skip_broken`` leaves such files out and prints their names instead.
+def folder(path, size, skip_broken=False, without=frozenset()):
+    """All images of a folder, zip, list or table as squares of ``size`` pixels: short side resized,
+    centre cut.
+
+    The path may go on inside a zip. A label is the class that a list or table gives, else the first
+    folder below the path (sorted), −1 for all when neither is there; folders ``without`` are passed
+    over. What is left out is printed. A file that is no readable image is an error naming it;
+    ``skip_broken`` leaves such files out and prints their names instead.
     """
     place = files_of(Path(path), without)
     for note in place.notes:
         print(f"{path}: {note}")
     pictures, names, broken = read_images(place.files, size)
     if broken and not skip_broken:
-        raise ValueError(f"{path}: {len(broken)} of {len(place.files)} files are no readable images: {', '.join(broken[:5])}"
-                         f"{', …' if len(broken) > 5 else ''}; mend or remove them, or skip them with skip_broken")
+        raise ValueError(
+            f"{path}: {len(broken)} of {len(place.files)} files are no readable images: "
+            f"{', '.join(broken[:5])}"
+            f"{', …' if len(broken) > 5 else ''}; mend or remove them, or skip them with "
+            "skip_broken"
+        )
     if broken:
         print(f"skipped {len(broken)} files of {path}: {', '.join(broken)}")
     labels, names = labels_of(path, names, place)
@@ -120,9 +150,11 @@ def folder(path, size, skip_broken=False, without=frozenset()):
 
 
 def read_images(files, size):
-    """Squares (n, 3, size, size) and names of those ``files`` (name, what reads its bytes) that are images; what is wrong with each other.
+    """Squares (n, 3, size, size) and names of those ``files`` (name, what reads its bytes) that are
+    images; what is wrong with each other.
 
-    Decoded by all cores, whatever torch's number of threads, and each straight into its place: the set is in memory once.
+    Decoded by all cores, whatever torch's number of threads, and each straight into its place: the
+    set is in memory once.
     """
     pictures, names, broken = torch.empty(len(files), 3, size, size, dtype=torch.uint8), [], []
 
@@ -131,15 +163,22 @@ def read_images(files, size):
             return decoded(file[1](), size).transpose(2, 0, 1)
         except OSError as error:
             return reason(error)
+
     with ThreadPoolExecutor(decoders()) as pool:
-        for start in range(0, len(files), AHEAD):       # not all at once: what has been decoded and not yet placed is a second copy
-            for (name, _), found in zip(files[start:start + AHEAD], pool.map(decode, files[start:start + AHEAD]), strict=True):
+        for start in range(
+            0, len(files), AHEAD
+        ):  # not all at once: what has been decoded and not yet placed is a second copy
+            for (name, _), found in zip(
+                files[start : start + AHEAD],
+                pool.map(decode, files[start : start + AHEAD]),
+                strict=True,
+            ):
                 if isinstance(found, str):
                     broken.append(f"{name} ({found})")
                 else:
                     pictures.numpy()[len(names)] = found
                     names.append(name)
-    return pictures[:len(names)], names, broken
+    return pictures[: len(names)], names, broken
 
 
 def decoders():
@@ -148,14 +187,18 @@ def decoders():
 
 
 def files(path, size, without=frozenset()):
-    """The same images left in their files, a ``FileSet``: for sets larger than memory. A broken file is an error once it is read."""
+    """The same images left in their files, a ``FileSet``: for sets larger than memory. A broken
+    file is an error once it is read.
+    """
     place = files_of(Path(path), without)
     names = [name for name, _ in place.files]
     return FileSet(Files(place.files, size), *labels_of(path, names, place))
 
 
 def labels_of(path, names, place):
-    """Labels (n,) of the names, and the names as a tuple; an error when there are none, or a class folder without any."""
+    """Labels (n,) of the names, and the names as a tuple; an error when there are none, or a class
+    folder without any.
+    """
     if not names:
         raise ValueError(f"{path} has no readable images")
     classes = classes_of(names, place)
@@ -167,20 +210,32 @@ def labels_of(path, names, place):
 
 
 def classes_of(names, place):
-    """The classes of images by the labels of their list or table, else by first folders; sorted, numbers as numbers, empty for none."""
-    named = {place.labels[name] for name in names} - {None} if place.labels else set(class_names(names))
-    return sorted(named, key=int) if place.labels and all(name.isdecimal() for name in named) else sorted(named)
+    """The classes of images by the labels of their list or table, else by first folders; sorted,
+    numbers as numbers, empty for none.
+    """
+    named = (
+        {place.labels[name] for name in names} - {None} if place.labels else set(class_names(names))
+    )
+    return (
+        sorted(named, key=int)
+        if place.labels and all(name.isdecimal() for name in named)
+        else sorted(named)
+    )
 
 
 def class_names(names):
     """Sorted first folders of the names, empty when any image lies outside a folder."""
-    return sorted({name.split("/")[0] for name in names}) if all("/" in name for name in names) else []
+    return (
+        sorted({name.split("/")[0] for name in names}) if all("/" in name for name in names) else []
+    )
 
 
 def import_torchvision():
-    """torchvision, also where its compiled part does not fit the installed torch (a CPU build beside a CUDA wheel).
+    """torchvision, also where its compiled part does not fit the installed torch (a CPU build
+    beside a CUDA wheel).
 
-    Its Python parts work once the two operators it looks for are declared; where the compiled part loads, nothing is touched.
+    Its Python parts work once the two operators it looks for are declared; where the compiled part
+    loads, nothing is touched.
     """
     try:
         return importlib.import_module("torchvision")
@@ -191,5 +246,5 @@ def import_torchvision():
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     module = importlib.import_module("torchvision")
-    module.declared = library       # the declaration lives as long as this object
+    module.declared = library  # the declaration lives as long as this object
     return module

@@ -1,4 +1,6 @@
-"""Whether what a method adds is at work: measured on finished runs, against classes that training never sees."""
+"""Whether what a method adds is at work: measured on finished runs, against classes that training
+never sees.
+"""
 
 import functools
 
@@ -14,61 +16,93 @@ from longtail.measure.phi import phi
 from longtail.pick import samplers
 from longtail.store import runs
 
-DRAWS = 1000        # of what chance would do, with a fixed seed
+DRAWS = 1000  # of what chance would do, with a fixed seed
 _OF_METHODS = [kind.mechanism for kind in methods.METHODS.values() if kind.mechanism]
-LEAST_CONTRASTS = {"picks": samplers.LEAST_EXCHANGED, **{name.split()[0]: least for name, least in _OF_METHODS}}       # see ``active``
+LEAST_CONTRASTS = {
+    "picks": samplers.LEAST_EXCHANGED,
+    **{name.split()[0]: least for name, least in _OF_METHODS},
+}  # see ``active``
 
 
 def active(mechanism, rows):
-    """Whether a mechanism is at work in a run: its ``contrast`` exceeds ``chance`` and the least that the method could use.
+    """Whether a mechanism is at work in a run: its ``contrast`` exceeds ``chance`` and the least
+    that the method could use.
 
-    ``rows``: columns mechanism, group, value of one run. ``chance`` is the 99th percentile of the contrast when classes are shuffled. The
-    least follows from each mechanism, not from results:
+    ``rows``: columns mechanism, group, value of one run. ``chance`` is the 99th percentile of the
+    contrast when classes are shuffled. The least follows from each mechanism, not from results:
 
-    pruning (SDCLR)     φ of few less φ of many among the 10 % of the images on which the dense and the pruned branch disagree most, 0 if no
-                        weight is pruned: 0.2, a fifth of a fair share.
-    strength (BCL)      mean strength of few less that of many: 0.05, one of the 20 steps of RandAugment's magnitude from 10 to 30.
-    importance (rwSAM)  mean weight of few less that of many, where the mean of all is about 1: 0.2, the step of the oracle's weights
-                        (φ = 1.2) from one class to the next.
-    prior (GH)          share of the images that would have to move for a uniform prior, times the weight of GH's loss, at most 1: 0.1.
-    picks (COLT, MAK)   share of the picks that would have to be exchanged for the pool's own mix of many, medium, few and outsiders: 0.1.
-                        The mechanism is named with its sampler: "picks mak".
+    pruning (SDCLR)     φ of few less φ of many among the 10 % of the images on which the dense and
+                        the pruned branch disagree most, 0 if no weight is pruned: 0.2, a fifth of a
+                        fair share.
+    strength (BCL)      mean strength of few less that of many: 0.05, one of the 20 steps of
+                        RandAugment's magnitude from 10 to 30.
+    importance (rwSAM)  mean weight of few less that of many, where the mean of all is about 1: 0.2,
+                        the step of the oracle's weights (φ = 1.2) from one class to the next.
+    prior (GH)          share of the images that would have to move for a uniform prior, times the
+                        weight of GH's loss, at most 1: 0.1.
+    picks (COLT, MAK)   share of the picks that would have to be exchanged for the pool's own mix of
+                        many, medium, few and outsiders: 0.1. The mechanism is named with its
+                        sampler: "picks mak".
     """
     mine = rows[rows.mechanism == mechanism].set_index("group").value
-    if mechanism.split()[0] not in LEAST_CONTRASTS or not mine.index.is_unique or not {"contrast", "chance"} <= set(mine.index):
-        raise ValueError(f"no check of {mechanism!r} in these rows; give those of one run, with contrast and chance, of "
-                         f"{', '.join(LEAST_CONTRASTS)}")
+    if (
+        mechanism.split()[0] not in LEAST_CONTRASTS
+        or not mine.index.is_unique
+        or not {"contrast", "chance"} <= set(mine.index)
+    ):
+        raise ValueError(
+            f"no check of {mechanism!r} in these rows; give those of one run, with contrast and "
+            "chance, of "
+            f"{', '.join(LEAST_CONTRASTS)}"
+        )
     return bool(mine["contrast"] > max(mine["chance"], LEAST_CONTRASTS[mechanism.split()[0]]))
 
 
 def verdicts(rows):
-    """One line for each run and mechanism in ``results.read("mechanism*")``: run, method, mechanism, contrast, chance, least, active."""
+    """One line for each run and mechanism in ``results.read("mechanism*")``: run, method,
+    mechanism, contrast, chance, least, active.
+    """
     keys, found = ["run", "method", "mechanism"], []
     for key, own in rows.groupby(keys):
         value = own.set_index("group").value
-        found.append((*key, value["contrast"], value["chance"], LEAST_CONTRASTS[key[-1].split()[0]], active(key[-1], own)))
+        found.append(
+            (
+                *key,
+                value["contrast"],
+                value["chance"],
+                LEAST_CONTRASTS[key[-1].split()[0]],
+                active(key[-1], own),
+            )
+        )
     return pd.DataFrame(found, columns=[*keys, "contrast", "chance", "least", "active"])
 
 
 # ---- what methods noted as they trained
 
-def measure_mechanism(run, results, study, group_rule="thirds"):
-    """Rows of what the method of a finished run adds, by size group; read from disk when measured before, empty without a mechanism.
 
-    Rows: mechanism, group, value. Groups many, medium, few and all hold the measured quantity, contrast and chance what ``active`` asks.
-    ``prior`` has the share of the images in the fullest, middle and emptiest third of the surrogate classes, and that of the true
-    classes beside it; ``picks colt`` how over-represented each part of the pool is among the last picks.
+def measure_mechanism(run, results, study, group_rule="thirds"):
+    """Rows of what the method of a finished run adds, by size group; read from disk when measured
+    before, empty without a mechanism.
+
+    Rows: mechanism, group, value. Groups many, medium, few and all hold the measured quantity,
+    contrast and chance what ``active`` asks. ``prior`` has the share of the images in the fullest,
+    middle and emptiest third of the surrogate classes, and that of the true classes beside it;
+    ``picks colt`` how over-represented each part of the pool is among the last picks.
     """
     images, groups = trained_on(run, study), size_groups(study.counts, group_rule)
     names = np.array(groups)[images.labels.numpy()]
     noted = results.rows_of(run, "notes.csv")
     noted = dict(list(noted.groupby("name"))) if noted is not None else {}
-    last = {name: rows[rows.epoch == rows.epoch.max()].value.to_numpy()
-            for name, rows in noted.items()}
+    last = {
+        name: rows[rows.epoch == rows.epoch.max()].value.to_numpy() for name, rows in noted.items()
+    }
 
     def rows():
-        found = {name: of_images(last[name][:len(names)], names)
-                 for name in ("strength", "importance") if name in last}
+        found = {
+            name: of_images(last[name][: len(names)], names)
+            for name in ("strength", "importance")
+            if name in last
+        }
         if "prior" in last:
             weight = min(1, methods.find(run.method)(run).own["harmony"])
             found["prior"] = of_prior(last["prior"], weight, study.counts, len(names))
@@ -80,8 +114,12 @@ def measure_mechanism(run, results, study, group_rule="thirds"):
             found["pruning"] = of_pruning(disagreed.set_index("group"))
         return as_rows_of(found)
 
-    settings = {"group_rule": group_rule, "counts": study.counts, "images": images.digest,
-                "pool": study.pool.digest if "picks" in last else ""}
+    settings = {
+        "group_rule": group_rule,
+        "counts": study.counts,
+        "images": images.digest,
+        "pool": study.pool.digest if "picks" in last else "",
+    }
     return results.remember(run, "mechanism", settings, rows)
 
 
@@ -99,11 +137,24 @@ def trained_on(run, study):
 def measure_picks(run, results, study, picks, group_rule="thirds"):
     """``picks <sampler>`` rows of what samplers took; ``picks``: sampler -> rows."""
     parts = sampled.pool_parts(study, group_rule)
-    settings = {"group_rule": group_rule, "counts": study.counts, "pool": study.pool.digest,
-                "parts": runs.sha256("".join(parts).encode()), "picks": samplers.digests(picks)}
-    return results.remember(run, "mechanism-picks", settings, lambda: as_rows_of(
-        {f"picks {sampler}": of_picks(taken["index"].to_numpy(), parts)
-         for sampler, taken in picks.items()}))
+    settings = {
+        "group_rule": group_rule,
+        "counts": study.counts,
+        "pool": study.pool.digest,
+        "parts": runs.sha256("".join(parts).encode()),
+        "picks": samplers.digests(picks),
+    }
+    return results.remember(
+        run,
+        "mechanism-picks",
+        settings,
+        lambda: as_rows_of(
+            {
+                f"picks {sampler}": of_picks(taken["index"].to_numpy(), parts)
+                for sampler, taken in picks.items()
+            }
+        ),
+    )
 
 
 def _chance(draw):
@@ -124,7 +175,8 @@ def of_picks(index, parts):
 
     def exchanged(some):
         return abs(shares(some) - fair).sum() / 2
-    chance = _chance(lambda generator: exchanged(generator.permutation(len(codes))[:len(index)]))
+
+    chance = _chance(lambda generator: exchanged(generator.permutation(len(codes))[: len(index)]))
     over_represented = dict(zip(kinds, shares(index) / fair, strict=True))
     return over_represented | {"contrast": exchanged(index), "chance": chance}
 
@@ -136,6 +188,7 @@ def of_images(values, groups):
 
     def contrast(values):
         return values[groups == "few"].mean() - values[groups == "many"].mean()
+
     means = {group: values[groups == group].mean() for group in SIZE_GROUPS if group in groups}
     chance = _chance(lambda generator: contrast(generator.permutation(values)))
     return means | {"all": values.mean(), "contrast": contrast(values), "chance": chance}
@@ -147,12 +200,18 @@ def of_prior(prior, weight, counts, images):
 
     def distance(shares):
         return abs(shares - 1 / len(prior)).sum() / 2
+
     chance = _chance(lambda generator: distance(generator.multinomial(images, fair) / images))
-    thirds = {f"{kind}{group}": values[np.array(size_groups(values, "thirds")) == group].sum()
-              for kind, values in (("", prior), ("true_", np.array(counts) / sum(counts)))
-              for group in SIZE_GROUPS}
-    return thirds | {"all": distance(prior), "contrast": weight * distance(prior),
-                     "chance": weight * chance}
+    thirds = {
+        f"{kind}{group}": values[np.array(size_groups(values, "thirds")) == group].sum()
+        for kind, values in (("", prior), ("true_", np.array(counts) / sum(counts)))
+        for group in SIZE_GROUPS
+    }
+    return thirds | {
+        "all": distance(prior),
+        "contrast": weight * distance(prior),
+        "chance": weight * chance,
+    }
 
 
 def of_pruning(found):
@@ -166,18 +225,22 @@ def of_pruning(found):
     def at_random(generator):
         shares = phi(generator.random(len(groups)), groups)
         return shares["few"] - shares["many"]
+
     return {**found.phi, "contrast": contrast, "chance": _chance(at_random)}
 
 
 # ---- where the dense and the pruned network disagree
 
-def disagreement(run, results, study, group_rule="thirds", top=0.1):
-    """Which size groups the images come from on which a run's dense and pruned network disagree most (SDCLR's slides, PIE samples).
 
-    Rows: group, phi (share among the ``top`` that disagree most / share among all), disagreement (mean), images, pruned (share of the
-    convolution weights). For SDCLR these are its two branches. Any other encoder is pruned after training, as a control, remembered as
-    ``disagreement-control``: an ordinary encoder tells what pruning does without SDCLR, one of the balanced list which classes are hard
-    and not rare.
+def disagreement(run, results, study, group_rule="thirds", top=0.1):
+    """Which size groups the images come from on which a run's dense and pruned network disagree
+    most (SDCLR's slides, PIE samples).
+
+    Rows: group, phi (share among the ``top`` that disagree most / share among all), disagreement
+    (mean), images, pruned (share of the convolution weights). For SDCLR these are its two branches.
+    Any other encoder is pruned after training, as a control, remembered as
+    ``disagreement-control``: an ordinary encoder tells what pruning does without SDCLR, one of the
+    balanced list which classes are hard and not rare.
     """
     images = trained_on(run, study)
     names = np.array(size_groups(study.counts, group_rule))[images.labels.numpy()]
@@ -185,12 +248,26 @@ def disagreement(run, results, study, group_rule="thirds", top=0.1):
     def rows():
         values, pruned = disagreements(run, results, study)
         shares = {group: value for group, value in phi(values, names, top).items() if group}
-        masks = [(group, shares[group], names == group) for group in SIZE_GROUPS if group in shares] + [("all", 1.0, names == names)]
-        return pd.DataFrame([(group, share, float(values[torch.from_numpy(mask)].mean()), mask.sum(), pruned)
-                             for group, share, mask in masks], columns=["group", "phi", "disagreement", "images", "pruned"])
+        masks = [
+            (group, shares[group], names == group) for group in SIZE_GROUPS if group in shares
+        ] + [("all", 1.0, names == names)]
+        return pd.DataFrame(
+            [
+                (group, share, float(values[torch.from_numpy(mask)].mean()), mask.sum(), pruned)
+                for group, share, mask in masks
+            ],
+            columns=["group", "phi", "disagreement", "images", "pruned"],
+        )
 
-    settings = {"group_rule": group_rule, "counts": study.counts, "images": images.digest, "top": top}
-    return results.remember(run, "disagreement" if prunes(run) else "disagreement-control", settings, rows)
+    settings = {
+        "group_rule": group_rule,
+        "counts": study.counts,
+        "images": images.digest,
+        "top": top,
+    }
+    return results.remember(
+        run, "disagreement" if prunes(run) else "disagreement-control", settings, rows
+    )
 
 
 def prunes(run):
@@ -199,7 +276,9 @@ def prunes(run):
 
 
 def exemplars(run, results, study, count, group_rule="thirds"):
-    """The ``count`` images on which a run's dense and pruned network disagree most, and least. Rows: end, rank, index, name, group, …"""
+    """The ``count`` images on which a run's dense and pruned network disagree most, and least.
+    Rows: end, rank, index, name, group, …
+    """
     images = trained_on(run, study)
     names = np.array(size_groups(study.counts, group_rule))[images.labels.numpy()]
 
@@ -207,56 +286,88 @@ def exemplars(run, results, study, count, group_rule="thirds"):
         values = disagreements(run, results, study)[0]
         order = torch.argsort(values, descending=True, stable=True)
         ends = {"most": order[:count], "least": order.flip(0)[:count]}
-        return pd.DataFrame([(end, rank, int(index), images.names[index], names[index], float(values[index]))
-                             for end, places in ends.items() for rank, index in enumerate(places.tolist(), 1)],
-                            columns=["end", "rank", "index", "name", "group", "disagreement"])
+        return pd.DataFrame(
+            [
+                (end, rank, int(index), images.names[index], names[index], float(values[index]))
+                for end, places in ends.items()
+                for rank, index in enumerate(places.tolist(), 1)
+            ],
+            columns=["end", "rank", "index", "name", "group", "disagreement"],
+        )
 
-    settings = {"group_rule": group_rule, "counts": study.counts, "images": images.digest, "count": count}
+    settings = {
+        "group_rule": group_rule,
+        "counts": study.counts,
+        "images": images.digest,
+        "count": count,
+    }
     return results.remember(run, "exemplars", settings, rows)
 
 
 @functools.lru_cache(maxsize=1)
 def disagreements(run, results, study):
-    """1 − cosine similarity of the dense and the pruned network's projections of each training image, as it is: (n,), and the pruned share.
+    """1 − cosine similarity of the dense and the pruned network's projections of each training
+    image, as it is: (n,), and the pruned share.
 
-    Projections, because they are what SDCLR's loss compares; no loss makes the features of two branches comparable. The masks follow
-    from the final weights.
+    Projections, because they are what SDCLR's loss compares; no loss makes the features of two
+    branches comparable. The masks follow from the final weights.
     """
     pixels = trained_on(run, study).images.to(runs.device())
     encoder = twin_of(run, results, pixels)
     masks = [module.mask for module in encoder.trunk.modules() if isinstance(module, Conv)]
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
-        dense, pruned = (encode.in_chunks(functools.partial(encoder, branch=branch), pixels) for branch in (0, 1))
+        dense, pruned = (
+            encode.in_chunks(functools.partial(encoder, branch=branch), pixels) for branch in (0, 1)
+        )
     kept = sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
     return 1 - torch.cosine_similarity(dense, pruned).cpu().double(), 1 - kept
 
 
 def twin_of(run, results, pixels):
-    """A finished run's encoder with its pruned branch, masks from the final weights, in evaluation mode.
+    """A finished run's encoder with its pruned branch, masks from the final weights, in evaluation
+    mode.
 
-    SDCLR has trained that branch. For others it has the dense weights, and both branches get batch norm statistics from the training
-    images: with those of the dense network the pruned one would show what it makes of wrong statistics.
+    SDCLR has trained that branch. For others it has the dense weights, and both branches get batch
+    norm statistics from the training images: with those of the dense network the pruned one would
+    show what it makes of wrong statistics.
     """
     encoder = train.encoder_of(run, results)
     if prunes(run):
         encoder.refresh_masks(run.prune_fraction)
         return encoder
     state = encoder.state_dict()
-    twin = type(encoder)(run.architecture, run.head_layers, 2).to(runs.device(), memory_format=torch.channels_last)
-    twin.load_state_dict(state | {name.replace(".sets.0.", ".sets.1."): value for name, value in state.items() if ".sets.0." in name})
+    twin = type(encoder)(run.architecture, run.head_layers, 2).to(
+        runs.device(), memory_format=torch.channels_last
+    )
+    twin.load_state_dict(
+        state
+        | {
+            name.replace(".sets.0.", ".sets.1."): value
+            for name, value in state.items()
+            if ".sets.0." in name
+        }
+    )
     twin.refresh_masks(run.prune_fraction)
     return renormalised(twin.eval(), pixels)
 
 
 @torch.no_grad()
 def renormalised(encoder, pixels):
-    """The encoder with each branch's batch norm statistics from these images as they are: the mean over random batches, evenly cut."""
-    norms = [module for module in encoder.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    """The encoder with each branch's batch norm statistics from these images as they are: the mean
+    over random batches, evenly cut.
+    """
+    norms = [
+        module
+        for module in encoder.modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+    ]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None        # a plain mean
+        norm.momentum = None  # a plain mean
         norm.train()
-    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0)).to(pixels.device)
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0)).to(
+        pixels.device
+    )
     for index in order.tensor_split(-(-len(order) // encode.chunk_of(pixels.shape[-1]))):
         batch = (pixels[index].float() / 255).to(memory_format=torch.channels_last)
         for branch in (0, 1):

@@ -1,6 +1,7 @@
 """Features of images that were computed elsewhere, in and out, so that such a pool needs no pixels.
 
-A .npy holds rows (n, d), the .txt of its name beside it a name on each line; a Parquet table has a column of names and one of vectors.
+A .npy holds rows (n, d), the .txt of its name beside it a name on each line; a Parquet table has a
+column of names and one of vectors.
 """
 
 import numpy as np
@@ -13,11 +14,15 @@ from longtail.pick import samplers, selection
 from longtail.store import runs
 from longtail.store.settings import text_of
 
-WITHOUT_VIEWS = [name for name, one in samplers.SAMPLERS.items() if one.score in ("", "distance")]     # they ask for no views of pixels
+WITHOUT_VIEWS = [
+    name for name, one in samplers.SAMPLERS.items() if one.score in ("", "distance")
+]  # they ask for no views of pixels
 
 
 def holds(path):
-    """Whether a file holds features: a .npy of rows, or a Parquet table with a column of vectors and none of image bytes."""
+    """Whether a file holds features: a .npy of rows, or a Parquet table with a column of vectors
+    and none of image bytes.
+    """
     if path.suffix.lower() == ".npy" and path.is_file():
         return np.load(path, mmap_mode="r", allow_pickle=False).ndim == 2
     return path.suffix.lower() == ".parquet" and path.is_file() and vectors_of(path) is not None
@@ -26,72 +31,147 @@ def holds(path):
 def vectors_of(path):
     """The column of vectors in a Parquet table; None where it has none."""
     from pyarrow import parquet, types
+
     schema = parquet.read_schema(path)
-    kinds = {field.name: field.type for field in schema if types.is_list(field.type) or types.is_large_list(field.type)
-             or types.is_fixed_size_list(field.type)}
+    kinds = {
+        field.name: field.type
+        for field in schema
+        if types.is_list(field.type)
+        or types.is_large_list(field.type)
+        or types.is_fixed_size_list(field.type)
+    }
     return next((name for name, kind in kinds.items() if types.is_floating(kind.value_type)), None)
 
 
 def read_features(path):
-    """Names (n strings) and features, a tensor (n, d) that stays in its file where that is a .npy; ``ValueError`` where they do not fit."""
+    """Names (n strings) and features, a tensor (n, d) that stays in its file where that is a .npy;
+    ``ValueError`` where they do not fit.
+    """
     if path.suffix.lower() == ".npy":
         beside = path.with_suffix(".txt")
         if not beside.exists():
-            raise ValueError(f"{path} needs the names of its rows in {beside.name} beside it, one a line")
-        names, rows = text_of(beside, "the names").splitlines(), np.load(path, mmap_mode="r", allow_pickle=False)
+            raise ValueError(
+                f"{path} needs the names of its rows in {beside.name} beside it, one a line"
+            )
+        names, rows = (
+            text_of(beside, "the names").splitlines(),
+            np.load(path, mmap_mode="r", allow_pickle=False),
+        )
     else:
         from pyarrow import parquet
+
         vectors, fields = vectors_of(path), parquet.read_schema(path).names
         named = next((name for wanted in PATHS for name in fields if name.lower() == wanted), None)
         if named is None:
-            raise ValueError(f"{path} has the columns {', '.join(fields)}, and none is called {', '.join(PATHS[:4])} or {PATHS[-1]}")
+            raise ValueError(
+                f"{path} has the columns {', '.join(fields)}, and none is called "
+                f"{', '.join(PATHS[:4])} or {PATHS[-1]}"
+            )
         table = parquet.read_table(path, columns=[named, vectors], memory_map=True)
-        names, values = [str(name) for name in table[named].to_pylist()], table[vectors].combine_chunks()
-        rows = values.flatten().to_numpy().reshape(len(names), -1) if len(values.flatten()) % max(1, len(names)) == 0 else np.zeros((0, 0))
-    if len(names) != len(rows) or rows.ndim != 2 or rows.dtype.kind != "f" or len(set(names)) < len(names):
-        raise ValueError(f"{path} has {len(rows)} rows {rows.dtype} {rows.shape[1:]} and {len(set(names))} different of {len(names)} "
-                         f"names; give one vector of floats and one name an image")
+        names, values = (
+            [str(name) for name in table[named].to_pylist()],
+            table[vectors].combine_chunks(),
+        )
+        rows = (
+            values.flatten().to_numpy().reshape(len(names), -1)
+            if len(values.flatten()) % max(1, len(names)) == 0
+            else np.zeros((0, 0))
+        )
+    if (
+        len(names) != len(rows)
+        or rows.ndim != 2
+        or rows.dtype.kind != "f"
+        or len(set(names)) < len(names)
+    ):
+        raise ValueError(
+            f"{path} has {len(rows)} rows {rows.dtype} {rows.shape[1:]} and {len(set(names))} "
+            f"different of {len(names)} "
+            f"names; give one vector of floats and one name an image"
+        )
     return names, selection.as_rows(rows)
 
 
 def write_features(path, names, rows):
-    """Write features (n, d) and their names, as ``read_features`` reads them; a Parquet table as 32-bit floats, by groups of rows."""
+    """Write features (n, d) and their names, as ``read_features`` reads them; a Parquet table as
+    32-bit floats, by groups of rows.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.part{path.suffix}")
     if path.suffix == ".npy":
         runs.write(path.with_suffix(".txt"), "".join(f"{name}\n" for name in names))
         held = np.lib.format.open_memmap(part, "w+", np.float32, tuple(rows.shape))
         for start in range(0, len(rows), samplers.COMPARED):
-            held[start:start + samplers.COMPARED] = rows[start:start + samplers.COMPARED].numpy(force=True)
+            held[start : start + samplers.COMPARED] = rows[start : start + samplers.COMPARED].numpy(
+                force=True
+            )
         held.flush()
     else:
         import pyarrow
         from pyarrow import parquet
-        schema = pyarrow.schema({"path": pyarrow.string(), "embedding": pyarrow.list_(pyarrow.float32(), rows.shape[1])})
+
+        schema = pyarrow.schema(
+            {"path": pyarrow.string(), "embedding": pyarrow.list_(pyarrow.float32(), rows.shape[1])}
+        )
         with parquet.ParquetWriter(part, schema) as writer:
             for start in range(0, len(rows), samplers.COMPARED):
-                values = rows[start:start + samplers.COMPARED].float().numpy(force=True)
-                vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.reshape(-1)), rows.shape[1])
-                writer.write_table(pyarrow.table([list(names[start:start + samplers.COMPARED]), vectors], schema=schema))
+                values = rows[start : start + samplers.COMPARED].float().numpy(force=True)
+                vectors = pyarrow.FixedSizeListArray.from_arrays(
+                    pyarrow.array(values.reshape(-1)), rows.shape[1]
+                )
+                writer.write_table(
+                    pyarrow.table(
+                        [list(names[start : start + samplers.COMPARED]), vectors], schema=schema
+                    )
+                )
     part.replace(path)
 
 
 def pick_by_features(request):
-    """Picks by features alone: ``picks.csv`` and ``picks/<sampler>.txt`` in results/<name>/, names as the files of features have them."""
+    """Picks by features alone: ``picks.csv`` and ``picks/<sampler>.txt`` in results/<name>/, names
+    as the files of features have them.
+    """
     results = runs.Results(request.name)
-    (known, seed), (names, pool) = (read_features(request.place(request.texts(key)[0])) for key in ("seed_images", "pool_images"))
+    (known, seed), (names, pool) = (
+        read_features(request.place(request.texts(key)[0]))
+        for key in ("seed_images", "pool_images")
+    )
     for key, count in (("budget", len(names)), ("prototypes", len(known))):
         if getattr(request, key) > count:
-            raise ValueError(f"{key} is {getattr(request, key)}, but there are {count} rows for it; lower {key}, or give more")
+            raise ValueError(
+                f"{key} is {getattr(request, key)}, but there are {count} rows for it; lower "
+                f"{key}, or give more"
+            )
     print(f"seed: {len(known)} rows of {seed.shape[1]} features; pool: {len(names)}", flush=True)
     seed = seed.to(runs.device())
     distance, nothing = samplers.proximity(pool, seed, request.prototypes), torch.zeros(len(names))
     frames = []
     for sampler in request.samplers:
-        index = samplers.sample(sampler, nothing, distance, pool, seed, request.budget, request.alpha, request.ratio, request.seed).cpu()
+        index = samplers.sample(
+            sampler,
+            nothing,
+            distance,
+            pool,
+            seed,
+            request.budget,
+            request.alpha,
+            request.ratio,
+            request.seed,
+        ).cpu()
         cosine, nearest = (normalize(pool[index].to(seed)) @ normalize(seed).T).max(1)
         picked = [names[place] for place in index]
-        frames.append(pd.DataFrame({"sampler": sampler, "rank": range(1, len(index) + 1), "path": picked, "distance": distance[index].cpu(),
-                                    "nearest_seed": [known[place] for place in nearest], "similarity": cosine.cpu()}))
-        runs.write(results.root / "picks" / f"{sampler}.txt", "".join(f"{name}\n" for name in picked))
+        frames.append(
+            pd.DataFrame(
+                {
+                    "sampler": sampler,
+                    "rank": range(1, len(index) + 1),
+                    "path": picked,
+                    "distance": distance[index].cpu(),
+                    "nearest_seed": [known[place] for place in nearest],
+                    "similarity": cosine.cpu(),
+                }
+            )
+        )
+        runs.write(
+            results.root / "picks" / f"{sampler}.txt", "".join(f"{name}\n" for name in picked)
+        )
     runs.write(results.root / "picks.csv", pd.concat(frames).to_csv(index=False))

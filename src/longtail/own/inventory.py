@@ -1,4 +1,6 @@
-"""Every file of a request's places, opened once: its kind and size, whether it is an image, what tells its copies."""
+"""Every file of a request's places, opened once: its kind and size, whether it is an image, what
+tells its copies.
+"""
 
 import contextlib
 import json
@@ -15,43 +17,59 @@ from tqdm import tqdm
 from longtail.images import copies, pixels, places, sources
 from longtail.store import runs
 
-OPENED_AT_ONCE = 256       # files between two savings of the record
+OPENED_AT_ONCE = 256  # files between two savings of the record
 
 
 @dataclass(frozen=True, eq=False)
 class Inventory:
     """The images of one part of a request (seed, pool or test set), in order."""
 
-    title: str          # the part and its places, as messages begin
-    files: list         # (name, what reads its bytes) of each; with several places, names begin with the place
-    paths: dict         # name -> path as the request would write it; in archives as `unzip -l` prints it
-    classes: dict       # name -> class, by a list's or table's labels or by folders; empty where there is neither
-    rows: list          # what is known of each: dicts of kind, wide, high, content, prints, blank, remarks
-    broken: list        # "path (reason)" of each file that is none
-    notes: list         # what was left out
+    title: str  # the part and its places, as messages begin
+    # (name, what reads its bytes) of each; with several places, names begin with the place
+    files: list
+    paths: dict  # name -> path as the request would write it; in archives as `unzip -l` prints it
+    # name -> class, by a list's or table's labels or by folders; empty where there is neither
+    classes: dict
+    rows: list  # what is known of each: dicts of kind, wide, high, content, prints, blank, remarks
+    broken: list  # "path (reason)" of each file that is none
+    notes: list  # what was left out
 
     def __len__(self):
         return len(self.files)
 
     def part(self, chosen):
         """Those of its images for which ``chosen`` (n booleans) is true."""
-        return replace(self, files=[file for file, keep in zip(self.files, chosen, strict=True) if keep],
-                       rows=[row for row, keep in zip(self.rows, chosen, strict=True) if keep])
+        return replace(
+            self,
+            files=[file for file, keep in zip(self.files, chosen, strict=True) if keep],
+            rows=[row for row, keep in zip(self.rows, chosen, strict=True) if keep],
+        )
 
     def in_files(self, size):
         """The images left in their files, without labels: a ``FileSet``."""
         names = tuple(name for name, _ in self.files)
-        return sources.FileSet(sources.Files(self.files, size), torch.full((len(names),), sources.UNKNOWN), names)
+        return sources.FileSet(
+            sources.Files(self.files, size), torch.full((len(names),), sources.UNKNOWN), names
+        )
 
     def prints(self):
         """Hashes (n, 6) and colours (n, 3, grid, grid, 3) of the images, see ``copies.prints``."""
         known = [copies.unpacked(row["prints"]) for row in self.rows]
-        return tuple(np.stack(part) for part in zip(*known, strict=True)) if known else copies.no_prints()
+        return (
+            tuple(np.stack(part) for part in zip(*known, strict=True))
+            if known
+            else copies.no_prints()
+        )
 
     def sentences(self):
         """What a person should know of the part: a few sentences."""
         kinds = Counter(row["kind"] for row in self.rows)
-        said = [f"{len(self)} images: {', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}" if kinds else "no images"]
+        said = [
+            f"{len(self)} images: "
+            f"{', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}"
+            if kinds
+            else "no images"
+        ]
         if kinds:
             sides = [min(row["wide"], row["high"]) for row in self.rows]
             said[0] += f"; short sides {min(sides)} to {max(sides)} pixels"
@@ -59,15 +77,19 @@ class Inventory:
         said += [f"{count} files: {remark}" for remark, count in remarks.most_common()]
         blank = sum(row["blank"] for row in self.rows)
         said += [f"{blank} images are of one colour"] * bool(blank)
-        broken = [f"{len(self.broken)} files are no readable images, such as {self.broken[0]}"] if self.broken else []
+        broken = (
+            [f"{len(self.broken)} files are no readable images, such as {self.broken[0]}"]
+            if self.broken
+            else []
+        )
         return [f"{self.title}: {sentence}" for sentence in said + self.notes + broken]
 
 
 def take(part, given, size, record=None):
     """The ``Inventory`` of the places of a part.
 
-    given: the text that names each place -> its path. record: a file that keeps what is known of each file until that file changes, so
-    that a stopped inventory goes on.
+    given: the text that names each place -> its path. record: a file that keeps what is known of
+    each file until that file changes, so that a stopped inventory goes on.
     """
     files, paths, classes, notes = [], {}, {}, []
     for text, place in given.items():
@@ -76,46 +98,82 @@ def take(part, given, size, record=None):
         files += [(front + name, read) for name, read in found.files]
         paths |= {front + name: as_written(text, place, name, read) for name, read in found.files}
         folders = sources.class_names([name for name, _ in found.files])
-        known = found.labels or ({name: name.split("/")[0] for name, _ in found.files} if folders else {})
-        classes |= {front + name: known[name] for name, _ in found.files if known.get(name) is not None}
+        known = found.labels or (
+            {name: name.split("/")[0] for name, _ in found.files} if folders else {}
+        )
+        classes |= {
+            front + name: known[name] for name, _ in found.files if known.get(name) is not None
+        }
         notes += [f"{text}, {note}" if front else note for note in found.notes]
     title = f"{part}, {' + '.join(given)}"
     rows = dict(zip(files, all_opened(title, files, size, record), strict=True))
     good = [file for file, row in rows.items() if "problem" not in row]
-    broken = [f"{paths[file[0]]} ({row['problem']})" for file, row in rows.items() if "problem" in row]
+    broken = [
+        f"{paths[file[0]]} ({row['problem']})" for file, row in rows.items() if "problem" in row
+    ]
     return Inventory(title, good, paths, classes, [rows[file] for file in good], broken, notes)
 
 
 def as_written(text, place, name, read):
-    """The path of a file as its request would write it, from the text that names its place there."""
+    """The path of a file as its request would write it, from the text that names its place
+    there.
+    """
     if read.own or not place.is_relative_to(read.file):
         return str((Path(text).parent if places.is_list(text) else Path(text)) / name)
     inside = len(place.relative_to(read.file).parts)
-    return "/".join([*Path(text).parts[:len(Path(text).parts) - inside], read.member or name]).replace("//", "/")
+    return "/".join(
+        [*Path(text).parts[: len(Path(text).parts) - inside], read.member or name]
+    ).replace("//", "/")
 
 
 def all_opened(title, files, size, record):
-    """What is known of each file, in order: from the record, or found now by all cores and added to it."""
+    """What is known of each file, in order: from the record, or found now by all cores and added to
+    it.
+    """
     known, rows, began = known_files(record, size) if record else {}, [], time.monotonic()
-    with tqdm(total=len(files), desc=f"reading {title}", unit=" files", mininterval=2, disable=None, leave=False) as bar, \
-            ThreadPoolExecutor(torch.get_num_threads()) as openers:
+    with (
+        tqdm(
+            total=len(files),
+            desc=f"reading {title}",
+            unit=" files",
+            mininterval=2,
+            disable=None,
+            leave=False,
+        ) as bar,
+        ThreadPoolExecutor(torch.get_num_threads()) as openers,
+    ):
         for start in range(0, len(files), OPENED_AT_ONCE):
-            some = files[start:start + OPENED_AT_ONCE]
-            fresh = list(openers.map(lambda file: known.get(key(file)) or examined(file, size), some))
+            some = files[start : start + OPENED_AT_ONCE]
+            fresh = list(
+                openers.map(lambda file: known.get(key(file)) or examined(file, size), some)
+            )
             if record:
-                add_to_record(record, size, [(key(file), row) for file, row in zip(some, fresh, strict=True) if key(file) not in known])
+                add_to_record(
+                    record,
+                    size,
+                    [
+                        (key(file), row)
+                        for file, row in zip(some, fresh, strict=True)
+                        if key(file) not in known
+                    ],
+                )
             rows += fresh
             bar.update(len(some))
     if len(files) > 1000:
         seconds = time.monotonic() - began
-        print(f"{title}: read {len(files)} files in {seconds:.0f} s, {len(files) / seconds:.0f} a second", flush=True)
+        print(
+            f"{title}: read {len(files)} files in {seconds:.0f} s, {len(files) / seconds:.0f} a "
+            "second",
+            flush=True,
+        )
     return rows
 
 
 def examined(file, size):
     """What is known of a file once it has been opened; the problem where it is no image.
 
-    Copies are told by 8 bits, which say nothing of what a deeper grey holds beside them: it is a copy only of one as deep.
+    Copies are told by 8 bits, which say nothing of what a deeper grey holds beside them: it is a
+    copy only of one as deep.
     """
     try:
         picture, square, remarks, kind, (wide, high) = pixels.opened(file[1](), size)
@@ -123,13 +181,21 @@ def examined(file, size):
         return {"problem": pixels.reason(error)}
     depth = next((remark for remark in sorted(remarks) if remark.startswith("grey of")), "")
     hashes, colours = copies.prints(picture)
-    if depth:       # hashes of two depths then differ in about half of their bits
+    if depth:  # hashes of two depths then differ in about half of their bits
         hashes = hashes ^ np.uint64(int(runs.sha256(depth.encode())[:16], 16))
-    return {"kind": kind, "wide": wide, "high": high, "remarks": sorted(remarks), "blank": pixels.blank(picture),
-            "content": runs.sha256(square.tobytes() + depth.encode())[:16], "prints": copies.packed(hashes, colours)}
+    return {
+        "kind": kind,
+        "wide": wide,
+        "high": high,
+        "remarks": sorted(remarks),
+        "blank": pixels.blank(picture),
+        "content": runs.sha256(square.tobytes() + depth.encode())[:16],
+        "prints": copies.packed(hashes, colours),
+    }
 
 
 # ---- the record
+
 
 def key(file):
     """What names a file and changes with it; empty for one that cannot be asked."""

@@ -1,4 +1,6 @@
-"""Two pages that are generated: results/README.md, what every profile found, and REPRODUCE.md, how each printed thing is reproduced."""
+"""Two pages that are generated: results/README.md, what every profile found, and REPRODUCE.md, how
+each printed thing is reproduced.
+"""
 
 import os
 from functools import cache
@@ -11,8 +13,10 @@ from longtail.store import paths, runs
 from longtail.store.settings import read_yaml
 
 STATES = """- **available**: code, settings and the command are here; nothing of it has been run.
-- **functional**: it has run on other data or at other settings; such numbers are never held against the paper's.
-- **reproduced**: it has run on the paper's data at its published settings (m of n: so many of its rows or claims)."""
+- **functional**: it has run on other data or at other settings; such numbers are never held
+  against the paper's.
+- **reproduced**: it has run on the paper's data at its published settings (3 of 5: three of its
+  five rows or claims)."""
 
 PREAMBLE = r"""\documentclass[10pt]{article}
 \usepackage[a4paper, textwidth=7in, textheight=10in]{geometry}
@@ -28,7 +32,9 @@ END = "\\end{document}\n"
 
 
 def write_reports():
-    """Write both pages anew from the papers' files, the profiles, and the tables and claims that profiles have."""
+    """Write both pages anew from the papers' files, the profiles, and the tables and claims that
+    profiles have.
+    """
     runs.write(paths.RESULTS / "README.md", results_page())
     runs.write(paths.OUTPUT / "REPRODUCE.md", reproduce_page())
 
@@ -41,13 +47,17 @@ def profiles():
 
 @cache
 def shipped():
-    """Profiles whose results are kept with the code; one that git ignores, such as the demo, is yours alone."""
+    """Profiles whose results are kept with the code; one that git ignores, such as the demo, is
+    yours alone.
+    """
     ignored = (paths.ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     return [name for name in profiles() if f"results/{name}/" not in ignored]
 
 
 def worth_telling(judged):
-    """Of lines of ``claims.judged`` or ``claims.read_claims`` the primary ones, then the exploratory ones that were decided, by kind."""
+    """Of lines of ``claims.judged`` or ``claims.read_claims`` the primary ones, then the
+    exploratory ones that were decided, by kind.
+    """
     primary = judged.primary.astype(str).str.lower().eq("true")
     decided = judged.verdict.isin(["supported", "contradicted", "smaller"])
     kinds = {"primary": judged[primary], "exploratory": judged[~primary & decided]}
@@ -56,21 +66,37 @@ def worth_telling(judged):
 
 def findings(judged):
     """Sentences on ``worth_telling`` claims."""
-    return [f"{claims.finding(line)} ({line['paper']}, {kind})" for kind, lines in worth_telling(judged).items() for line in lines]
+    return [
+        f"{claims.finding(line)} ({line['paper']}, {kind})"
+        for kind, lines in worth_telling(judged).items()
+        for line in lines
+    ]
 
 
 def findings_table(judged):
-    """The primary claims of ``claims.read_claims`` as a table in Markdown: claim, effect with 95 % interval, n, paper's effect, verdict."""
-    lines = [[f"{line['claim']} ({line['paper']})", f"{line['effect']:+.2f} [{line['low']:+.2f}, {line['high']:+.2f}]", line["n"],
-              f"{line['paper_effect']:+.2f}" if pd.notna(line["paper_effect"]) else "not printed", line["verdict"]]
-             for line in worth_telling(judged)["primary"]]
+    """The primary claims of ``claims.read_claims`` as a table in Markdown: claim, effect with 95 %
+    interval, n, paper's effect, verdict.
+    """
+    lines = [
+        [
+            f"{line['claim']} ({line['paper']})",
+            f"{line['effect']:+.2f} [{line['low']:+.2f}, {line['high']:+.2f}]",
+            line["n"],
+            f"{line['paper_effect']:+.2f}" if pd.notna(line["paper_effect"]) else "not printed",
+            line["verdict"],
+        ]
+        for line in worth_telling(judged)["primary"]
+    ]
     return _table(["claim", "effect [95 % interval]", "n", "the paper's", "verdict"], lines)
 
 
 def results_page():
     """results/README.md: for every profile its findings in sentences and its tables."""
-    parts = ["# Results\n\nWritten by `10_claims` from the rows of every profile; do not edit. How things are reproduced, and what was "
-             "not run: [REPRODUCE.md](../REPRODUCE.md)."]
+    parts = [
+        "# Results\n\nWritten by `10_claims` from the rows of every profile; do not edit. How "
+        "things are reproduced, and what was "
+        "not run: [REPRODUCE.md](../REPRODUCE.md)."
+    ]
     for name in shipped():
         tables = sorted((paths.RESULTS / name / "tables").glob("*.md"))
         judged = claims.read_claims(paths.RESULTS / name)
@@ -79,9 +105,23 @@ def results_page():
         sentences = findings(judged)
         undecided = len(judged) - len(sentences)
         parts.append(f"## {name}\n\n{' '.join(profiles()[name].get('about', '').split())}")
-        parts.append("\n".join([*(f"- {sentence}" for sentence in sentences),
-                                *([f"- {undecided} further exploratory claims are undecided or not tested: "
-                                   f"[claims.csv]({name}/claims.csv)."] if undecided else [])]) or "No claim has been judged.")
+        parts.append(
+            "\n".join(
+                [
+                    *(f"- {sentence}" for sentence in sentences),
+                    *(
+                        [
+                            f"- {undecided} further exploratory claims are undecided or not "
+                            "tested: "
+                            f"[claims.csv]({name}/claims.csv)."
+                        ]
+                        if undecided
+                        else []
+                    ),
+                ]
+            )
+            or "No claim has been judged."
+        )
         notes = {}
         for file in tables:
             table, _, note = file.read_text(encoding="utf-8").strip().partition("\n\n")
@@ -92,18 +132,41 @@ def results_page():
 
 
 def reproduce_page(here=""):
-    """REPRODUCE.md: each table, figure and claim of the papers with its command, hardware, cost and state.
+    """REPRODUCE.md: each table, figure and claim of the papers with its command, hardware, cost and
+    state.
 
     With the name of a profile the first list says too what that profile has of each thing.
     """
     known = profiles()
-    lines = ["# How each table, figure and claim is reproduced\n\nWritten by `10_claims` from the papers' files, the profiles and the "
-             "results; do not edit. A command makes everything that its profile has; finished runs are reused.\n\n" + STATES,
-             "## Finder: tables and figures", _table(
-                 ["paper", "table or figure", "data", *(["here"] if here else []), "file", "command", "hardware", "cost", "state"],
-                 [line for paper in printed.papers().values() for line in _printed_things(paper, known, here)]),
-             "## Claims", "Each line is one statement of a paper, asked of several protocols, measures and data sets. Whether a printed "
-             "number is met is a claim as well; those go with the tables above."]
+    lines = [
+        "# How each table, figure and claim is reproduced\n\nWritten by `10_claims` from the "
+        "papers' files, the profiles and the "
+        "results; do not edit. A command makes everything that its profile has; finished runs are "
+        "reused.\n\n" + STATES,
+        "## Finder: tables and figures",
+        _table(
+            [
+                "paper",
+                "table or figure",
+                "data",
+                *(["here"] if here else []),
+                "file",
+                "command",
+                "hardware",
+                "cost",
+                "state",
+            ],
+            [
+                line
+                for paper in printed.papers().values()
+                for line in _printed_things(paper, known, here)
+            ],
+        ),
+        "## Claims",
+        "Each line is one statement of a paper, asked of several protocols, measures and data "
+        "sets. Whether a printed "
+        "number is met is a claim as well; those go with the tables above.",
+    ]
     for paper in printed.papers().values():
         names = ["claim", "where", "command", "hardware", "cost", "state"]
         lines += [f"### {paper.name}: {paper.title}", _table(names, _claim_lines(paper, known))]
@@ -111,17 +174,31 @@ def reproduce_page(here=""):
 
 
 def document(profile, captions):
-    """LaTeX that puts the tables of a profile and its figures (name -> caption) into one document, for ``results/<profile>/notebooks``."""
+    """LaTeX that puts the tables of a profile and its figures (name -> caption) into one document,
+    for ``results/<profile>/notebooks``.
+    """
     tabulars = sorted((paths.RESULTS / profile / "tables").glob("*.tex"))
     figures = os.path.relpath(paths.FIGURES / profile, paths.RESULTS / profile / "notebooks")
     content = [("table", file.stem, rf"\input{{../tables/{file.name}}}") for file in tabulars]
-    content += [("figure", caption or name, rf"\includegraphics{{{figures}/{name}.pdf}}") for name, caption in captions.items()]
-    return PREAMBLE + "".join(PART.format(kind, tables.latex(caption.replace("_", " ")), part) for kind, caption, part in content) + END
+    content += [
+        ("figure", caption or name, rf"\includegraphics{{{figures}/{name}.pdf}}")
+        for name, caption in captions.items()
+    ]
+    return (
+        PREAMBLE
+        + "".join(
+            PART.format(kind, tables.latex(caption.replace("_", " ")), part)
+            for kind, caption, part in content
+        )
+        + END
+    )
 
 
 def _table(names, lines):
     rows = [names, ["---"] * len(names), *lines]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows
+    )
 
 
 def _costs(names, known):
@@ -129,64 +206,113 @@ def _costs(names, known):
     if not names:
         return ["no profile makes it", "", ""]
     kind = "gpus" if "gpus" in known[names[0]] else "cores"
-    counts, words = [known[name][kind] for name in names], {"gpus": ("GPU", "GPU-hours"), "cores": ("CPU core", "core-hours")}[kind]
+    counts, words = (
+        [known[name][kind] for name in names],
+        {"gpus": ("GPU", "GPU-hours"), "cores": ("CPU core", "core-hours")}[kind],
+    )
     hours = sum(count * known[name]["hours"] for count, name in zip(counts, names, strict=True))
-    return [", ".join(f"`./run_all.sh {name}`" for name in names), f"{max(counts)} {words[0]}{'s' if max(counts) > 1 else ''}",
-            f"{hours:g} {words[1]}"]
+    return [
+        ", ".join(f"`./run_all.sh {name}`" for name in names),
+        f"{max(counts)} {words[0]}{'s' if max(counts) > 1 else ''}",
+        f"{hours:g} {words[1]}",
+    ]
 
 
 def _printed_things(paper, known, here):
-    """The lines of a paper's tables, by data set, and of its figures; ``here`` as for ``reproduce_page``."""
+    """The lines of a paper's tables, by data set, and of its figures; ``here`` as for
+    ``reproduce_page``.
+    """
     for name, table in paper.tables.items():
         rows = paper.table(name)
         for dataset, theirs in rows.groupby("dataset", sort=False):
-            made = table.get("profiles", paper.profiles.get(dataset, [])) if "missing" not in table else []
+            made = (
+                table.get("profiles", paper.profiles.get(dataset, []))
+                if "missing" not in table
+                else []
+            )
             full, others = 0, 0
             for where in shipped():
                 ours = _ours(where, name)
                 fully = ours.status.eq("full") & ours.data.str.startswith(dataset + " ")
                 full, others = full + fully.sum(), others + len(ours)
             files = ", ".join(_link(f"results/{profile}/tables/{name}.md") for profile in made)
-            yield [paper.name, f"{table['table']}: {printed.IN_WORDS[table['protocol']]}", dataset,
-                   *_here(here, paths.RESULTS, f"tables/{name}.md"), files, *_costs(made, known),
-                   _state(full, len(theirs), others, made) + (f": {table['missing']}" if "missing" in table else "")]
+            yield [
+                paper.name,
+                f"{table['table']}: {printed.IN_WORDS[table['protocol']]}",
+                dataset,
+                *_here(here, paths.RESULTS, f"tables/{name}.md"),
+                files,
+                *_costs(made, known),
+                _state(full, len(theirs), others, made)
+                + (f": {table['missing']}" if "missing" in table else ""),
+            ]
     for title, figure in paper.figures.items():
-        drawn = [file for file in (f"figures/{name}/{figure['file']}.pdf" for name in shipped()) if (paths.OUTPUT / file).exists()]
+        drawn = [
+            file
+            for file in (f"figures/{name}/{figure['file']}.pdf" for name in shipped())
+            if (paths.OUTPUT / file).exists()
+        ]
         wanted = f"figures/{figure['profile']}/{figure['file']}.pdf"
         state = _state(int(wanted in drawn), 1, drawn, [figure["profile"]])
-        yield [paper.name, title, "", *_here(here, paths.FIGURES, f"{figure['file']}.pdf"), _link(wanted),
-               *_costs([figure["profile"]], known), ", ".join([state, *map(_link, drawn)])]
+        yield [
+            paper.name,
+            title,
+            "",
+            *_here(here, paths.FIGURES, f"{figure['file']}.pdf"),
+            _link(wanted),
+            *_costs([figure["profile"]], known),
+            ", ".join([state, *map(_link, drawn)]),
+        ]
 
 
 def _ours(profile, name):
     """The lines of a written table of a paper that have our numbers."""
     file = paths.RESULTS / profile / "tables" / f"{name}.csv"
-    table = (pd.read_csv(file, dtype=str) if file.exists() else pd.DataFrame(dtype=str)).reindex(columns=["data", "source", "status"])
+    table = (pd.read_csv(file, dtype=str) if file.exists() else pd.DataFrame(dtype=str)).reindex(
+        columns=["data", "source", "status"]
+    )
     return table[table.source == "ours"].astype(str)
 
 
 def _claim_lines(paper, known):
-    """One line for each statement of a paper, over the protocols, measures and data that it is asked of."""
+    """One line for each statement of a paper, over the protocols, measures and data that it is
+    asked of.
+    """
     asked = {}
     for claim in claims.claims_of(paper):
         if not claim.data:
             asked.setdefault((claim.entry["claim"], claim.entry["where"]), []).append(claim)
-    judged = {name: lines for name in shipped() if len(lines := claims.read_claims(paths.RESULTS / name))}
+    judged = {
+        name: lines for name in shipped() if len(lines := claims.read_claims(paths.RESULTS / name))
+    }
     for (statement, where), group in asked.items():
         ids = {claim.id for claim in group}
-        found = {name: lines[lines.id.str.split("@").str[0].isin(ids)] for name, lines in judged.items()}
-        done = len({one for lines in found.values() for one in lines.id[lines.scope == "paper's data"]})
+        found = {
+            name: lines[lines.id.str.split("@").str[0].isin(ids)] for name, lines in judged.items()
+        }
+        done = len(
+            {one for lines in found.values() for one in lines.id[lines.scope == "paper's data"]}
+        )
         own = [name for name, lines in found.items() if lines.scope.eq("own data").any()]
         every = sum(claim.even == data.endswith(" 1") for claim in group for data in paper.data)
         usual = list(dict.fromkeys(name for names in paper.profiles.values() for name in names))
         made = group[0].entry.get("profiles", usual)
-        yield [statement, where, *_costs(made, known), _state(done, every, own, made) + (f" on {', '.join(own)}" if own else "")]
+        yield [
+            statement,
+            where,
+            *_costs(made, known),
+            _state(done, every, own, made) + (f" on {', '.join(own)}" if own else ""),
+        ]
 
 
 def _here(profile, root, file):
     """The cell that says what a profile, if one is named, has of a thing."""
     there = root / profile / file
-    return [f"[{there.name}]({quote(os.path.relpath(there, paths.OUTPUT))})" if there.exists() else ""] if profile else []
+    return (
+        [f"[{there.name}]({quote(os.path.relpath(there, paths.OUTPUT))})" if there.exists() else ""]
+        if profile
+        else []
+    )
 
 
 def _link(file):

@@ -1,6 +1,8 @@
-"""Pools of any size, measured once: images decoded chunk by chunk, features, losses and distances in mapped files with digests.
+"""Pools of any size, measured once: images decoded chunk by chunk, features, losses and distances
+in mapped files with digests.
 
-A killed run goes on with what is missing, several processes share the chunks, and any number of them gives the same bits.
+A killed run goes on with what is missing, several processes share the chunks, and any number of
+them gives the same bits.
 """
 
 import contextlib
@@ -19,22 +21,27 @@ from longtail.learn import encode, train
 from longtail.pick import ecle, shards
 from longtail.store import gpu, processes, runs
 
-SAVE_SECONDS = 20       # between two savings of the running sum of losses
-ANNOUNCED = 1000        # images from which the time that they took is printed
-CHUNK_LINE = re.compile(r"\d+ \d+ [0-9a-f]{64}")      # start and stop of a chunk, SHA-256 of its rows
+SAVE_SECONDS = 20  # between two savings of the running sum of losses
+ANNOUNCED = 1000  # images from which the time that they took is printed
+CHUNK_LINE = re.compile(r"\d+ \d+ [0-9a-f]{64}")  # start and stop of a chunk, SHA-256 of its rows
 
 
 # ---- arrays on disk
 
+
 def addressed(path, settings):
-    """One line of JSON: the settings that decide a file, and its place, ``<run>/scoring/<folder>/<file>``, so that no other's passes."""
+    """One line of JSON: the settings that decide a file, and its place,
+    ``<run>/scoring/<folder>/<file>``, so that no other's passes.
+    """
     return json.dumps({"file": "/".join(path.parts[-4:]), **settings}, sort_keys=True)
 
 
 class Stored:
-    """An array (n, …) in ``<folder>/<name>.npy``, filled in chunks of rows: a chunk counts while it has the digest recorded for it.
+    """An array (n, …) in ``<folder>/<name>.npy``, filled in chunks of rows: a chunk counts while it
+    has the digest recorded for it.
 
-    Each process records its own chunks, one a line below the settings that decide them, and only once they are written.
+    Each process records its own chunks, one a line below the settings that decide them, and only
+    once they are written.
     """
 
     def __init__(self, folder, name, rows, settings):
@@ -46,10 +53,16 @@ class Stored:
         return sorted(self.path.parent.glob(f"{self.path.stem}.*.chunks"))
 
     def chunks(self):
-        """Digests recorded for each chunk (start, stop) of these settings; a line cut by a kill is none."""
+        """Digests recorded for each chunk (start, stop) of these settings; a line cut by a kill is
+        none.
+        """
         found = {}
-        for head, *lines in [file.read_text().split("\n") for file in self.records()] if self.is_array() else []:
-            for start, stop, digest in [line.split() for line in lines if head == self.head and CHUNK_LINE.fullmatch(line)]:
+        for head, *lines in (
+            [file.read_text().split("\n") for file in self.records()] if self.is_array() else []
+        ):
+            for start, stop, digest in [
+                line.split() for line in lines if head == self.head and CHUNK_LINE.fullmatch(line)
+            ]:
                 found.setdefault((int(start), int(stop)), set()).add(digest)
         return found
 
@@ -62,7 +75,11 @@ class Stored:
     def damaged(self):
         """The recorded chunks whose rows are not as they were written."""
         array = self.mapped() if self.is_array() else None
-        return [part for part, digests in self.chunks().items() if runs.sha256(array[slice(*part)].tobytes()) not in digests]
+        return [
+            part
+            for part, digests in self.chunks().items()
+            if runs.sha256(array[slice(*part)].tobytes()) not in digests
+        ]
 
     def missing(self, size):
         """Starts of the chunks of ``size`` rows that are not there, or not as they were written."""
@@ -86,7 +103,10 @@ class Stored:
             file.write(content)
         record = self.path.with_name(f"{self.path.stem}.{processes.world()[0]}.chunks")
         with open(record, "a") as file:
-            file.write(f"{'' if file.tell() else self.head}\n{start} {start + len(rows)} {runs.sha256(content)}\n")
+            file.write(
+                f"{'' if file.tell() else self.head}\n{start} {start + len(rows)} "
+                f"{runs.sha256(content)}\n"
+            )
 
     def mapped(self):
         """The array in its file."""
@@ -101,9 +121,14 @@ class Stored:
         return self.whole() and not self.damaged()
 
     def read(self):
-        """The array as a tensor that stays in its file; ``ValueError`` when it is not what was written."""
+        """The array as a tensor that stays in its file; ``ValueError`` when it is not what was
+        written.
+        """
         if not self.intact():
-            raise ValueError(f"{self.path} is not what was written (rows {self.damaged()}); delete {self.path.parent} to measure again")
+            raise ValueError(
+                f"{self.path} is not what was written (rows {self.damaged()}); delete "
+                f"{self.path.parent} to measure again"
+            )
         return torch.from_numpy(self.mapped())
 
     def remove(self):
@@ -113,8 +138,12 @@ class Stored:
 
 
 def once(run, results, name, settings, rows, compute):
-    """The array (``rows``, …) that ``compute()`` gives, from its file if it was computed before with these settings."""
-    stored = Stored(results.folder(run) / "scoring" / runs.stem(name, settings), "values", rows, settings)
+    """The array (``rows``, …) that ``compute()`` gives, from its file if it was computed before
+    with these settings.
+    """
+    stored = Stored(
+        results.folder(run) / "scoring" / runs.stem(name, settings), "values", rows, settings
+    )
 
     def write(values):
         stored.remove()
@@ -130,21 +159,36 @@ def once(run, results, name, settings, rows, compute):
 
 # ---- of a trained run
 
+
 def measured_features(run, results, images, name):
-    """Features h (n, d) of an image set by a finished run, a tensor in a file under ``name``: measured once, by all processes."""
+    """Features h (n, d) of an image set by a finished run, a tensor in a file under ``name``:
+    measured once, by all processes.
+    """
     return _measured(run, results, images, name, 0)[0]
 
 
 def losses(run, results, images, name, views, batch, repeats):
-    """ECLE (n,) of an image set by a finished run, likewise; its features are measured on the way, so that images are decoded once."""
-    settings = {"images": images.digest, "precision": run.precision, "views": views, "batch": batch, "repeats": repeats}
+    """ECLE (n,) of an image set by a finished run, likewise; its features are measured on the way,
+    so that images are decoded once.
+    """
+    settings = {
+        "images": images.digest,
+        "precision": run.precision,
+        "views": views,
+        "batch": batch,
+        "repeats": repeats,
+    }
     kept = results.folder(run) / "scoring" / runs.stem(f"{name}-ecle", settings) / "sum.npz"
 
     def compute():
-        projections = [view.to(runs.device()) for view in _measured(run, results, images, name, views)[1:]]
+        projections = [
+            view.to(runs.device()) for view in _measured(run, results, images, name, views)[1:]
+        ]
         done, total = start = processes.first(lambda: _kept_sum(kept, settings))
         saved = time.monotonic()
-        for done, total in ecle.running(projections, run.temperature, batch, repeats, start=start, group=shards.everyone()):
+        for done, total in ecle.running(
+            projections, run.temperature, batch, repeats, start=start, group=shards.everyone()
+        ):
             if processes.agreed(time.monotonic() - saved > SAVE_SECONDS):
                 _keep_sum(kept, settings, done, total)
                 saved = time.monotonic()
@@ -152,8 +196,12 @@ def losses(run, results, images, name, views, batch, repeats):
 
     found = once(run, results, f"{name}-ecle", settings, len(images), compute)
     folder, _ = _place(run, results, images, name)
-    with runs.claim(folder, wait=True):       # projections are large, and nothing asks for them again
-        processes.first(lambda: [file.unlink() for file in (*kept.parent.glob(kept.name), *folder.glob("view*"))])
+    with runs.claim(folder, wait=True):  # projections are large, and nothing asks for them again
+        processes.first(
+            lambda: [
+                file.unlink() for file in (*kept.parent.glob(kept.name), *folder.glob("view*"))
+            ]
+        )
     return found
 
 
@@ -166,7 +214,9 @@ def _keep_sum(path, settings, done, total):
 
 def _kept_sum(path, settings):
     """(cuts, sum of their losses) that an earlier process has kept, none for other settings."""
-    with contextlib.suppress(OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):      # a damaged one is none
+    with contextlib.suppress(
+        OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile
+    ):  # a damaged one is none
         kept = np.load(path)
         if kept["settings"] == addressed(path, settings):
             return int(kept["done"]), torch.from_numpy(kept["total"])
@@ -176,7 +226,10 @@ def _kept_sum(path, settings):
 def _measured(run, results, images, name, views):
     """Features and, one tensor each, the projections of ``views`` random views of an image set."""
     folder, settings = _place(run, results, images, name)
-    arrays = [Stored(folder, part, len(images), settings) for part in ("features", *(f"view{number}" for number in range(views)))]
+    arrays = [
+        Stored(folder, part, len(images), settings)
+        for part in ("features", *(f"view{number}" for number in range(views)))
+    ]
     with runs.claim(folder, wait=True):
         if not processes.first(lambda: all(array.intact() for array in arrays)):
             _measure(train.encoder_of(run, results), run, images.images, arrays)
@@ -185,7 +238,11 @@ def _measured(run, results, images, name, views):
 
 def _place(run, results, images, name):
     """Where features and projections of an image set lie, and the settings that decide them."""
-    settings = {"images": images.digest, "precision": run.precision, "chunk": encode.chunk_of(run.size)}
+    settings = {
+        "images": images.digest,
+        "precision": run.precision,
+        "chunk": encode.chunk_of(run.size),
+    }
     return results.folder(run) / "scoring" / runs.stem(name, settings), settings
 
 
@@ -204,19 +261,34 @@ def _measure(encoder, run, images, arrays):
     todo = processes.first(missing)
     mine = [todo[place] for place in processes.share(torch.arange(len(todo))).tolist()]
     began, count = time.monotonic(), sum(min(chunk, len(images) - start) for start, _ in mine)
-    with tqdm(total=count, desc="scoring", unit=" images", mininterval=2, disable=processes.world()[0] > 0 or not mine,
-              leave=False) as bar, ThreadPoolExecutor(1) as writer:
+    with (
+        tqdm(
+            total=count,
+            desc="scoring",
+            unit=" images",
+            mininterval=2,
+            disable=processes.world()[0] > 0 or not mine,
+            leave=False,
+        ) as bar,
+        ThreadPoolExecutor(1) as writer,
+    ):
         written = []
         for start, places, pixels in _decoded(images, mine, chunk):
-            rows = [(place, _rows(encoder, run, pixels, start, place)) for place in places]     # orders for the GPU: nothing waits here
+            rows = [
+                (place, _rows(encoder, run, pixels, start, place)) for place in places
+            ]  # orders for the GPU: nothing waits here
             _done(written)
             written = [writer.submit(arrays[place].put, start, values) for place, values in rows]
             bar.update(len(pixels))
         _done(written)
     if count > ANNOUNCED and not processes.world()[0]:
         seconds = time.monotonic() - began
-        print(f"scored {count} of {len(images)} images in {seconds:.0f} s, {count / seconds:.0f} a second", flush=True)
-    processes.barrier()        # nobody reads before all have written
+        print(
+            f"scored {count} of {len(images)} images in {seconds:.0f} s, {count / seconds:.0f} a "
+            "second",
+            flush=True,
+        )
+    processes.barrier()  # nobody reads before all have written
 
 
 def _done(jobs):
@@ -235,9 +307,13 @@ def _rows(encoder, run, images, start, place):
 
 
 def _decoded(images, todo, chunk):
-    """(start, places, images on the device) of each chunk to do; while one is measured the next is decoded and sent."""
+    """(start, places, images on the device) of each chunk to do; while one is measured the next is
+    decoded and sent.
+    """
+
     def read(start):
-        return gpu.sent(images[start:start + chunk])
+        return gpu.sent(images[start : start + chunk])
+
     with ThreadPoolExecutor(1) as reader:
         coming = (reader.submit(read, start) for start, _ in todo)
         ahead = next(coming, None)

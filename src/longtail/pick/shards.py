@@ -12,7 +12,9 @@ class Alone:
     rank, size = 0, 1
 
     def gather(self, values):
-        """``values`` (k, …) of all processes, one after the other in the order of ranks; k may differ and may be 0."""
+        """``values`` (k, …) of all processes, one after the other in the order of ranks; k may
+        differ and may be 0.
+        """
         return values
 
     def total(self, values):
@@ -20,13 +22,17 @@ class Alone:
         return values
 
     def span(self, count):
-        """Position of this process's first row, and all processes' rows together, when ``count`` are here."""
+        """Position of this process's first row, and all processes' rows together, when ``count``
+        are here.
+        """
         counts = self.gather(torch.tensor([count]))
-        return int(counts[:self.rank].sum()), int(counts.sum())
+        return int(counts[: self.rank].sum()), int(counts.sum())
 
 
 class Group(Alone):
-    """The processes that torchrun started (gloo or NCCL): each holds consecutive rows, in the order of ranks, perhaps none."""
+    """The processes that torchrun started (gloo or NCCL): each holds consecutive rows, in the order
+    of ranks, perhaps none.
+    """
 
     def __init__(self):
         self.rank, self.size = processes.world()
@@ -35,11 +41,15 @@ class Group(Alone):
     def gather(self, values):
         counts = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
         distributed.all_gather(counts, torch.tensor([len(values)], device=self.device))
-        padded = torch.zeros(int(max(counts)), *values.shape[1:], dtype=values.dtype, device=self.device)
-        padded[:len(values)] = values
+        padded = torch.zeros(
+            int(max(counts)), *values.shape[1:], dtype=values.dtype, device=self.device
+        )
+        padded[: len(values)] = values
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         distributed.all_gather(parts, padded)
-        return torch.cat([part[:int(count)] for part, count in zip(parts, counts, strict=True)]).to(values.device)
+        return torch.cat(
+            [part[: int(count)] for part, count in zip(parts, counts, strict=True)]
+        ).to(values.device)
 
     def total(self, values):
         summed = values.to(self.device, copy=True)
@@ -53,12 +63,14 @@ def everyone():
 
 
 def collect(rows, index, base, group):
-    """Rows (k, d) at positions ``index`` of all processes' rows together, of which ``rows`` are those from ``base`` on."""
+    """Rows (k, d) at positions ``index`` of all processes' rows together, of which ``rows`` are
+    those from ``base`` on.
+    """
     here = below(index - base, len(rows))
     mine = rows[index[here] - base]
     found = mine.new_zeros(len(index), mine.shape[1])
     found[here] = mine
-    return group.total(found)           # sums with zeros are exact
+    return group.total(found)  # sums with zeros are exact
 
 
 def below(places, count):

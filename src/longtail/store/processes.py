@@ -1,4 +1,6 @@
-"""Several processes, started by torchrun, that work on one run together: rows and sums over all of them."""
+"""Several processes, started by torchrun, that work on one run together: rows and sums over all of
+them.
+"""
 
 import multiprocessing
 import os
@@ -14,7 +16,9 @@ from longtail.store import gpu
 
 
 def world():
-    """(rank of this process, number of processes); the first call joins what torchrun started, without it there is one."""
+    """(rank of this process, number of processes); the first call joins what torchrun started,
+    without it there is one.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return 0, 1
     if not distributed.is_initialized():
@@ -25,10 +29,16 @@ def world():
 def agreed(value):
     """What the first process holds, in all of them; also the place where they wait for it.
 
-    It travels as a pickle, and one of a GPU's tensor would land on the first process's GPU: ``TypeError`` for such a tensor.
+    It travels as a pickle, and one of a GPU's tensor would land on the first process's GPU:
+    ``TypeError`` for such a tensor.
     """
-    if any(isinstance(leaf, torch.Tensor) and leaf.device.type != "cpu" for leaf in tree_leaves(value)):
-        raise TypeError("a tensor on a GPU cannot be agreed on; give a list of its numbers, or its copy on the CPU")
+    if any(
+        isinstance(leaf, torch.Tensor) and leaf.device.type != "cpu" for leaf in tree_leaves(value)
+    ):
+        raise TypeError(
+            "a tensor on a GPU cannot be agreed on; give a list of its numbers, or its copy on the "
+            "CPU"
+        )
     if world()[1] > 1:
         told = [value]
         distributed.broadcast_object_list(told)
@@ -42,7 +52,9 @@ def first(make):
 
 
 def begin_worker():
-    """Set up a worker: one thread, Ctrl-C is its parent's to answer, and it ends when its parent has gone, however that ended."""
+    """Set up a worker: one thread, Ctrl-C is its parent's to answer, and it ends when its parent
+    has gone, however that ended.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -50,6 +62,7 @@ def begin_worker():
     def watch():
         connection.wait([parent.sentinel])
         os._exit(1)
+
     threading.Thread(target=watch, daemon=True).start()
 
 
@@ -69,7 +82,7 @@ def rows_of_all(row):
     """The rows (d,) of all processes, (processes, d), in one exchange; without gradients."""
     rows = row.new_zeros(world()[1], len(row))
     rows[world()[0]] = row
-    distributed.all_reduce(rows)        # sums with zeros are exact
+    distributed.all_reduce(rows)  # sums with zeros are exact
     return rows
 
 
@@ -82,7 +95,8 @@ def summed(values):
 def gather(rows, total):
     """The rows (total, d) of all processes in order, of which this one holds its ``share``.
 
-    Only its own carry gradients: those that each process finds for its own rows, summed over processes, are the whole gradient.
+    Only its own carry gradients: those that each process finds for its own rows, summed over
+    processes, are the whole gradient.
     """
     if world()[1] == 1:
         return rows
@@ -97,8 +111,12 @@ def gather(rows, total):
 def add_gradients(model):
     """Sum the gradients of all processes, in place and in one message."""
     if world()[1] > 1:
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        gradients = [
+            parameter.grad for parameter in model.parameters() if parameter.grad is not None
+        ]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
-        for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        for gradient, part in zip(
+            gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True
+        ):
             gradient.copy_(part.view_as(gradient))

@@ -1,4 +1,6 @@
-"""What people write in YAML: read whatever its encoding, checked against what is known, refused in one line."""
+"""What people write in YAML: read whatever its encoding, checked against what is known, refused in
+one line.
+"""
 
 import contextlib
 import difflib
@@ -11,9 +13,17 @@ import typing
 import pydantic
 import yaml
 
-MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}     # what a text of these encodings begins with
+MARKS = {
+    b"\xef\xbb\xbf": "utf-8-sig",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}  # what a text of these encodings begins with
 TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
-VALUES, DEPTH, LONGEST = 20_000, 20, 3_000      # of one document: values, aliases counted again; nesting; characters of a value
+VALUES, DEPTH, LONGEST = (
+    20_000,
+    20,
+    3_000,
+)  # of one document: values, aliases counted again; nesting; characters of a value
 
 
 class Refused(Exception):
@@ -29,8 +39,9 @@ class Written(dict):
 def field(kind, default=..., help="", limits=(), choices=(), check=None, least=0):
     """Annotation and rule of one setting, as ``pydantic.create_model`` takes them.
 
-    ``kind`` is str, int, float, bool or a list of one of these. ``limits`` (least, most) hold for each number and ``choices`` for each
-    text; ``check`` takes each text and raises ``ValueError`` for one that names nothing. A list has ``least`` entries or more.
+    ``kind`` is str, int, float, bool or a list of one of these. ``limits`` (least, most) hold for
+    each number and ``choices`` for each text; ``check`` takes each text and raises ``ValueError``
+    for one that names nothing. A list has ``least`` entries or more.
     """
     items = typing.get_args(kind) if typing.get_origin(kind) is list else ()
     entry, rules = (items or (kind,))[0], []
@@ -44,11 +55,15 @@ def field(kind, default=..., help="", limits=(), choices=(), check=None, least=0
         entry = typing.Literal[tuple(choices)]
     for rule in rules:
         entry = typing.Annotated[entry, rule]
-    return (list[entry] if items else entry), pydantic.Field(default, description=help, **{"min_length": least} if items and least else {})
+    return (list[entry] if items else entry), pydantic.Field(
+        default, description=help, **{"min_length": least} if items and least else {}
+    )
 
 
 def named(check, text, info):
-    """The text, where ``check`` knows what it names; not asked when the context of the validation says ``names=False``."""
+    """The text, where ``check`` knows what it names; not asked when the context of the validation
+    says ``names=False``.
+    """
     if (info.context or {}).get("names", True):
         check(text)
     return text
@@ -64,7 +79,11 @@ def as_number(value):
 def help_of(text):
     """The comments of lines such as ``name: kind = value  # help`` in Python code: name -> help."""
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    return {token.line.partition(":")[0].strip(): token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    return {
+        token.line.partition(":")[0].strip(): token.string.lstrip("# ")
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
 
 
 def schema(name, fields, **more):
@@ -74,14 +93,20 @@ def schema(name, fields, **more):
 
 
 def mistakes(model, given, **context):
-    """The settings that are as the ``model`` says, and (name, what is wrong with it) of each of the others."""
+    """The settings that are as the ``model`` says, and (name, what is wrong with it) of each of the
+    others.
+    """
     try:
         return model.model_validate(given, context=context).model_dump(exclude_unset=True), []
     except pydantic.ValidationError as error:
         wrong = {}
         for fault in error.errors():
-            wrong.setdefault(str((*fault["loc"], "")[0]), in_one_line(explained(fault, model, given)))
-        return {name: value for name, value in given.items() if name not in wrong}, list(wrong.items())
+            wrong.setdefault(
+                str((*fault["loc"], "")[0]), in_one_line(explained(fault, model, given))
+            )
+        return {name: value for name, value in given.items() if name not in wrong}, list(
+            wrong.items()
+        )
 
 
 def in_one_line(text):
@@ -90,20 +115,36 @@ def in_one_line(text):
 
 
 def refusal(title, wrong, lines=None):
-    """All mistakes as one ``Refused``, each on its line, in the order and with the lines of the file."""
+    """All mistakes as one ``Refused``, each on its line, in the order and with the lines of the
+    file.
+    """
     lines = lines or {}
-    told = [f"{f'line {lines[key]}: ' if key in lines else ''}{text}" for key, text in sorted(wrong, key=lambda one: lines.get(one[0], 0))]
-    return Refused(f"{title}: {told[0]}" if len(told) == 1 else f"{title} has {len(told)} mistakes:\n  " + "\n  ".join(told))
+    told = [
+        f"{f'line {lines[key]}: ' if key in lines else ''}{text}"
+        for key, text in sorted(wrong, key=lambda one: lines.get(one[0], 0))
+    ]
+    return Refused(
+        f"{title}: {told[0]}"
+        if len(told) == 1
+        else f"{title} has {len(told)} mistakes:\n  " + "\n  ".join(told)
+    )
 
 
 def explained(fault, model, given):
     """What pydantic found, in plain words with a remedy."""
-    if not fault["loc"]:        # of the settings together
+    if not fault["loc"]:  # of the settings together
         return str(fault["ctx"]["error"])
     name, kind, value = str(fault["loc"][0]), fault["type"], fault["input"]
     if kind == "extra_forbidden":
-        known, meant = sorted(model.model_fields), difflib.get_close_matches(name, model.model_fields, 1)
-        there = f"there are {', '.join(known)}" if len(known) < 40 else "./run_all.sh --schema lists them"
+        known, meant = (
+            sorted(model.model_fields),
+            difflib.get_close_matches(name, model.model_fields, 1),
+        )
+        there = (
+            f"there are {', '.join(known)}"
+            if len(known) < 40
+            else "./run_all.sh --schema lists them"
+        )
         return f"no setting {name}; {there}{f'; perhaps {meant[0]} is meant' if meant else ''}"
     if kind == "missing":
         return f"{name} is missing; there has to be one"
@@ -116,7 +157,8 @@ def explained(fault, model, given):
         return f"{name}: there is no {value}; there are {', '.join(sorted(entry_of(rule)['enum']))}"
     if kind == "value_error":
         return f"{name}: {fault['ctx']['error']}"
-    return f"{name} takes {described(rule)}, not {given[name]!r}; values are YAML, such as 3, 0.5, text, \"[1, 2]\""
+    wrong = f"{name} takes {described(rule)}, not {given[name]!r}"
+    return f'{wrong}; values are YAML, such as 3, 0.5, text, "[1, 2]"'
 
 
 @functools.cache
@@ -141,24 +183,43 @@ def described(rule):
     """What a JSON schema's entry takes, in words."""
     if "anyOf" in rule:
         return " or ".join(map(described, rule["anyOf"]))
-    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
+    words = {
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "string": "text",
+    }
     word = words[entry_of(rule).get("type", "string")]
-    return f"a list of {word.removeprefix('a ')}{'s' * word.endswith('number')}" if rule.get("type") == "array" else word
+    return (
+        f"a list of {word.removeprefix('a ')}{'s' * word.endswith('number')}"
+        if rule.get("type") == "array"
+        else word
+    )
 
 
 def template(model):
-    """The settings of a model as a file to start from: each in a comment, with its default, its range and its help."""
+    """The settings of a model as a file to start from: each in a comment, with its default, its
+    range and its help.
+    """
     lines = ["# Remove the # in front of what you change."]
     for name, rule in rules_of(model).items():
         entry, limits = entry_of(rule), limits_of(rule)
-        takes = " | ".join(entry["enum"]) if "enum" in entry else described(rule) + (f" from {limits[0]} to {limits[1]}" if limits else "")
+        takes = (
+            " | ".join(entry["enum"])
+            if "enum" in entry
+            else described(rule) + (f" from {limits[0]} to {limits[1]}" if limits else "")
+        )
         value = f"# {name}: {json.dumps(rule.get('default', ''), ensure_ascii=False)}"
-        lines.append(f"{value:<40} # {'; '.join(part for part in (takes, rule.get('description')) if part)}")
+        lines.append(
+            f"{value:<40} # {'; '.join(part for part in (takes, rule.get('description')) if part)}"
+        )
     return "\n".join(lines)
 
 
 def text_of(path, what):
-    """The text of a file that people wrote: UTF-8, UTF-16 with its mark, else Windows-1252; ``ValueError`` when it is none."""
+    """The text of a file that people wrote: UTF-8, UTF-16 with its mark, else Windows-1252;
+    ``ValueError`` when it is none.
+    """
     content = path.read_bytes()
     encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), None)
     for name in [encoding] if encoding else ["utf-8", "cp1252"]:
@@ -169,7 +230,9 @@ def text_of(path, what):
 
 
 def bounded_yaml(root):
-    """The root node of a YAML document; ``ValueError`` where it is larger than settings are, once aliases are written out."""
+    """The root node of a YAML document; ``ValueError`` where it is larger than settings are, once
+    aliases are written out.
+    """
     waiting, count = [(root, 0)], 0
     while waiting:
         node, depth = waiting.pop()
@@ -177,11 +240,15 @@ def bounded_yaml(root):
             pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
             waiting += [(part, depth + 1) for pair in pairs for part in pair]
         elif node and len(node.value) > LONGEST:
-            raise ValueError(f"a value has {len(node.value)} characters; settings have at most {LONGEST}")
+            raise ValueError(
+                f"a value has {len(node.value)} characters; settings have at most {LONGEST}"
+            )
         count += 1
         if depth > DEPTH or count + len(waiting) > VALUES:
-            raise ValueError(f"it has more than {VALUES} values, or they are nested more than {DEPTH} deep; "
-                             f"an alias (*name) counts as all that it stands for")
+            raise ValueError(
+                f"it has more than {VALUES} values, or they are nested more than {DEPTH} deep; "
+                f"an alias (*name) counts as all that it stands for"
+            )
     return root
 
 
@@ -198,16 +265,22 @@ def read_value(text):
 
 
 def read_yaml(path):
-    """A mapping from a YAML file, as ``Written``, its keys as text; a refusal that names file, line and remedy."""
+    """A mapping from a YAML file, as ``Written``, its keys as text; a refusal that names file, line
+    and remedy.
+    """
     try:
         loader = yaml.SafeLoader(text := text_of(path, "the settings"))
         node = bounded_yaml(loader.get_single_node())
         if node is not None and not isinstance(node, yaml.MappingNode):
-            raise Refused(f"{path} is no mapping of names to values; write lines such as `epochs: 10`")
+            raise Refused(
+                f"{path} is no mapping of names to values; write lines such as `epochs: 10`"
+            )
         refuse_twice(path, node)
         keys = [key for key, _ in node.value if key.tag != MERGE] if node else []
         for key in keys:
-            key.tag = TEXT if isinstance(key, yaml.ScalarNode) else key.tag     # YAML reads the keys on and 5 as True and 5
+            key.tag = (
+                TEXT if isinstance(key, yaml.ScalarNode) else key.tag
+            )  # YAML reads the keys on and 5 as True and 5
         settings = Written(loader.construct_document(node) if node else {})
         settings.lines = {key.value: key.start_mark.line + 1 for key in keys}
         return settings
@@ -237,8 +310,11 @@ def refuse_twice(path, node):
         lines = {}
         for key, value in node.value:
             if key.tag != MERGE and str(key.value) in lines:
-                raise Refused(f"{path} line {key.start_mark.line + 1}: {key.value} is there twice, first in line {lines[str(key.value)]}; "
-                              f"keep one of them")
+                raise Refused(
+                    f"{path} line {key.start_mark.line + 1}: {key.value} is there twice, first in "
+                    f"line {lines[str(key.value)]}; "
+                    f"keep one of them"
+                )
             lines[str(key.value)] = key.start_mark.line + 1
             refuse_twice(path, value)
     elif isinstance(node, yaml.SequenceNode):

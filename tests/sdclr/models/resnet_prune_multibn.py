@@ -10,7 +10,9 @@ class prune_conv2d(nn.Conv2d):
         self.prune_mask, self.prune_flag = torch.ones_like(self.weight), False
 
     def forward(self, x):
-        return self._conv_forward(x, self.weight * self.prune_mask if self.prune_flag else self.weight)
+        return self._conv_forward(
+            x, self.weight * self.prune_mask if self.prune_flag else self.weight
+        )
 
 
 class batch_norm_multiple(nn.Module):
@@ -25,7 +27,10 @@ class batch_norm_multiple(nn.Module):
 class Downsample(nn.Module):
     def __init__(self, inputs, outputs, stride):
         super().__init__()
-        self.conv, self.bn = prune_conv2d(inputs, outputs, 1, stride), batch_norm_multiple(nn.BatchNorm2d, outputs)
+        self.conv, self.bn = (
+            prune_conv2d(inputs, outputs, 1, stride),
+            batch_norm_multiple(nn.BatchNorm2d, outputs),
+        )
 
     def forward(self, x, pruned):
         return self.bn(self.conv(x), pruned)
@@ -34,10 +39,18 @@ class Downsample(nn.Module):
 class BasicBlock(nn.Module):
     def __init__(self, inputs, outputs, stride, projected):
         super().__init__()
-        self.conv1, self.bn1 = prune_conv2d(inputs, outputs, 3, stride), batch_norm_multiple(nn.BatchNorm2d, outputs)
-        self.conv2, self.bn2 = prune_conv2d(outputs, outputs, 3), batch_norm_multiple(nn.BatchNorm2d, outputs)
+        self.conv1, self.bn1 = (
+            prune_conv2d(inputs, outputs, 3, stride),
+            batch_norm_multiple(nn.BatchNorm2d, outputs),
+        )
+        self.conv2, self.bn2 = (
+            prune_conv2d(outputs, outputs, 3),
+            batch_norm_multiple(nn.BatchNorm2d, outputs),
+        )
         self.changes, self.extra = stride > 1, outputs - inputs
-        self.downsample = Downsample(inputs, outputs, stride) if projected and self.changes else None
+        self.downsample = (
+            Downsample(inputs, outputs, stride) if projected and self.changes else None
+        )
 
     def forward(self, x, pruned):
         inner = self.bn2(self.conv2(self.bn1(self.conv1(x), pruned).relu()), pruned)
@@ -53,9 +66,18 @@ class BasicBlock(nn.Module):
 class proj_head(nn.Module):
     def __init__(self, features, outputs):
         super().__init__()
-        self.fc1, self.bn1 = nn.Linear(features, features), batch_norm_multiple(nn.BatchNorm1d, features)
-        self.fc2, self.bn2 = nn.Linear(features, features, bias=False), batch_norm_multiple(nn.BatchNorm1d, features)
-        self.fc3, self.bn3 = nn.Linear(features, outputs, bias=False), batch_norm_multiple(nn.BatchNorm1d, outputs)
+        self.fc1, self.bn1 = (
+            nn.Linear(features, features),
+            batch_norm_multiple(nn.BatchNorm1d, features),
+        )
+        self.fc2, self.bn2 = (
+            nn.Linear(features, features, bias=False),
+            batch_norm_multiple(nn.BatchNorm1d, features),
+        )
+        self.fc3, self.bn3 = (
+            nn.Linear(features, outputs, bias=False),
+            batch_norm_multiple(nn.BatchNorm1d, outputs),
+        )
 
     def forward(self, x, pruned):
         x = self.bn2(self.fc2(self.bn1(self.fc1(x), pruned).relu()), pruned).relu()
@@ -66,10 +88,16 @@ class ResNet(nn.Module):
     def __init__(self, blocks, widths, projected):
         super().__init__()
         self.normalize = NormalizeByChannelMeanStd([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-        self.conv1, self.bn1 = prune_conv2d(3, widths[0], 3), batch_norm_multiple(nn.BatchNorm2d, widths[0])
+        self.conv1, self.bn1 = (
+            prune_conv2d(3, widths[0], 3),
+            batch_norm_multiple(nn.BatchNorm2d, widths[0]),
+        )
         for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
             before = widths[max(stage - 1, 0)]
-            layer = [BasicBlock(width if k else before, width, 1 if k or not stage else 2, projected) for k in range(count)]
+            layer = [
+                BasicBlock(width if k else before, width, 1 if k or not stage else 2, projected)
+                for k in range(count)
+            ]
             setattr(self, f"layer{stage + 1}", nn.ModuleList(layer))
         self.stages, self.fc = len(blocks), nn.Linear(widths[-1], 10)
         self.set_prune_flag(False)

@@ -12,8 +12,12 @@ def gatherFeatures(features, local_rank, world_size):
     return torch.cat(gathered)
 
 
-def train_prune(train_loader, model, optimizer, scheduler, epoch, log, local_rank, rank, world_size, args=None):
-    Mask(model).magnitudePruning(args.prune_percent - args.random_prune_percent, args.random_prune_percent)
+def train_prune(
+    train_loader, model, optimizer, scheduler, epoch, log, local_rank, rank, world_size, args=None
+):
+    Mask(model).magnitudePruning(
+        args.prune_percent - args.random_prune_percent, args.random_prune_percent
+    )
     total, images = 0, 0
     for i, inputs in enumerate(train_loader):
         scheduler.step()
@@ -27,7 +31,11 @@ def train_prune(train_loader, model, optimizer, scheduler, epoch, log, local_ran
         loss = nt_xent(dense, t=args.temperature, features2=pruned)
         loss.backward()
         model.module.set_prune_flag(True)
-        nt_xent(dense.detach(), t=args.temperature, features2=gatherFeatures(model(inputs[:, 1]), rank, world_size)).backward()
+        nt_xent(
+            dense.detach(),
+            t=args.temperature,
+            features2=gatherFeatures(model(inputs[:, 1]), rank, world_size),
+        ).backward()
         optimizer.step()
         total, images = total + loss.item() * len(inputs), images + len(inputs)
         if i % args.print_freq == 0 or i == len(train_loader) - 1:

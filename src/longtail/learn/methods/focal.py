@@ -14,7 +14,9 @@ class Focal(SimCLR, name="focal"):
 
 
 def focal_nt_xent(first, second, temperature, focus):
-    """NT-Xent that turns to the hard anchors: each anchor's loss times (1 − its positive's probability)^focus; (n,)."""
+    """NT-Xent that turns to the hard anchors: each anchor's loss times (1 − its positive's
+    probability)^focus; (n,).
+    """
     _, positive, denominator = losses.contrast(first, second, temperature)
     anchors = denominator.unflatten(-1, (2, -1)) - positive[..., None, :]
     return ((1 - (-anchors).exp()) ** focus * anchors).mean(-2)

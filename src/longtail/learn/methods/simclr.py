@@ -1,4 +1,6 @@
-"""SimCLR, on which every method builds: what the training loop asks of a method, and the settings and memory that a method may have."""
+"""SimCLR, on which every method builds: what the training loop asks of a method, and the settings
+and memory that a method may have.
+"""
 
 import math
 
@@ -7,48 +9,88 @@ import torch
 from longtail.learn import losses, models
 from longtail.store import processes
 
-METHODS = {}            # name -> class; a class enters itself
-CHANGES = "network", "loss", "views", "rates", "terms", "images", "steps", "temperature"     # the order of the parts of a joined name
-FINAL_RATE = 1e-6       # of every cosine but SimSiam's, all data sets
+METHODS = {}  # name -> class; a class enters itself
+CHANGES = (
+    "network",
+    "loss",
+    "views",
+    "rates",
+    "terms",
+    "images",
+    "steps",
+    "temperature",
+)  # the order of the parts of a joined name
+FINAL_RATE = 1e-6  # of every cosine but SimSiam's, all data sets
 
-# what most papers train with, from SDCLR's repository; a method's file says what differs. Precision is free
-CIFAR = {"architecture": "resnet18_cifar", "size": 32, "epochs": 2000, "batch_size": 512, "learning_rate": 0.5, "weight_decay": 1e-4,
-         "temperature": 0.2, "policy": "cifar", "warmup_epochs": 10}
-IMAGENET = CIFAR | {"architecture": "resnet50", "size": 224, "epochs": 500, "batch_size": 256, "policy": "imagenet"}
-RECIPES = {"cifar10": CIFAR | {"seed_images": 11_165}, "cifar100": CIFAR | {"seed_images": 9_754},
-           "imagenet100": IMAGENET | {"seed_images": 12_205}}       # images of the published long-tailed lists
+# what most papers train with, from SDCLR's repository; a method's file says what differs. Precision
+# is free
+CIFAR = {
+    "architecture": "resnet18_cifar",
+    "size": 32,
+    "epochs": 2000,
+    "batch_size": 512,
+    "learning_rate": 0.5,
+    "weight_decay": 1e-4,
+    "temperature": 0.2,
+    "policy": "cifar",
+    "warmup_epochs": 10,
+}
+IMAGENET = CIFAR | {
+    "architecture": "resnet50",
+    "size": 224,
+    "epochs": 500,
+    "batch_size": 256,
+    "policy": "imagenet",
+}
+RECIPES = {
+    "cifar10": CIFAR | {"seed_images": 11_165},
+    "cifar100": CIFAR | {"seed_images": 9_754},
+    "imagenet100": IMAGENET | {"seed_images": 12_205},
+}  # images of the published long-tailed lists
 
 
 class SimCLR:
     """Contrast two views of an image against all other images of the batch (Chen et al. 2020)."""
 
-    changes = "loss"    # what it changes above all, one of CHANGES
-    branches = 1        # sets of batch norm in the encoder
-    head_layers = 2     # of the projection head, as published
+    changes = "loss"  # what it changes above all, one of CHANGES
+    branches = 1  # sets of batch norm in the encoder
+    head_layers = 2  # of the projection head, as published
     network = models.Encoder
-    options = {}        # the class's own settings and their published values; an arm changes them by name
-    settings = {}       # fields of ``Run`` that its paper sets otherwise than RECIPES
-    published = {}      # (paper, data set, method) -> what the paper sets for that row
-    mechanism = ()      # what must be at work for it to matter, as its rows are named, and the least contrast (``measure.mechanisms``)
-    remembers = {}      # what is kept of every image: name -> numbers of a row, 0 for a single one
-    fixed = {}          # fields of ``Run`` that it decides itself
-    alone = False       # whether it can be joined with no other method
-    clashes = ()        # methods that it cannot be joined with
-    picks = False       # whether it fetches images from the study's pool as it trains
-    boost = None        # what it does to views beyond their policy: (levels, index, epoch, view) -> levels
+    options = {}  # the class's own settings and their published values; an arm changes them by name
+    settings = {}  # fields of ``Run`` that its paper sets otherwise than RECIPES
+    published = {}  # (paper, data set, method) -> what the paper sets for that row
+    # what must be at work for it to matter, as its rows are named, and the least contrast
+    # (``measure.mechanisms``)
+    mechanism = ()
+    remembers = {}  # what is kept of every image: name -> numbers of a row, 0 for a single one
+    fixed = {}  # fields of ``Run`` that it decides itself
+    alone = False  # whether it can be joined with no other method
+    clashes = ()  # methods that it cannot be joined with
+    picks = False  # whether it fetches images from the study's pool as it trains
+    # what it does to views beyond their policy: (levels, index, epoch, view) -> levels
+    boost = None
 
     def __init_subclass__(cls, name=None):
         """``class BCL(SimCLR, name="bcl")`` is found by this name."""
         if name in METHODS:
-            raise ValueError(f"two methods are called {name}, in {METHODS[name].__module__} and {cls.__module__}; rename one")
+            raise ValueError(
+                f"two methods are called {name}, in {METHODS[name].__module__} and "
+                f"{cls.__module__}; rename one"
+            )
         if name:
             METHODS[name] = cls
 
     def __init__(self, run):
-        self.run, self.own = run, read_options(type(self), dict(pair.split("=") for pair in run.options.split()))
-        self.state = {}         # tensors on the device that a checkpoint keeps; changed in place inside an epoch, since a graph reads them
-        self.notes = {}         # name -> epoch -> tensor, for the pictures
-        self.attends = True     # whether what it sees is remembered; not in a second pass over the same batch
+        self.run, self.own = (
+            run,
+            read_options(type(self), dict(pair.split("=") for pair in run.options.split())),
+        )
+        # tensors on the device that a checkpoint keeps; changed in place inside an epoch, since a
+        # graph reads them
+        self.state = {}
+        self.notes = {}  # name -> epoch -> tensor, for the pictures
+        # whether what it sees is remembered; not in a second pass over the same batch
+        self.attends = True
 
     @classmethod
     def reference(cls, run):
@@ -57,22 +99,36 @@ class SimCLR:
 
     @property
     def temperature(self):
-        """Of the contrastive loss: a number, or a tensor on the device where a method changes it."""
+        """Of the contrastive loss: a number, or a tensor on the device where a method changes
+        it.
+        """
         return self.run.temperature
 
     def start(self, images, teacher):
-        """Meet the training images, an ``ImageSet`` on the device, and the reference's encoder; every image begins without a past."""
+        """Meet the training images, an ``ImageSet`` on the device, and the reference's encoder;
+        every image begins without a past.
+        """
         self.images, self.teacher, self.count = images, teacher, len(images) - self.run.reserve
-        self.state |= {name: torch.full((len(images), *[width] * bool(width)), torch.nan, device=images.images.device)
-                       for name, width in gathered(type(self), "remembers").items()}
+        self.state |= {
+            name: torch.full(
+                (len(images), *[width] * bool(width)), torch.nan, device=images.images.device
+            )
+            for name, width in gathered(type(self), "remembers").items()
+        }
 
     def remember(self, name, index, values, beta):
-        """Average a quantity of the batch's images into what is kept of them; images of a pool leave no trace."""
+        """Average a quantity of the batch's images into what is kept of them; images of a pool
+        leave no trace.
+        """
         if not self.attends:
             return
         past = self.state[name][index]
         known = (index < self.count).view(-1, *[1] * (past.ndim - 1))
-        self.state[name].index_copy_(0, index, torch.where(known, moving_average(past, values.detach().to(past.dtype), beta), past))
+        self.state[name].index_copy_(
+            0,
+            index,
+            torch.where(known, moving_average(past, values.detach().to(past.dtype), beta), past),
+        )
 
     def note(self, name, epoch, values):
         """Keep a copy of what changed between epochs."""
@@ -88,7 +144,10 @@ class SimCLR:
 
     def rates(self, epoch, course):
         """The learning rate of each update of an epoch, counted from 0."""
-        return [warmup_cosine(step, course.total, course.warmup, self.run.learning_rate, FINAL_RATE) for step in course.steps(epoch)]
+        return [
+            warmup_cosine(step, course.total, course.warmup, self.run.learning_rate, FINAL_RATE)
+            for step in course.steps(epoch)
+        ]
 
     def phase(self):
         """What an update depends on beyond tensors; a recorded one serves one phase."""
@@ -98,7 +157,9 @@ class SimCLR:
         """What changes between epochs: masks, view strengths, extra images."""
 
     def project(self, encoder, first, second):
-        """Projections (n, d) of both views: one pass over all 2n, so that batch statistics are joint, as in the authors' code."""
+        """Projections (n, d) of both views: one pass over all 2n, so that batch statistics are
+        joint, as in the authors' code.
+        """
         return encoder(torch.cat([first, second])).chunk(2)
 
     def objective(self, first, second, index):
@@ -106,15 +167,20 @@ class SimCLR:
         return losses.nt_xent(first, second, self.temperature)
 
     def forward(self, encoder, first, second, index):
-        """Loss of each image of the batch of all processes (n,), which contrast as one; the views are this process's."""
-        with torch.autocast(first.device.type, torch.bfloat16, enabled=self.run.precision == "bfloat16"):
+        """Loss of each image of the batch of all processes (n,), which contrast as one; the views
+        are this process's.
+        """
+        with torch.autocast(
+            first.device.type, torch.bfloat16, enabled=self.run.precision == "bfloat16"
+        ):
             projections = self.project(encoder, first, second)
         return self.objective(*(processes.gather(rows, len(index)) for rows in projections), index)
 
     def backward(self, encoder, first, second, index):
         """Gradients of one step into the encoder; returns the per-image losses (n,).
 
-        ``first`` and ``second`` are this process's views, ``index`` (n,) is the batch of all processes.
+        ``first`` and ``second`` are this process's views, ``index`` (n,) is the batch of all
+        processes.
         """
         loss = self.forward(encoder, first, second, index)
         loss.mean().backward()
@@ -127,8 +193,11 @@ METHODS["simclr"] = SimCLR
 
 # ---- formulas
 
+
 def warmup_cosine(step, total_steps, warmup_steps, base_lr, final_lr):
-    """Learning rate of optimiser step 1, 2, …: linear warm-up, then cosine to ``final_lr`` at the last step (SDCLR's code)."""
+    """Learning rate of optimiser step 1, 2, …: linear warm-up, then cosine to ``final_lr`` at the
+    last step (SDCLR's code).
+    """
     if step < warmup_steps:
         return base_lr * step / warmup_steps
     progress = (step - warmup_steps) / (total_steps - warmup_steps)
@@ -136,26 +205,46 @@ def warmup_cosine(step, total_steps, warmup_steps, base_lr, final_lr):
 
 
 def moving_average(old, new, beta):
-    """Exponential average, ``beta`` of the past; where there is no past (NaN) the new value itself."""
+    """Exponential average, ``beta`` of the past; where there is no past (NaN) the new value
+    itself.
+    """
     return torch.where(old.isnan(), new, beta * old + (1 - beta) * new)
 
 
 # ---- options
 
+
 def gathered(kind, attribute):
     """A class attribute that is a dict, with what the classes it builds on have in theirs."""
-    return {name: value for part in reversed(kind.__mro__) for name, value in vars(part).get(attribute, {}).items()}
+    return {
+        name: value
+        for part in reversed(kind.__mro__)
+        for name, value in vars(part).get(attribute, {}).items()
+    }
 
 
 def read_options(kind, given):
     """All options of a method, those given as text in place of the published ones."""
     published = gathered(kind, "options")
     if unknown := given.keys() - published.keys():
-        raise ValueError(f"{min(unknown)} is no setting of a run or of this method; the method has {', '.join(published) or 'none'}")
-    if wrong := [value for name, value in given.items() if isinstance(published[name], bool) and value not in ("True", "False")]:
+        raise ValueError(
+            f"{min(unknown)} is no setting of a run or of this method; the method has "
+            f"{', '.join(published) or 'none'}"
+        )
+    if wrong := [
+        value
+        for name, value in given.items()
+        if isinstance(published[name], bool) and value not in ("True", "False")
+    ]:
         raise ValueError(f"{wrong[0]} is neither True nor False")
-    return {name: value if name not in given else given[name] == "True" if isinstance(value, bool) else type(value)(given[name])
-            for name, value in published.items()}
+    return {
+        name: value
+        if name not in given
+        else given[name] == "True"
+        if isinstance(value, bool)
+        else type(value)(given[name])
+        for name, value in published.items()
+    }
 
 
 def write_options(values):

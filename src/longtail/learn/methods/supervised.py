@@ -19,7 +19,16 @@ class Supervised(SimCLR, name="supervised"):
         super().start(images, teacher)
         self.labels = images.labels.to(images.images.device)
         if not 0 <= self.labels.min() <= self.labels.max() < 128:
-            raise ValueError(f"{self.run.name}: labels reach from {self.labels.min()} to {self.labels.max()}; supervised needs 0 to 127")
+            raise ValueError(
+                f"{self.run.name}: labels reach from {self.labels.min()} to {self.labels.max()}; "
+                "supervised needs 0 to 127"
+            )
 
     def objective(self, first, second, index):
-        return sum(functional.cross_entropy(logits.float(), self.labels[index], reduction="none") for logits in (first, second)) / 2
+        return (
+            sum(
+                functional.cross_entropy(logits.float(), self.labels[index], reduction="none")
+                for logits in (first, second)
+            )
+            / 2
+        )

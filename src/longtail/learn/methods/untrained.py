@@ -11,10 +11,15 @@ class Untrained(SimCLR, name="untrained"):
 
 
 class Given(SimCLR, name="given"):
-    """Weights that were trained elsewhere, without a projection head: their features contrast as they are."""
+    """Weights that were trained elsewhere, without a projection head: their features contrast as
+    they are.
+    """
 
     changes, alone = "network", True
     head_layers = 0
 
     def __init__(self, run):
-        raise ValueError(f"{run.name}: a given encoder is not trained; name another method, or give its weights as `encoder`")
+        raise ValueError(
+            f"{run.name}: a given encoder is not trained; name another method, or give its weights "
+            "as `encoder`"
+        )
