@@ -242,13 +242,17 @@ def test_what_is_wrong_with_a_member_names_it_and_may_be_skipped(
 
 def test_a_zip_that_hides_members_is_refused(tmp_path):
     """One bit makes the comment of the second member so long that the others lie in it."""
-    path = zipped(tmp_path / "some.zip", [(f"{number}.png", png(PICTURES[number])) for number in range(4)])
+    path = zipped(
+        tmp_path / "some.zip", [(f"{number}.png", png(PICTURES[number])) for number in range(4)]
+    )
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\1\2", content.index(b"PK\1\2") + 4) + 33] ^= 1
     path.write_bytes(content)
     assert len(zipfile.ZipFile(path).namelist()) == 2
     archives.unzipped.cache_clear()
-    with pytest.raises(ValueError, match=r"some\.zip cannot be read as \.zip \(2 members, where it says 4\)"):
+    with pytest.raises(
+        ValueError, match=r"some\.zip cannot be read as \.zip \(2 members, where it says 4\)"
+    ):
         sources.folder(path, 8, skip_broken=True)
 
 

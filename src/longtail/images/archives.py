@@ -120,9 +120,13 @@ def contents(archive):
 
 @functools.lru_cache(maxsize=4)
 def unzipped(archive):
-    """A zip, opened once in each process, and how often it has each name; an error unless it has as many members as its end says."""
+    """A zip, opened once in each process, and how often it has each name.
+
+    Refused unless it has as many members as its end says: a changed bit may make a comment so long
+    that other members lie in it, which ``zipfile`` does not notice.
+    """
     file = zipfile.ZipFile(archive)
-    with open(archive, "rb") as end:        # a changed bit may hide members behind another's comment, which zipfile does not notice
+    with open(archive, "rb") as end:
         end.seek(-22 - len(file.comment), os.SEEK_END)
         told = int.from_bytes(end.read(12)[10:], "little")
     if told not in (0xFFFF, len(file.filelist) % 2**16):
