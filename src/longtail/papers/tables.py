@@ -554,7 +554,7 @@ def write_table(table, name, folder, note=NOTE):
             table[labels[:depth]].eq(table[labels[:depth]].shift()).all(axis=1), labels[depth - 1]
         ] = ""
     style = shown.style.hide(axis="index").format(latex).format_index(latex, axis=1)
-    text = style.to_latex(hrules=True, column_format="l" * shown.shape[1]) + f"% {note}\n"
+    text = style.to_latex(hrules=True, column_format="l" * shown.shape[1]) + f"% {latex(note)}\n"
     content = (
         table.to_csv(index=False),
         shown.to_markdown(index=False, disable_numparse=True) + f"\n\n{note}\n",

@@ -372,7 +372,6 @@ def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, 
     distance, score.
     """
     selection.check_budget(budget, len(study.pool))
-    scored = score_pool(run, results, study, views, batch, repeats, prototypes)
     settings = {
         "sampler": sampler,
         "budget": budget,
@@ -386,11 +385,11 @@ def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, 
         "seed": study.seed.digest,
     }
     if SAMPLERS[sampler].score:
-        settings["order"] = (
-            "best first"  # rows without this were written worst first where nothing was spread
-        )
+        # rows without this were written worst first where nothing was spread
+        settings["order"] = "best first"
 
     def rows():
+        scored = score_pool(run, results, study, views, batch, repeats, prototypes)
         pool, seed = pool_and_seed(run, results, study)
         mine = [processes.share(values) for values in (*scored, pool)]
         index = sample(sampler, *mine, seed, budget, alpha, ratio, run.seed, shards.everyone())
