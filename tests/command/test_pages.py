@@ -323,3 +323,27 @@ def test_claims_of_one_run_keep_its_name(tmp_path):
     line = dict.fromkeys(claims.COLUMNS, 1) | {"runs": "00123456"}
     pd.DataFrame([line]).to_csv(tmp_path / "claims.csv", index=False)
     assert claims.read_claims(tmp_path).runs.tolist() == ["00123456"]
+
+
+def test_every_output_of_a_notebook_is_on_its_page(plan):
+    """Results of cells, shown data, printed text: of each the text, the table or the picture."""
+    copy = plan.folder / "04_ecle.ipynb"
+    book = nbformat.read(copy, 4)
+    kinds = {
+        "<table><tr><td>of a result</td></tr></table>": new_output(
+            "execute_result", {"text/html": "<table><tr><td>of a result</td></tr></table>"}
+        ),
+        "<table><tr><td>shown</td></tr></table>": new_output(
+            "display_data", {"text/html": "<table><tr><td>shown</td></tr></table>"}
+        ),
+        "a plain result": new_output("execute_result", {"text/plain": "a plain result"}),
+        "a line that was printed": new_output("stream", text="a line that was printed"),
+        "iVBORw0KGgoAAAATHISONE=": new_output(
+            "display_data", {"image/png": "iVBORw0KGgoAAAATHISONE="}
+        ),
+    }
+    book.cells.append(new_code_cell("everything()", outputs=list(kinds.values())))
+    nbformat.write(book, copy)
+    pages.write_site(plan, {})
+    page = (plan.folder / "04_ecle.html").read_text()
+    assert [sign for sign in kinds if page.count(sign) != 1] == []

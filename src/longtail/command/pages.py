@@ -27,6 +27,8 @@ _CELLS = f"""{{%- extends 'display_priority.j2' -%}}
 {{{{- cell.source | highlight_code(metadata=cell.metadata) }}}}</div>{{% endblock %}}
 {{% block stream %}}{WIDE.format("printed text")}<pre>
 {{{{- output.text | ansi2html }}}}</pre></div>{{% endblock %}}
+{{% block execute_result %}}{{% block data_priority scoped %}}{{{{ super() }}}}
+{{%- endblock %}}{{% endblock %}}
 {{% block data_text %}}{WIDE.format("printed text")}<pre>
 {{{{- output.data['text/plain'] | ansi2html }}}}</pre></div>{{% endblock %}}
 {{% block data_html %}}{WIDE.format("table")}
