@@ -258,6 +258,19 @@ def test_more_outsiders_than_there_are_is_refused(disk):
         study(outsiders=[], outsider_count=3)
 
 
+def test_each_place_of_a_pool_is_read_once_for_all_splits(disk, monkeypatch):
+    places, read = ["one", "two", "three", "four"], []
+    for place in places:
+        write(disk / place, {"a.png": picture(len(place))})
+    whole = sources.read_images
+    monkeypatch.setattr(
+        sources, "read_images", lambda files, size: read.append(len(files)) or whole(files, size)
+    )
+    for split in (1, 2, 3):
+        study(outsiders=places, outsider_count=-1, split=split)
+    assert read == [1] * len(places)
+
+
 def test_a_pool_of_several_places_keeps_them_apart(disk):
     """Names tell the place, labels tell nothing, and folders of the study's own classes stay
     out.

@@ -508,10 +508,10 @@ def outsider_set(places, size, count, classes, known, in_files, skip_broken):
     ]
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)  # a study of more places would read all of them for each split
 def outsiders_of(place, size, count, classes, known, in_files, skip_broken):
-    """The images of one place; the last two places are kept in memory, since each split of a study
-    asks again.
+    """The images of one place; the last eight places are kept in memory, since each split of a
+    study asks again.
     """
     if place == "letters":
         if count < 0 or in_files:
