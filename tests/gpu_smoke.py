@@ -309,7 +309,7 @@ def throughput():
     of_floor = (
         f", {times:.1f} times the floor of one {machine}"
         if gpu.here()
-        else ", hours computed from twice the floor"
+        else f", hours computed from {times} times the floor"
     )
     return f"{row['views_per_second']:.0f} views a second, {row['share']:.0%} of a product's rate{of_floor}"
 

@@ -546,7 +546,7 @@ def hostile(values):
         "square": sized(13_300, 13_300),
         "endless": sized(2**31 - 1, 2**31 - 1),
         "thin": sized(2**31 - 1, 1),
-        "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(/tmp/x) (w) file\nshowpage\n",
+        "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) (w) file\nshowpage\n",
         "PostScript in binary": b"\xc5\xd0\xd3\xc6" + bytes(28),
         "drawing": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         "PDF": b"%PDF-1.4\n",

@@ -527,6 +527,9 @@ def test_rows_of_the_tables_are_counted_with_their_budgets():
         ("mak", "epochs", 40),
         ("mak", "updates", 30),
     ]
+    apart = estimate.wanted(values | {"precision": "bfloat16", "picked_precision": "bfloat16_gpu"})
+    assert {row["precision"] for row in apart} == {"bfloat16_gpu"} and apart[0]["added"] == "none"
+    assert len(apart) == 6
 
 
 def test_runs_alike_in_all_that_a_plan_tells_are_counted_apart():

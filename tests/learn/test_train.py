@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from shelf import apart
+from tape import stand_in
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from toy import FAMILY, IMAGES, RUN, image_set, planned
 
@@ -153,6 +154,11 @@ def test_a_last_batch_of_one_image_is_dropped(results, monkeypatch, count, sizes
         ),
         (IMAGES, {"method": "moco"}, "no method 'moco'; there are simclr, bcl, colt"),
         (IMAGES, {"architecture": "vit"}, "no architecture 'vit'"),
+        (
+            IMAGES,
+            {"precision": "bfloat16_gpu"},
+            "to be trained on a GPU and this machine has none; copy the finished run here",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(results, images, change, message):
@@ -279,6 +285,14 @@ def test_bfloat16_trains_close_to_float32(results):
     )
     assert not torch.equal(exact["trunk.conv.weight"], half["trunk.conv.weight"])
     assert half_log.loss.tolist() == pytest.approx(exact_log.loss.tolist(), rel=0.03)
+
+
+def test_where_a_gpu_rounds_its_bfloat16_is_a_run_of_its_own(results):
+    with stand_in():  # whose arithmetic is the processor's
+        there, log = outcome(planned(precision="bfloat16_gpu", learning_rate=1e-3), IMAGES, results)
+    here, _ = outcome(planned(precision="bfloat16", learning_rate=1e-3), IMAGES, results)
+    assert len(list(results.store.glob("*/run.json"))) == 2
+    assert torch.equal(there["trunk.conv.weight"], here["trunk.conv.weight"])
 
 
 def test_training_lowers_the_loss(results):

@@ -463,15 +463,23 @@ def test_only_equal_splits_seeds_and_lengths_are_paired(results):
 def test_runs_of_other_settings_are_neither_paired_nor_averaged(results):
     encoders(results, [(0, 0, 5), (0, 0, 5)])
     for split in (1, 2):
-        finish(
-            results, {"split": split, "weight_decay": 5e-4}, scores_of_linear=accuracies(80, 70, 30)
-        )  # no SDCLR at that decay
+        for other in ({"weight_decay": 5e-4}, {"precision": "bfloat16_gpu"}):  # no SDCLR there
+            finish(results, {"split": split, **other}, scores_of_linear=accuracies(80, 70, 30))
     assert verdict(claims.judged(results), "sdclr-gain-linear-few@digits").effect == pytest.approx(
         5
     )
     finish(results, SDCLR | {"prune_fraction": 0.3}, scores_of_linear=accuracies(1, 1, 1))
     few = verdict(claims.judged(results), "sdclr-gain-linear-few@digits")
     assert few.verdict == "not run" and "several prune_fraction" in few.note
+
+
+def test_what_both_sides_name_is_what_they_differ_in(results):
+    for split, gain in enumerate((4, 6), start=1):
+        for precision, few in (("bfloat16", 60), ("bfloat16_gpu", 60 + gain)):
+            finish(results, {"split": split, "precision": precision}, **both(80, 70, few))
+    tried = claims.judged(results, "last_epoch", "tried")
+    few = verdict(tried, "tried-arithmetic-linear_converged-few@digits")
+    assert (few.n, few.effect) == (2, pytest.approx(5))
 
 
 def test_the_papers_data_and_its_numbers_need_the_published_settings(results):

@@ -201,3 +201,23 @@ def test_readme_has_the_findings_of_the_headline_study_as_its_rows_have_them():
     judged = claims.read_claims(paths.RESULTS / "cifar10-small")
     table = reports.findings_table(judged)
     assert table.count("\n") > 5 and table in (paths.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "claim, where",
+    [
+        ("MAK over no extra images: overall accuracy", "equal epochs"),
+        ("MAK over no extra images: overall accuracy", "equal updates"),
+        (
+            "SimCLR trained in bfloat16 on a GPU over SimCLR trained in bfloat16 on a CPU: overall",
+            "",
+        ),
+    ],
+)
+def test_readme_tells_what_was_tried_as_the_shipped_table_has_it(claim, where):
+    tried = pd.read_csv(paths.RESULTS / "cifar10-small" / "tables" / "tried.csv")
+    (row,) = tried[
+        tried.claim.str.startswith(claim) & tried["with"].str.contains(where)
+    ].itertuples()
+    told = f"{row.effect:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+    assert told in (paths.ROOT / "README.md").read_text(encoding="utf-8")

@@ -17,8 +17,8 @@ LISTS = {
     "halves_seeds",
 }  # parameters that ask for runs
 LIKE = (
-    ("dataset", "size", "architecture", "method"),
-    ("dataset", "size", "architecture"),
+    ("dataset", "size", "architecture", "precision", "method"),
+    ("dataset", "size", "architecture", "precision"),
 )  # runs alike in these take alike, by epoch
 
 
@@ -74,14 +74,19 @@ def arms_and_picks(values, replicates):
     for key, several in (("arms", replicates), ("once", replicates[:1])):
         for own in (read_arm(arm)[0] for arm in values.get(key, [])):
             yield {"added": "none", **own, **methods.find(own["method"]).fixed}, several
+    picked = {"method": "simclr"}
+    if apart := values.get("picked_precision"):  # then the seed alone is trained so too
+        picked["precision"] = apart
+        if values.get("retrain"):
+            yield {**picked, "added": "none", "subset": "long_tail", "head_layers": 2}, replicates
     for key, schedule in (("retrain", "epochs"), ("equal_updates", "updates")):
         for text in values.get(key, []):
             row = samplers.row(
                 text, {name: values[name] for name in ("budget", "alpha", "ratio", "prototypes")}
             )
             yield (
-                {
-                    "method": "simclr",
+                picked
+                | {
                     "added": row["sampler"],
                     "budget": row["budget"],
                     "schedule": schedule,
@@ -90,8 +95,8 @@ def arms_and_picks(values, replicates):
             )
     if values.get("overhead_epochs"):
         yield (
-            {
-                "method": "simclr",
+            picked
+            | {
                 "added": "random",
                 "schedule": "overhead",
                 "epochs": values["overhead_epochs"],

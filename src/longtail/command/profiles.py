@@ -46,7 +46,8 @@ LIMITS = {  # least and most of each number; parameters of one meaning share a l
 CHOICES = {
     "kind": ("exponential", "step", "pareto_imagenet100"),
     "group_rule": ("thirds", "thresholds"),
-    "precision": ("float32", "bfloat16"),
+    "precision": ("float32", "bfloat16", "bfloat16_gpu"),
+    "picked_precision": ("", "float32", "bfloat16", "bfloat16_gpu"),
     "selection": ("last_epoch", "best_validation"),
 }
 LEAST_ENTRIES = {

@@ -188,7 +188,7 @@ class Network(nn.Module):
 
     def __init__(self, run, classes, plan):
         super().__init__()
-        self.bfloat16 = run.precision == "bfloat16"
+        self.precision = run.precision
         normal = (
             models.CIFAR_NORMAL
             if run.architecture == PUBLISHED_NETWORK
@@ -205,7 +205,7 @@ class Network(nn.Module):
         self.layer = output_layer(self.trunk.features, classes, plan)
 
     def forward(self, x):
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with gpu.autocast(x.device, self.precision):
             return self.layer(self.trunk(x)).float()
 
 

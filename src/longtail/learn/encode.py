@@ -52,7 +52,7 @@ def in_chunks(function, images, policy=None, seed=0, epoch=0, view=0):
 
 def features(encoder, images, precision, **view):
     """Pooled features h (n, d) of an image set, before the projection head."""
-    with torch.autocast(runs.device().type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with gpu.autocast(runs.device(), precision):
         return in_chunks(encoder.trunk, images.images, **view)
 
 

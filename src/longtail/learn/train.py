@@ -155,6 +155,11 @@ def train(run, images, folder, progress, checkpoint_seconds, teacher=None):
         )
     gpu.forget_peak()
     images = replace(images, images=images.images.to(runs.device()))
+    if run.precision == "bfloat16_gpu" and not gpu.computes(images.images):
+        raise ValueError(
+            f"{run.name} is to be trained on a GPU and this machine has none; copy the finished "
+            "run here, or use precision bfloat16"
+        )
     encoder, method, optimizer = initialise(run)
     method.start(images, teacher)
     plan, step = (

@@ -14,7 +14,7 @@ from longtail.measure import sampled
 from longtail.measure.groups import SIZE_GROUPS, size_groups
 from longtail.measure.phi import phi
 from longtail.pick import samplers
-from longtail.store import runs
+from longtail.store import gpu, runs
 
 DRAWS = 1000  # of what chance would do, with a fixed seed
 _OF_METHODS = [kind.mechanism for kind in methods.METHODS.values() if kind.mechanism]
@@ -315,7 +315,7 @@ def disagreements(run, results, study):
     pixels = trained_on(run, study).images.to(runs.device())
     encoder = twin_of(run, results, pixels)
     masks = [module.mask for module in encoder.trunk.modules() if isinstance(module, Conv)]
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
+    with gpu.autocast(pixels.device, run.precision):
         dense, pruned = (
             encode.in_chunks(functools.partial(encoder, branch=branch), pixels) for branch in (0, 1)
         )

@@ -522,8 +522,13 @@ def _lacking(rows, side):
 
 
 def _keys(claim, rows, late):
-    """The columns that are equal on both sides of a pair."""
-    equal = [name for name in (_GAP if claim.left["rows"] == "gap" else _PAIR) if name in rows]
+    """The columns that are equal on both sides of a pair: not those that both sides name."""
+    said = claim.left.keys() & (claim.right.keys() if isinstance(claim.right, dict) else set())
+    equal = [
+        name
+        for name in (_GAP if claim.left["rows"] == "gap" else _PAIR)
+        if name in rows and name not in said
+    ]
     return equal if late else [*equal, "epochs"]
 
 

@@ -153,7 +153,7 @@ def project_view(encoder, run, images, start, view):
         view,
         fused=gpu.fuses(images),
     )
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
+    with gpu.autocast(images.device, run.precision):
         return encoder(pixels.to(memory_format=torch.channels_last)).float()
 
 

@@ -473,7 +473,7 @@ def pick_all(run, results, study, rows):
 
 
 def with_picks(run, study, picks, sampler, schedule, epochs=None):
-    """The extractor's run again, from scratch, on seed and picks: ``(Run, ImageSet)``.
+    """A run on the seed alone again, from scratch, on seed and picks: ``(Run, ImageSet)``.
 
     ``schedule``: epochs (as many passes as the seed alone gets, the paper's rule), updates (as many
     optimiser steps), or overhead (``epochs`` passes: the control that spends the extractor's time

@@ -302,7 +302,7 @@ def _rows(encoder, run, images, start, place):
     images = images.to(runs.device())
     if place:
         return ecle.project_view(encoder, run, images, start, place - 1)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
+    with gpu.autocast(images.device, run.precision):
         return encode.in_chunks(encoder.trunk, images)
 
 

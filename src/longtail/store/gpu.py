@@ -57,6 +57,14 @@ def join(rank):
     return "nccl" if here() else "gloo"
 
 
+# ---- arithmetic
+
+
+def autocast(where, precision):
+    """A context in which networks on a device compute as a run's ``precision`` says."""
+    return torch.autocast(where.type, torch.bfloat16, enabled=precision != "float32")
+
+
 # ---- waiting and memory
 
 

@@ -50,7 +50,9 @@ class Run:
     warmup_epochs: int
     temperature: float
     prune_fraction: float  # share of the convolution weights that SDCLR's pruned branch lacks
-    precision: str  # float32 (IEEE, on GPUs too: no TF32) or bfloat16 (autocast)
+    # float32 (IEEE, on GPUs too: no TF32), bfloat16 (autocast), or bfloat16_gpu where a study has
+    # runs of both: the same, rounded by a GPU, which trains SimCLR to other accuracies than a CPU
+    precision: str
     # digest of the training images and their order; of the weights of an encoder that was given
     images: str
     added: str = "none"  # how the images beyond the seed were picked

@@ -7,7 +7,7 @@ import math
 import torch
 
 from longtail.learn import losses, models
-from longtail.store import processes
+from longtail.store import gpu, processes
 
 METHODS = {}  # name -> class; a class enters itself
 CHANGES = (
@@ -170,9 +170,7 @@ class SimCLR:
         """Loss of each image of the batch of all processes (n,), which contrast as one; the views
         are this process's.
         """
-        with torch.autocast(
-            first.device.type, torch.bfloat16, enabled=self.run.precision == "bfloat16"
-        ):
+        with gpu.autocast(first.device, self.run.precision):
             projections = self.project(encoder, first, second)
         return self.objective(*(processes.gather(rows, len(index)) for rows in projections), index)
 
