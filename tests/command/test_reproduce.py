@@ -441,7 +441,7 @@ def test_schema_is_a_file_to_start_from(capsys, tmp_path):
         r"^# budget: 100 +# a whole number from 1 to 1000000000; 05: images to pick$", printed, re.M
     )
     assert re.search(r"^# alpha: 0.3 +# a number from 0 to 1;", printed, re.M) and re.search(
-        r"# float32 \| bfloat16;", printed
+        r"# float32 \| bfloat16 \| bfloat16_gpu;", printed
     )
     (tmp_path / "mine.yaml").write_text(printed.replace("# budget: 100", "budget: 7"))
     plan = make_plan([str(tmp_path / "mine.yaml")], {}, paths.NOTEBOOKS)
