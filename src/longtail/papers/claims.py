@@ -522,7 +522,7 @@ def _lacking(rows, side):
 
 
 def _keys(claim, rows, late):
-    """The columns that are equal on both sides of a pair: not those that both sides name."""
+    """The columns that have to be equal on both sides of a pair: all but those that both name."""
     said = claim.left.keys() & (claim.right.keys() if isinstance(claim.right, dict) else set())
     equal = [
         name
