@@ -116,7 +116,9 @@ def watch(folder, noted):
             noted.append("code run")
         writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         if (writes or event in CHANGES) and isinstance(arguments[0], str | bytes | os.PathLike):
-            path = os.path.abspath(os.fsdecode(arguments[0]))
+            beside = arguments[1] if event in ("os.remove", "os.rmdir") else -1  # an open folder
+            base = os.readlink(f"/proc/self/fd/{beside}") if beside >= 0 else ""
+            path = os.path.abspath(os.path.join(base, os.fsdecode(arguments[0])))
             if (
                 not path.startswith((f"{folder}/", "/dev/null"))
                 and path != str(folder)

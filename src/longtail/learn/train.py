@@ -560,7 +560,7 @@ def make_all(make, jobs, results, count, is_made):
     ) as bar:
 
         def progress():
-            bar.n = sum(log.read_text().count("\n") - 1 for log in logs if log.exists())
+            bar.n = sum(log.read_bytes().count(b"\n") - 1 for log in logs if log.exists())
             bar.refresh()
 
         side_by_side(make, missing, count, progress)

@@ -30,6 +30,10 @@ class Refused(Exception):
     """What was asked for does not exist; nothing has been written."""
 
 
+class Damaged(ValueError):
+    """A file of the results is not as it was written; what it says names the file and the remedy."""
+
+
 class Written(dict):
     """Settings as a file has them; ``lines`` tells the line of each."""
 
