@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import stat
 import tarfile
 import threading
 import zipfile
@@ -87,7 +88,10 @@ def bounded(size, share=16, what="one file"):
 def whole_file(path, line=""):
     """The bytes of a file of its own; ``line`` says where a list names it."""
     try:
-        bounded(path.stat().st_size)
+        known = path.stat()
+        if not stat.S_ISREG(known.st_mode):
+            raise OSError("a device, pipe or folder")  # a device may never end
+        bounded(known.st_size)
         return path.read_bytes()
     except FileNotFoundError:
         raise OSError(ABSENT if path.is_symlink() else f"no such file{line}") from None
@@ -166,11 +170,15 @@ def tar_members(archive):
     as webdataset writes it.
     """
     with tarfile.open(archive, "r:") as tar:
+        members = list(tar)
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise ValueError(f"it is cut: no end behind {len(members)} members")
         found = {
             printable(member.name): Content(
                 of_tar, archive, (member.name, member.offset_data, member.size)
             )
-            for member in tar
+            for member in members
             if member.isfile()
         }
     classes = {
@@ -330,9 +338,7 @@ def parquet_members(file):
     ]
     names = [f"{number:06d}" for number in range(len(rows))]
     if images and fields[images].get_field_index("path") >= 0:
-        told = [
-            (row or {}).get("path") for row in table.read([f"{images}.path"])[images].to_pylist()
-        ]
+        told = texts_of(file, f"{images}.path")
         names = told if all(told) and len(set(told)) == len(told) else names
     known = json.loads((table.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
     words = known.get("info", {}).get("features", {}).get(label, {}).get("names")
@@ -343,7 +349,7 @@ def parquet_members(file):
             else None
             if value is None
             else str(value)
-            for value in table.read([label])[label].to_pylist()
+            for value in texts_of(file, label)
         ]
         if label
         else []
@@ -357,6 +363,22 @@ def parquet_members(file):
     )
 
 
+def texts_of(file, column):
+    """The values of a column of names or classes, unless they are too long together once they are
+    written out: a page of a few bytes may stand for many long texts.
+    """
+    from pyarrow import compute, parquet
+
+    top, _, below = column.partition(".")
+    values = parquet.ParquetFile(file, read_dictionary=[column]).read([column])[top]
+    values = values.combine_chunks()
+    values = values.field(below) if below else values
+    if packed := getattr(values, "dictionary", None):
+        lengths = compute.binary_length(packed).take(values.indices)
+        bounded(compute.sum(lengths).as_py() or 0, 8, f"the texts of {column}")
+    return values.to_pylist()
+
+
 def of_parquet(file, column, group, row):
     """The image bytes of one row."""
     with LOCK:
@@ -368,7 +390,7 @@ def row_group(file, column, group):
     """The image bytes of a group of rows, the unit in which Parquet is read."""
     from pyarrow import parquet
 
-    table = parquet.ParquetFile(file)
+    table = parquet.ParquetFile(file, read_dictionary=[column])  # repeated images are held once
     bounded(
         table.metadata.row_group(group).total_byte_size, 8, "a group of rows; write smaller ones"
     )

@@ -495,7 +495,10 @@ def encoder_of(run, results, epoch=None):
         )
     method = methods.find(run.method)
     encoder = method.network(run.architecture, run.head_layers, method.branches)
-    encoder.load_state_dict(safetensors.load(content))
+    try:
+        encoder.load_state_dict(safetensors.load(content))
+    except RuntimeError as error:
+        raise ValueError(f"{path} is of another network than run.json beside it says") from error
     return encoder.to(runs.device(), memory_format=torch.channels_last).eval()
 
 

@@ -9,6 +9,8 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
+from longtail.images.archives import bounded, texts_of
+from longtail.images.pixels import reason
 from longtail.images.places import PATHS
 from longtail.pick import samplers, selection
 from longtail.store import runs
@@ -21,11 +23,17 @@ WITHOUT_VIEWS = [
 
 def holds(path):
     """Whether a file holds features: a .npy of rows, or a Parquet table with a column of vectors
-    and none of image bytes.
+    and none of image bytes; ``ValueError`` where it cannot be read.
     """
-    if path.suffix.lower() == ".npy" and path.is_file():
-        return np.load(path, mmap_mode="r", allow_pickle=False).ndim == 2
-    return path.suffix.lower() == ".parquet" and path.is_file() and vectors_of(path) is not None
+    kind = path.suffix.lower() if path.is_file() else ""
+    try:
+        if kind == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False).ndim == 2
+        return kind == ".parquet" and vectors_of(path) is not None
+    except ImportError:
+        raise
+    except Exception as error:  # whatever the readers of both make of foreign bytes
+        raise ValueError(f"{path} is no whole {kind} ({reason(error)}); write it again") from error
 
 
 def vectors_of(path):
@@ -61,17 +69,27 @@ def read_features(path):
         from pyarrow import parquet
 
         vectors, fields = vectors_of(path), parquet.read_schema(path).names
+        table = parquet.ParquetFile(path, memory_map=True)
+        place = next(
+            number
+            for number in range(table.metadata.num_columns)
+            if table.schema.column(number).path.partition(".")[0] == vectors
+        )
+        numbers = sum(
+            table.metadata.row_group(group).column(place).num_values
+            for group in range(table.metadata.num_row_groups)
+        )
+        bounded(
+            4 * numbers, 2, f"the features of {path}; raise it, or write a .npy, which is not read"
+        )
         named = next((name for wanted in PATHS for name in fields if name.lower() == wanted), None)
         if named is None:
             raise ValueError(
                 f"{path} has the columns {', '.join(fields)}, and none is called "
                 f"{', '.join(PATHS[:4])} or {PATHS[-1]}"
             )
-        table = parquet.read_table(path, columns=[named, vectors], memory_map=True)
-        names, values = (
-            [str(name) for name in table[named].to_pylist()],
-            table[vectors].combine_chunks(),
-        )
+        names = [str(name) for name in texts_of(path, named)]
+        values = table.read([vectors])[vectors].combine_chunks()
         rows = (
             values.flatten().to_numpy().reshape(len(names), -1)
             if len(values.flatten()) % max(1, len(names)) == 0
@@ -81,6 +99,7 @@ def read_features(path):
         len(names) != len(rows)
         or rows.ndim != 2
         or rows.dtype.kind != "f"
+        or not rows.dtype.isnative
         or len(set(names)) < len(names)
     ):
         raise ValueError(

@@ -68,7 +68,7 @@ class Stored:
         return found
 
     def is_array(self):
-        """Whether the file is there and has all its rows; one that is damaged is as good as none."""
+        """Whether the file is there and has all its rows; one that is damaged is like none."""
         with contextlib.suppress(Exception):  # whatever NumPy makes of a damaged head
             return len(self.mapped()) == self.rows
         return False
@@ -105,8 +105,7 @@ class Stored:
         record = self.path.with_name(f"{self.path.stem}.{processes.world()[0]}.chunks")
         with open(record, "a") as file:
             file.write(
-                f"{'' if file.tell() else self.head}\n{start} {start + len(rows)} "
-                f"{_digest(rows)}\n"
+                f"{'' if file.tell() else self.head}\n{start} {start + len(rows)} {_digest(rows)}\n"
             )
 
     def mapped(self):
