@@ -82,6 +82,7 @@ export PYTHONPATH=$root/src${PYTHONPATH:+:$PYTHONPATH}
 if [ "${1:-}" = --test ]; then
     shift
     cd "$root"
+    [ $# -gt 0 ] || set -- --numprocesses 2 --dist loadgroup
     exec "$python" -m pytest "$@"
 fi
 exec "$python" -m longtail.command.reproduce "$@"

@@ -4,10 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 os.environ.setdefault(
@@ -46,38 +43,27 @@ def reproduce(*arguments, output, **environment):
 
 
 def pytest_collection_modifyitems(items):
-    """The tests of the whole demo come late, so that others run while it does; those of speed last,
-    when nothing else runs.
+    """The tests of the whole demo, which takes minutes, come first, those of speed last, when less
+    runs beside them. Each of the two kinds, and each other file, stays in one process.
     """
-    items.sort(
-        key=lambda item: 2 if item.path.parent.name == "bench" else int("demo" in item.fixturenames)
-    )
-
-
-def pytest_collection_finish(session):
-    """Start the demo, which takes minutes, when a selected test asks for it."""
-    if (
-        any("demo" in item.fixturenames for item in session.items)
-        and not session.config.option.collectonly
-    ):
-        root = Path(tempfile.mkdtemp())
-        session.config.demo = root, ThreadPoolExecutor(1).submit(reproduce, output=root)
-        os.nice(
-            10
-            # of this thread alone: the demo takes longest, the tests use what it leaves of the
-            # processor
+    for item in items:
+        kind = "demo" if "demo" in item.fixturenames else item.path.parent.name
+        item.add_marker(
+            pytest.mark.xdist_group(kind if kind in ("demo", "bench") else item.path.stem)
         )
+    order = {"demo": -1, "bench": 1}
+    items.sort(key=lambda item: order.get(item.get_closest_marker("xdist_group").args[0], 0))
 
 
 @pytest.fixture(scope="session")
-def demo(request):
+def demo(tmp_path_factory):
     """The demo, run once for all tests: ``root`` with results/ and figures/, and how the command
     ended.
     """
-    root, first = request.config.demo
+    root = tmp_path_factory.mktemp("demo")
     yield SimpleNamespace(
         root=root,
-        first=first.result(),
+        first=reproduce(output=root),
         results=root / "results/demo",
         figures=root / "figures/demo",
     )

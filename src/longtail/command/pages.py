@@ -35,7 +35,9 @@ _CELLS = f"""{{%- extends 'display_priority.j2' -%}}
 {{{{- output.data['text/html'] }}}}</div>{{% endblock %}}
 {{% block data_png %}}<figure><img
 alt="{{{{ output.metadata.alt | escape_html }}}}" src="data:image/png;base64,
-{{{{- output.data['image/png'] | escape_html }}}}"></figure>{{% endblock %}}"""
+{{{{- output.data['image/png'] | escape_html }}}}">
+{{%- if output.metadata.caption %}}<figcaption>{{{{ output.metadata.caption | escape_html }}}}</figcaption>
+{{%- endif %}}</figure>{{% endblock %}}"""
 ARM = [
     name for name in runs.FIELDS if name not in ("split", "seed", "images", "recipe")
 ]  # equal in the runs of one arm
@@ -229,8 +231,8 @@ def card(notebook, folder, shown, judged):
     """What the front page says of a notebook: its status, page, answer and figures, the key figure
     first.
 
-    The cell with the tag ``key`` draws that figure, and what it prints is an answer; the verdicts
-    by the notebook's rows are another.
+    The cell with the tag ``key`` draws that figure. The answer is what it prints, and then the
+    primary claims that the notebook's rows decide or leave open.
     """
     links = {
         status: folder / f"{notebook.name}{ending}"
@@ -245,7 +247,8 @@ def card(notebook, folder, shown, judged):
         for name in shown
         if name == begin or begin.endswith("_") and name.startswith(begin)
     )
-    counts = judged.verdict[judged.notebook == notebook.name].value_counts()
+    mine = judged[judged.notebook == notebook.name]
+    counts = mine.verdict.value_counts()
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     return {
         "notebook": notebook,
@@ -253,6 +256,7 @@ def card(notebook, folder, shown, judged):
         "link": links.get(status),
         "figures": [shown[name] for name in names],
         "answer": printed_by_key(links[status]) if status == "executed" else "",
+        "claims": reports.worth_telling(mine)["primary"],
         "verdicts": f"Statements judged by its rows: {counts.sum()}, of them {verdicts}."
         if len(counts)
         else "",
@@ -348,8 +352,8 @@ def write_page(notebook, folder, shown):
             )[-1]
         captions = [shown[name]["caption"] for name in SAVED.findall(cell.source) if name in shown]
         for output in cell.get("outputs", []):
-            output.setdefault("metadata", {})["alt"] = (
-                " ".join(filter(None, captions)) or f"Figure: {heading}"
+            output.setdefault("metadata", {}).update(
+                alt=f"Figure: {heading}", caption=" ".join(filter(None, captions))
             )
     exporter = HTMLExporter(
         raw_template=_CELLS, exclude_anchor_links=True, filters={"formulas": formulas}

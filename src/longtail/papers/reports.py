@@ -230,11 +230,12 @@ def _printed_things(paper, known, here):
                 if "missing" not in table
                 else []
             )
-            full, others = 0, 0
-            for where in shipped():
-                ours = _ours(where, name)
-                fully = ours.status.eq("full") & ours.data.str.startswith(dataset + " ")
-                full, others = full + fully.sum(), others + len(ours)
+            ours = {where: _ours(where, name) for where in shipped()}
+            full = sum(
+                (lines.status.eq("full") & lines.data.str.startswith(dataset + " ")).sum()
+                for lines in ours.values()
+            )
+            others = [where for where, lines in ours.items() if len(lines)]
             files = ", ".join(_link(f"results/{profile}/tables/{name}.md") for profile in made)
             yield [
                 paper.name,
@@ -247,13 +248,10 @@ def _printed_things(paper, known, here):
                 + (f": {table['missing']}" if "missing" in table else ""),
             ]
     for title, figure in paper.figures.items():
-        drawn = [
-            file
-            for file in (f"figures/{name}/{figure['file']}.pdf" for name in shipped())
-            if (paths.OUTPUT / file).exists()
-        ]
+        drawn = {name: f"figures/{name}/{figure['file']}.pdf" for name in shipped()}
+        drawn = {name: file for name, file in drawn.items() if (paths.OUTPUT / file).exists()}
         wanted = f"figures/{figure['profile']}/{figure['file']}.pdf"
-        state = _state(int(wanted in drawn), 1, drawn, [figure["profile"]])
+        state = _state(int(figure["profile"] in drawn), 1, drawn, [figure["profile"]])
         yield [
             paper.name,
             title,
@@ -261,7 +259,7 @@ def _printed_things(paper, known, here):
             *_here(here, paths.FIGURES, f"{figure['file']}.pdf"),
             _link(wanted),
             *_costs([figure["profile"]], known),
-            ", ".join([state, *map(_link, drawn)]),
+            ", ".join([state, *map(_link, drawn.values())]),
         ]
 
 
@@ -301,7 +299,7 @@ def _claim_lines(paper, known):
             statement,
             where,
             *_costs(made, known),
-            _state(done, every, own, made) + (f" on {', '.join(own)}" if own else ""),
+            _state(done, every, own, made),
         ]
 
 
@@ -319,7 +317,9 @@ def _link(file):
     return f"[{file.rpartition('/')[2]}]({file})" if (paths.OUTPUT / file).exists() else f"`{file}`"
 
 
-def _state(done, all_of_them, other, available):
+def _state(done, all_of_them, others, available):
     if done:
         return "reproduced" if done >= all_of_them else f"reproduced ({done} of {all_of_them})"
-    return "functional" if other else "available, not run" if available else "not available"
+    if others:
+        return f"functional on {', '.join(others)}"
+    return "available, not run" if available else "not available"
