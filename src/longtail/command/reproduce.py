@@ -15,7 +15,7 @@ from pathlib import Path
 
 from longtail.command import estimate, execution, profiles
 from longtail.store import paths
-from longtail.store.settings import Refused, read_value, read_yaml, template
+from longtail.store.settings import Damaged, Refused, read_value, read_yaml, template
 
 STOPPED = "stopped; finished runs and checkpoints are kept, the same command goes on from them"
 EPILOG = """run_all.sh itself takes, before everything else:
@@ -101,7 +101,7 @@ def customised(plan):
         yield
         return
     note.parent.mkdir(parents=True, exist_ok=True)
-    with open(note, "a+", encoding="utf-8") as file:
+    with open(note, "a+", encoding="utf-8", errors="replace") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         file.seek(0)
         if file.read() != changes:
@@ -114,8 +114,9 @@ def customised(plan):
                 ) from None
             (note.parent / "plan.json").unlink(missing_ok=True)
             file.truncate(0)
-            file.write(changes)
-            file.flush()
+            with paths.writing(note, len(changes)):
+                file.write(changes)
+                file.flush()
             fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
@@ -208,7 +209,7 @@ def taken(name, file):
     note = paths.RESULTS / name / "made_for.txt"
     if (
         note.exists()
-        and (other := Path(note.read_text(encoding="utf-8").strip())) != Path(file).absolute()
+        and (other := Path(note.read_text("utf-8", "replace").strip())) != Path(file).absolute()
         and other.exists()
     ):
         raise Refused(
@@ -220,8 +221,9 @@ def taken(name, file):
 def settle(name, file):
     """Note which file of one's own a folder of results is for."""
     note = paths.RESULTS / name / "made_for.txt"
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(f"{Path(file).absolute()}\n", encoding="utf-8")
+    content = os.fsencode(f"{Path(file).absolute()}\n")
+    with paths.part_of(note, len(content)) as part:
+        part.write_bytes(content)
 
 
 def print_schema(kind, notebooks):
@@ -327,6 +329,8 @@ def main(arguments=None, notebooks=paths.NOTEBOOKS):
         return run(parse(arguments), notebooks)
     except Refused as error:
         return say(f"refused: {error}", 2)
+    except Damaged as error:
+        return say(f"stopped: {error}", 1)
     except KeyboardInterrupt:
         return say(STOPPED, 130)
     except BrokenPipeError:

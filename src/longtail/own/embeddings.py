@@ -13,7 +13,7 @@ from longtail.images.archives import bounded, texts_of
 from longtail.images.pixels import reason
 from longtail.images.places import PATHS
 from longtail.pick import samplers, selection
-from longtail.store import runs
+from longtail.store import paths, runs
 from longtail.store.settings import text_of
 
 WITHOUT_VIEWS = [
@@ -114,16 +114,14 @@ def write_features(path, names, rows):
     """Write features (n, d) and their names, as ``read_features`` reads them; a Parquet table as
     32-bit floats, by groups of rows.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    tiles = (tile.float().numpy(force=True) for tile in rows.split(samplers.COMPARED))
     if path.suffix == ".npy":
         runs.write(path.with_suffix(".txt"), "".join(f"{name}\n" for name in names))
-        held = np.lib.format.open_memmap(part, "w+", np.float32, tuple(rows.shape))
-        for start in range(0, len(rows), samplers.COMPARED):
-            held[start : start + samplers.COMPARED] = rows[start : start + samplers.COMPARED].numpy(
-                force=True
-            )
-        held.flush()
+        head = {"descr": "<f4", "fortran_order": False, "shape": tuple(rows.shape)}
+        with paths.part_of(path, 4 * rows.numel()) as part, open(part, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, head)
+            for tile in tiles:  # written, not mapped: a full disk is an error and no signal
+                file.write(tile.tobytes())
     else:
         import pyarrow
         from pyarrow import parquet
@@ -131,18 +129,16 @@ def write_features(path, names, rows):
         schema = pyarrow.schema(
             {"path": pyarrow.string(), "embedding": pyarrow.list_(pyarrow.float32(), rows.shape[1])}
         )
-        with parquet.ParquetWriter(part, schema) as writer:
-            for start in range(0, len(rows), samplers.COMPARED):
-                values = rows[start : start + samplers.COMPARED].float().numpy(force=True)
+        with (
+            paths.part_of(path, 4 * rows.numel()) as part,
+            parquet.ParquetWriter(part, schema) as writer,
+        ):
+            for number, tile in enumerate(tiles):
                 vectors = pyarrow.FixedSizeListArray.from_arrays(
-                    pyarrow.array(values.reshape(-1)), rows.shape[1]
+                    pyarrow.array(tile.reshape(-1)), rows.shape[1]
                 )
-                writer.write_table(
-                    pyarrow.table(
-                        [list(names[start : start + samplers.COMPARED]), vectors], schema=schema
-                    )
-                )
-    part.replace(path)
+                mine = list(names[number * samplers.COMPARED :][: len(tile)])
+                writer.write_table(pyarrow.table([mine, vectors], schema=schema))
 
 
 def pick_by_features(request):

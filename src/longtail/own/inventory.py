@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from longtail.images import copies, pixels, places, sources
-from longtail.store import runs
+from longtail.store import paths, runs
 
 OPENED_AT_ONCE = 256  # files between two savings of the record
 
@@ -221,12 +221,13 @@ def add_to_record(record, size, entries):
     """Add what was found of some files; a record of another size begins anew."""
     record.parent.mkdir(parents=True, exist_ok=True)
     texts = [json.dumps(entry).encode() for entry in entries if entry[0]]
-    with open(record, "a+b") as file:
+    lines = b"".join(b"\n%b %b" % (_check_of(text), text) for text in texts)
+    with paths.writing(record, len(lines)), open(record, "a+b") as file:
         file.seek(0)
         if file.readline() != head(record, size) + b"\n":
             file.truncate(0)
             file.write(head(record, size) + b"\n")
-        file.write(b"".join(b"\n%b %b" % (_check_of(text), text) for text in texts))
+        file.write(lines)
 
 
 def head(record, size):

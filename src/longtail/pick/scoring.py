@@ -8,6 +8,7 @@ them gives the same bits.
 import contextlib
 import io
 import json
+import math
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from longtail.learn import encode, train
 from longtail.pick import ecle, shards
-from longtail.store import gpu, processes, runs
+from longtail.store import gpu, paths, processes, runs
 
 SAVE_SECONDS = 20  # between two savings of the running sum of losses
 ANNOUNCED = 1000  # images from which the time that they took is printed
@@ -92,18 +93,18 @@ class Stored:
         if not self.chunks().keys() - set(self.damaged()):
             self.remove()
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_suffix(".part")
-            np.lib.format.open_memmap(part, "w+", kind, (self.rows, *width)).flush()
-            part.replace(self.path)
+            count = self.rows * math.prod(width) * np.dtype(kind).itemsize
+            with paths.part_of(self.path, count) as part:
+                np.lib.format.open_memmap(part, "w+", kind, (self.rows, *width)).flush()
 
     def put(self, start, rows):
         """Write rows (k, …) from ``start`` on, then their digest."""
         rows = rows.cpu().numpy()
-        with open(self.path, "r+b") as file:
+        with paths.writing(self.path, rows.nbytes), open(self.path, "r+b") as file:
             file.seek(self.mapped().offset + start * rows.nbytes // len(rows))
             file.write(rows.tobytes())
         record = self.path.with_name(f"{self.path.stem}.{processes.world()[0]}.chunks")
-        with open(record, "a") as file:
+        with paths.writing(record, len(self.head)), open(record, "a") as file:
             file.write(
                 f"{'' if file.tell() else self.head}\n{start} {start + len(rows)} {_digest(rows)}\n"
             )

@@ -158,19 +158,9 @@ def write(path, content):
     first writes, the others wait.
     """
     if processes.world()[0] == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         content = content.encode() if isinstance(content, str) else content
-        try:
+        with paths.part_of(path, memoryview(content).nbytes) as part:
             part.write_bytes(content)
-            os.replace(part, path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise OSError(
-                error.errno,
-                f"{error.strerror}, writing {memoryview(content).nbytes} bytes",
-                str(path),
-            ) from error
     processes.agreed(None)
 
 
@@ -239,6 +229,16 @@ def read_rows(path, digest=None):
             f"record to make it again."
         )
     return pd.read_csv(io.BytesIO(content), float_precision="round_trip")  # as they were written
+
+
+def read_written(path, notebook, **how):
+    """A table that a notebook writes anew whenever it runs; ``Damaged`` where it is none."""
+    try:
+        return pd.read_csv(path, **how)
+    except ValueError as error:
+        raise Damaged(
+            f"{path} is cut or edited ({error}); delete it and run {notebook} again"
+        ) from error
 
 
 def stem(name, settings):
