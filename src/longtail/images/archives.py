@@ -370,13 +370,16 @@ def texts_of(file, column):
     from pyarrow import compute, parquet
 
     top, _, below = column.partition(".")
-    values = parquet.ParquetFile(file, read_dictionary=[column]).read([column])[top]
-    values = values.combine_chunks()
-    values = values.field(below) if below else values
-    if packed := getattr(values, "dictionary", None):
-        lengths = compute.binary_length(packed).take(values.indices)
-        bounded(compute.sum(lengths).as_py() or 0, 8, f"the texts of {column}")
-    return values.to_pylist()
+    table, known, size = parquet.ParquetFile(file, read_dictionary=[column]), [], 0
+    for group in range(table.num_row_groups):  # each has a dictionary of its own
+        values = table.read_row_group(group, [column])[top].combine_chunks()
+        values = values.field(below) if below else values
+        if (packed := getattr(values, "dictionary", None)) is not None:
+            lengths = compute.binary_length(packed).take(values.indices)
+            size += compute.sum(lengths).as_py() or 0
+            bounded(size, 8, f"the texts of {column}")
+        known += values.to_pylist()
+    return known
 
 
 def of_parquet(file, column, group, row):
