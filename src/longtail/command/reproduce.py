@@ -222,8 +222,9 @@ def settle(name, file):
     """Note which file of one's own a folder of results is for."""
     note = paths.RESULTS / name / "made_for.txt"
     content = os.fsencode(f"{Path(file).absolute()}\n")
-    with paths.part_of(note, len(content)) as part:
-        part.write_bytes(content)
+    if not note.exists() or note.read_bytes() != content:  # results may be there to read only
+        with paths.part_of(note, len(content)) as part:
+            part.write_bytes(content)
 
 
 def print_schema(kind, notebooks):

@@ -40,7 +40,7 @@ def writing(path, count):
     try:
         yield
     except OSError as error:
-        if error.filename:
+        if error.filename and not str(error.filename).endswith(".part"):
             raise
         what = f"{error.strerror or error}, writing {count} bytes"
         raise OSError(error.errno, what, str(path)) from error
