@@ -68,6 +68,11 @@ def test_demo_writes_each_figure_and_table_in_three_formats(demo, part, endings)
     assert all((folder / f"{name}.{ending}").stat().st_size for name in names for ending in endings)
 
 
+def test_demo_document_and_tables_hold_only_signs_that_latex_has(demo):
+    files = [demo.results / "notebooks/document.tex", *demo.results.glob("tables/*.tex")]
+    assert len(files) > 3 and all(file.read_text().isascii() for file in files)
+
+
 def test_demo_judges_the_claims(demo):
     text = (demo.results / "claims.csv").read_text()
     assert text.startswith(

@@ -23,6 +23,11 @@ LOSSES_NOTE = (
     "balanced accuracy above "
     "cross-entropy's on the same list and seed, points; se: its standard error."
 )
+GREEK = (
+    "αβγδεζηθικλμνξπρστυφχψω",
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau "
+    "upsilon varphi chi psi omega".split(),
+)
 LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -35,11 +40,7 @@ LATEX = {
     "−": "$-$",
     "≥": r"$\geq$",
     "≤": r"$\leq$",
-    "α": r"$\alpha$",
-    "η": r"$\eta$",
-    "π": r"$\pi$",
-    "τ": r"$\tau$",
-    "φ": r"$\varphi$",
+    **{letter: f"$\\{name}$" for letter, name in zip(*GREEK, strict=True)},
 }
 SINGLE = (
     "converged",
