@@ -793,7 +793,9 @@ def test_a_file_beside_class_folders_and_a_single_class_are_named(disk):
             "labels.csv": b"file,label",
         },
     )
-    with pytest.raises(ValueError, match=r"cover\.png lies beside the class folders"):
+    with pytest.raises(
+        ValueError, match=r"1 images lie beside the class folders, such as cover\.png"
+    ):
         study(dataset="mine", outsider_count=0)
     write(disk / "one", {"ant/1.png": picture(1), "ant/2.png": picture(2)})
     with pytest.raises(ValueError, match="one has one class, ant; a long tail needs several"):

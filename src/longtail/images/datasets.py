@@ -14,7 +14,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from longtail.images import pixels, sources
 from longtail.images.archives import Content, whole_file
-from longtail.images.places import container, files_of, is_list, lines_of, require
+from longtail.images.places import (
+    container,
+    files_of,
+    is_list,
+    lines_of,
+    require,
+    splits_in,
+)
 from longtail.images.sources import UNKNOWN, ImageSet, class_names, folder
 from longtail.store import paths
 
@@ -170,7 +177,9 @@ def parts_of(path):
     A train part beside a validation or test part, in any usual spelling; of lists and tables those
     that are named alike beside the path. One folder that holds everything is entered.
     """
-    if is_list(path):
+    if is_list(path) and (names := splits_in(path)):
+        place, name_of = path, {name: name for name in names}
+    elif is_list(path):
         place, own = path.parent, part_of(path.stem)
         lists = [other for other in place.iterdir() if is_list(other)] if own[0] == "train" else []
         name_of = {other.stem: other.name for other in lists if part_of(other.stem)[1] == own[1]}
@@ -238,18 +247,20 @@ def labelled(path, size, skip_broken):
     are at least two.
     """
     images = folder(path, size, skip_broken)
+    place = files_of(path)
+    if is_list(container(path)) and not place.labels:
+        raise ValueError(f"{path} has no label for each image; give one in every row")
     if int(images.labels.min()) == UNKNOWN:
         beside = [name for name in images.names if "/" not in name]
         if len(beside) < len(images):
             raise ValueError(
-                f"{path}: {beside[0]} lies beside the class folders, as {len(beside) - 1} more do; "
+                f"{path}: {len(beside)} images lie beside the class folders, such as {beside[0]}; "
                 "move them into one or away"
             )
         raise ValueError(
             f"{path} is flat: evaluation needs a folder for each class, or a list or table that "
             "gives labels"
         )
-    place = files_of(path)
     classes = tuple(sources.classes_of(images.names, place))
     if len(classes) < 2:
         raise ValueError(

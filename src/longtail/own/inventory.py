@@ -119,7 +119,10 @@ def as_written(text, place, name, read):
     there.
     """
     if read.own or not place.is_relative_to(read.file):
-        return str((Path(text).parent if places.is_list(text) else Path(text)) / name)
+        held, front = places.container(place), Path(text)
+        if places.is_list(held):  # names are relative to its folder
+            front = front.parents[len(place.relative_to(held).parts)]
+        return str(front / name)
     inside = len(place.relative_to(read.file).parts)
     return "/".join(
         [*Path(text).parts[: len(Path(text).parts) - inside], read.member or name]
