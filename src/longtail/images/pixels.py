@@ -51,6 +51,13 @@ SIGNATURES = {
     b"Rar!": "a RAR archive",
     b"\x89HDF": "an HDF5 file",
     b"\0\5\26\7": "what macOS notes of a file",
+    b"\xff\x0a": "JPEG XL, which is not read; save it as PNG or JPEG",
+    b"\0\0\0\x0cJXL ": "JPEG XL, which is not read; save it as PNG or JPEG",
+    b"FUJIFILMCCD-RAW": "a camera's raw file",
+    b"IIU\0": "a camera's raw file",
+    b"IIRO": "a camera's raw file",
+    b"SIMPLE  =": "a FITS file; export it as PNG or TIFF",
+    b"empty": "empty",
 }
 
 
@@ -100,11 +107,17 @@ def formats():
 
 def no_image(content):
     """What bytes are that no decoder of images knows."""
-    known = next(
-        (kind for mark, kind in SIGNATURES.items() if content.lstrip().startswith(mark)),
-        f"{len(content)} bytes of no known kind",
-    )
-    return "a film" if content[4:8] == b"ftyp" else known if content else "empty"
+    return kind_of(content) or f"{len(content)} bytes of no known kind"
+
+
+def kind_of(content):
+    """What files that begin with these bytes are, as far as that is known here; empty else."""
+    if content[4:8] == b"ftyp":
+        return "a camera's raw file" if content[8:11] == b"crx" else "a film"
+    if content[128:132] == b"DICM":
+        return "a DICOM file; export it as PNG or TIFF"
+    start = content.lstrip() or b"empty"
+    return next((kind for mark, kind in SIGNATURES.items() if start.startswith(mark)), "")
 
 
 def as_shown(picture):

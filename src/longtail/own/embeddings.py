@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
+from longtail.images.pixels import reason
 from longtail.images.places import PATHS
 from longtail.pick import samplers, selection
 from longtail.store import runs
@@ -23,9 +24,14 @@ def holds(path):
     """Whether a file holds features: a .npy of rows, or a Parquet table with a column of vectors
     and none of image bytes.
     """
-    if path.suffix.lower() == ".npy" and path.is_file():
-        return np.load(path, mmap_mode="r", allow_pickle=False).ndim == 2
-    return path.suffix.lower() == ".parquet" and path.is_file() and vectors_of(path) is not None
+    if path.suffix.lower() not in (".npy", ".parquet") or not path.is_file():
+        return False
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False).ndim == 2
+        return vectors_of(path) is not None
+    except Exception as error:  # whatever the readers make of foreign bytes
+        raise ValueError(f"{path} cannot be read ({reason(error)}); write it again") from error
 
 
 def vectors_of(path):

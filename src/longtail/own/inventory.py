@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from longtail.images import copies, pixels, places, sources
+from longtail.images import copies, datasets, pixels, places, sources
 from longtail.store import runs
 
 OPENED_AT_ONCE = 256  # files between two savings of the record
@@ -98,8 +98,10 @@ def take(part, given, size, record=None):
         files += [(front + name, read) for name, read in found.files]
         paths |= {front + name: as_written(text, place, name, read) for name, read in found.files}
         folders = sources.class_names([name for name, _ in found.files])
+        parts = all(datasets.part_of(folder)[0] for folder in folders)  # train and test are none
+        parts = parts and all(name.count("/") > 1 for name, _ in found.files)
         known = found.labels or (
-            {name: name.split("/")[0] for name, _ in found.files} if folders else {}
+            {name: name.split("/")[parts] for name, _ in found.files} if folders else {}
         )
         classes |= {
             front + name: known[name] for name, _ in found.files if known.get(name) is not None
