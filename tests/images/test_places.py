@@ -52,6 +52,16 @@ SYSTEM = [
     "System Volume Information/1.png",
     "lost+found/1.png",
     "below/@EADIR/2.png",
+    "@Recycle/1.png",
+    "@__thumb/1.png",
+    "1.png@SynoResource",
+    "1.png@SynoEAStream",
+    "RECYCLED/1.png",
+    "Network Trash Folder/1.png",
+    "Temporary Items/1.png",
+    "_vti_cnf/1.png",
+    "1.png:Zone.Identifier",
+    "~$list.docx",
 ]
 BESIDE = ["IMG_1.AAE", "IMG_1.xmp", "IMG_2.MOV", "labels.csv", "README.txt", "annotations.json"]
 
@@ -114,6 +124,38 @@ def test_links_are_followed_once_and_loops_end(tmp_path):
         "links to folders reached twice, read once: 1",
         "links to folders that lead back to a folder above them, not followed: 2",
     ]
+
+
+def test_devices_pipes_and_circles_of_links_are_no_pictures(tmp_path):
+    pool = write(tmp_path / "pool", ["1.png"])
+    os.mkfifo(pool / "pipe.png")
+    for name, target in {
+        "device.png": "/dev/zero",
+        "to_pipe.png": "pipe.png",
+        "self.png": "self.png",
+        "a": "b",
+        "b": "a",
+    }.items():
+        (pool / name).symlink_to(target)
+    assert names_in(pool) == ["1.png", "a", "b", "self.png"]
+    _, _, broken = sources.read_images(places.files_of(pool).files, 4)
+    assert all("Too many levels of symbolic links" in line for line in broken) and len(broken) == 3
+    (tmp_path / "mine.txt").write_text("pool/device.png\npool/pipe.png\n")
+    _, _, broken = sources.read_images(places.files_of(tmp_path / "mine.txt").files, 4)
+    assert len(broken) == 2 and all("pipe or device" in line for line in broken)
+
+
+def test_folders_that_cannot_be_opened_are_said(tmp_path, monkeypatch):
+    pool, scan = write(tmp_path / "pool", ["1.png", "closed/2.png"]), os.scandir
+
+    def closed(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    [note] = places.files_of(pool).notes
+    assert "1 folders cannot be opened, such as" in note and "Permission denied" in note
 
 
 def test_linked_class_folders_are_classes(tmp_path):

@@ -89,6 +89,8 @@ def whole_file(path, line=""):
     """The bytes of a file of its own; ``line`` says where a list names it."""
     try:
         bounded(path.stat().st_size)
+        if not path.is_file():
+            raise OSError("a folder, pipe or device")
         return path.read_bytes()
     except FileNotFoundError:
         raise OSError(ABSENT if path.is_symlink() else f"no such file{line}") from None

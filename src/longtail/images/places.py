@@ -32,8 +32,17 @@ LITTER = [  # what systems leave beside pictures, in lower case: folders, then f
     "@eadir",
     "#recycle",
     "#snapshot",
+    "#sharesnap",
     "$recycle.bin",
-    "recycler",
+    "@recycle",
+    "@__thumb",
+    "@syno*",
+    "*@syno*",
+    "@tmp",
+    "recycle[dr]",
+    "network trash folder",
+    "temporary items",
+    "_vti_*",
     "system volume information",
     "lost+found",
     "found.[0-9]*",
@@ -43,6 +52,12 @@ LITTER = [  # what systems leave beside pictures, in lower case: folders, then f
     "icon\r",
     "picasa.ini",
     "synctoy_*.dat",
+    "zbthumbnail.info",
+    "*:zone.identifier",
+    "thumbs.db:encryptable",
+    "*.ffs_db",
+    "*.ffs_lock",
+    "~$*",
     ".*",
 ]
 # endings of what lies beside pictures and is none: films, sounds, notes of cameras and editors,
@@ -50,24 +65,37 @@ LITTER = [  # what systems leave beside pictures, in lower case: folders, then f
 BESIDE = {
     ".3gp",
     ".avi",
+    ".flv",
+    ".insv",
+    ".lrv",
     ".m2ts",
     ".m4v",
     ".mkv",
     ".mov",
     ".mp4",
+    ".mpeg",
     ".mpg",
     ".mts",
+    ".ogv",
     ".webm",
     ".wmv",
+    ".aac",
+    ".flac",
     ".m4a",
     ".mp3",
+    ".ogg",
     ".wav",
     ".aae",
+    ".bdm",
+    ".ctg",
     ".dop",
+    ".gpx",
+    ".srt",
     ".lrcat",
     ".pp3",
     ".thm",
     ".xmp",
+    ".bak",
     ".cls",
     ".cfg",
     ".conf",
@@ -76,6 +104,7 @@ BESIDE = {
     ".db",
     ".doc",
     ".docx",
+    ".geojson",
     ".htm",
     ".html",
     ".ini",
@@ -87,7 +116,9 @@ BESIDE = {
     ".log",
     ".lst",
     ".md",
+    ".md5",
     ".names",
+    ".nfo",
     ".odt",
     ".pbtxt",
     ".pdf",
@@ -95,6 +126,10 @@ BESIDE = {
     ".rst",
     ".rtf",
     ".sh",
+    ".sha1",
+    ".sha256",
+    ".tmp",
+    ".torrent",
     ".tsv",
     ".txt",
     ".url",
@@ -104,6 +139,7 @@ BESIDE = {
     ".yaml",
     ".yml",
 }
+NOTES = {"license", "makefile", "readme", "sha256sums", "md5sums"}  # texts without an ending
 PATHS = [
     "path",
     "image_path",
@@ -194,7 +230,7 @@ def litter(name):
     if any(fnmatch.fnmatchcase(part, pattern) for part in parts for pattern in LITTER):
         return "system"
     ending = PurePosixPath(parts[-1]).suffix
-    return ending if ending in BESIDE else ""
+    return ending if ending in BESIDE else parts[-1] if parts[-1] in NOTES else ""
 
 
 def sifted(files):
@@ -218,7 +254,8 @@ def tree(root):
 
     Links to folders are followed, each folder once. Shards (tar, arrays, Parquet) are entered.
     """
-    found, seen, links, notes, real_root = (
+    found, lost, seen, links, notes, real_root = (
+        [],
         [],
         set(),
         deque([root]),
@@ -230,7 +267,7 @@ def tree(root):
         if os.path.realpath(start) in seen:
             notes["reached twice, read once"] += 1
             continue
-        for folder, folders, files in os.walk(start):
+        for folder, folders, files in os.walk(start, onerror=lost.append):
             real = os.path.realpath(folder)
             if real in seen:
                 folders.clear()
@@ -250,7 +287,7 @@ def tree(root):
     files = sorted(
         (path.relative_to(root).parts, path)
         for path in found
-        if path.is_symlink() or path.is_file()
+        if path.is_file() or path.is_symlink() and not path.exists()  # no devices, no pipes
     )
     files, left = sifted(
         [(printable("/".join(parts)), Content(whole_file, path)) for parts, path in files]
@@ -261,6 +298,8 @@ def tree(root):
         if child.is_dir() and litter(child.name) != "system"
     }
     left += [f"links to folders {what}: {count}" for what, count in notes.items()]
+    if lost:
+        left.append(f"{len(lost)} folders cannot be opened, such as {lost[0]}")
     if odd := sum(not str(read.file).isprintable() and "\\" in name for name, read in files):
         left.append(
             f"{odd} names are no UTF-8 and shown with \\x; lists of picks cannot lead to them: "
