@@ -41,7 +41,7 @@ SIGNATURES = {
     b"\xd7\xcd\xc6\x9a": "a Windows metafile",
     b"\x93NUMPY": "a NumPy array",
     b"PAR1": "a Parquet table",
-    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the picture",
+    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file",
     b"<svg": "an SVG drawing",
     b"<?xml": "an XML or SVG file",
     b"<!DOCTYPE": "a web page",
