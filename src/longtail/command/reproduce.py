@@ -197,8 +197,7 @@ def pick_own(name, settings, options):
     if options.dry_run:
         for key in request.ASKED:
             print(f"{key:<16} {getattr(asked, key)}")
-        pool.preview(asked)
-        return 0
+        return 0 if execution.attempt(name, partial(pool.preview, asked)) else 1
     settle(name, file)
     with claim(paths.RESULTS / name, wait=True, name="claim-picks"):  # a second command waits
         return 0 if execution.attempt(name, partial(pool.make, asked)) else 1
