@@ -233,5 +233,5 @@ def add_to_record(record, size, entries):
 
 
 def head(size):
-    """The first line of a record."""
-    return json.dumps({"size": size, **copies.PRINT_SETTINGS})
+    """The first line of a record; ``recipe`` is raised where files are read as other pictures."""
+    return json.dumps({"size": size, "recipe": 2, **copies.PRINT_SETTINGS})
