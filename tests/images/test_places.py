@@ -179,6 +179,9 @@ def test_names_that_are_no_text_can_be_read_and_written(tmp_path):
         file.write(picture(3))
     [(name, read)] = places.files_of(tmp_path / "pool").files
     assert name == "caf\\xe9.png" and name.encode() and read() == picture(3)
+    write(tmp_path / "pool", ["one\nof two lines.png", "plain.png", "tab\t.png"])
+    [note] = places.files_of(tmp_path / "pool").notes
+    assert note.startswith("2 names are no UTF-8 and shown with \\x, or have line breaks")
 
 
 # ---- lists

@@ -300,10 +300,14 @@ def tree(root):
     left += [f"links to folders {what}: {count}" for what, count in notes.items()]
     if lost:
         left.append(f"{len(lost)} folders cannot be opened, such as {lost[0]}")
-    if odd := sum(not str(read.file).isprintable() and "\\" in name for name, read in files):
+    odd = [
+        len(name.splitlines()) > 1 or not str(read.file).isprintable() and "\\" in name
+        for name, read in files
+    ]
+    if any(odd):
         left.append(
-            f"{odd} names are no UTF-8 and shown with \\x; lists of picks cannot lead to them: "
-            "rename them for that"
+            f"{sum(odd)} names are no UTF-8 and shown with \\x, or have line breaks; lists of "
+            "picks cannot lead to them: rename them for that"
         )
     files, labels = entered(files)
     return files, folders, labels, left

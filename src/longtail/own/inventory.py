@@ -236,9 +236,12 @@ def add_to_record(record, size, entries):
 
 
 def head(record, size):
-    """The first line of a record: its own address, and what decides the others."""
+    """The first line of a record: its own address, and what decides the others; ``recipe`` is
+    raised where files are read as other pictures.
+    """
     address = "/".join(record.parts[-3:])
-    return json.dumps({"file": address, "size": size, **copies.PRINT_SETTINGS}).encode()
+    told = {"file": address, "size": size, "recipe": 2, **copies.PRINT_SETTINGS}
+    return json.dumps(told).encode()
 
 
 def _check_of(text):
