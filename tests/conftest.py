@@ -42,6 +42,7 @@ def reproduce(*arguments, output, **environment):
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """The tests of the whole demo, which takes minutes, come first, those of speed last, when less
     runs beside them. Each of the two kinds, and each other file, stays in one process.
