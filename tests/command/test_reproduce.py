@@ -634,3 +634,38 @@ def patient(address, process):
         except urllib.error.URLError:
             time.sleep(0.5)
     raise TimeoutError(address)
+
+
+# What people write --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "equal"),
+    [
+        ("schedules: [epochs]", []),
+        ("schedules: [epochs, updates]\nretrain: [mak]", ["mak"]),
+        ("schedules: [updates, epochs]", ["random", "k_center", "mak"]),
+        ("equal_updates: [mak]", ["mak"]),
+    ],
+)
+def test_a_profile_of_an_earlier_version_is_read_in_todays_words(tmp_path, lines, equal):
+    (tmp_path / "mine.yaml").write_text(f"base: demo\nkind: as_is\n{lines}\n")
+    plan = make_plan([str(tmp_path / "mine.yaml"), "05"], {}, paths.NOTEBOOKS)
+    [(_, parameters, *_)] = plan.jobs
+    assert parameters["equal_updates"] == equal and "schedules" not in parameters
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read: No such file"),
+        ("", "holds no settings"),
+        ("# budget: 3\n", "holds no settings"),
+    ],
+)
+def test_a_file_without_settings_runs_nothing(tmp_path, content, words):
+    file = tmp_path / "mine.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(Refused, match=words):
+        make_plan([str(file)], {}, paths.NOTEBOOKS)

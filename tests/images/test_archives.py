@@ -160,7 +160,8 @@ def test_arrays_of_any_depth_look_alike(tmp_path, values, bands):
 @pytest.mark.parametrize(
     "values, words",
     [
-        (np.zeros((5, 9), np.float32), r"no pictures .* among \(5, 9\); features go by"),
+        (np.zeros((5, 9), np.float32), r"a.npy: no pictures .* among float32 \(5, 9\)"),
+        (np.zeros((5, 9, 9), complex), r"among complex128 \(5, 9, 9\)"),
         (np.array([{}]), "a.npy cannot be read as .npy"),
     ],
 )
@@ -171,6 +172,83 @@ def test_arrays_without_pictures_say_what_they_have(tmp_path, values, words):
 
 
 # ---- what is wrong is named
+
+
+@pytest.mark.parametrize("shape", [(9, 7, 3), (9, 7, 4), (3, 9, 7)])
+def test_one_picture_a_file_is_one_picture(tmp_path, shape):
+    (tmp_path / "pool").mkdir()
+    for k in range(3):
+        np.save(tmp_path / f"pool/{k}.npy", np.full(shape, 50 * k, np.uint8))
+    pictures, names, broken = sources.read_images(places.files_of(tmp_path / "pool").files, 8)
+    assert len(names) == 3 and not broken
+    if shape[2] != 4:  # of which the fourth is alpha
+        assert pictures.flatten(1).amax(1).tolist() == [0, 50, 100]
+
+
+def test_links_in_a_tar_lead_to_what_they_mean(tmp_path):
+    tar(tmp_path / "some.tar", range(2))
+    with tarfile.open(tmp_path / "some.tar", "a") as archive:
+        for name, kind, target in [
+            ("hard.png", tarfile.LNKTYPE, "00000.png"),
+            ("deep/soft.png", tarfile.SYMTYPE, "../00001.png"),
+            ("deep/twice.png", tarfile.SYMTYPE, "soft.png"),
+            ("lost.png", tarfile.SYMTYPE, "nowhere.png"),
+            ("loop.png", tarfile.SYMTYPE, "loop.png"),
+        ]:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    found = dict(places.files_of(tmp_path / "some.tar").files)
+    assert found["hard.png"]() == found["00000.png"]() == png(PICTURES[0])
+    assert found["deep/soft.png"]() == found["deep/twice.png"]() == png(PICTURES[1])
+    for name in ("lost.png", "loop.png"):
+        with pytest.raises(OSError, match="a link to nothing in the tar"):
+            found[name]()
+
+
+def test_a_zip_with_the_separators_of_windows_has_folders(tmp_path):
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        for name in ("birds\\crow\\1.png", "birds\\owl\\2.png", "birds\\..\\..\\3.png"):
+            member = zipfile.ZipInfo("x")
+            member.filename = name
+            archive.writestr(member, png(np.zeros((4, 4, 3), np.uint8)))
+    place = places.files_of(tmp_path / "some.zip")
+    assert place.folders >= {"crow", "owl"}
+    read = dict(place.files)
+    assert read["crow/1.png"]()[:4] == b"\x89PNG"
+    with pytest.raises(OSError, match="leads out of the archive"):
+        read["../../3.png"]()
+
+
+def test_bytes_of_other_columns_are_no_pictures(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as files
+
+    picture = png(np.zeros((4, 4, 3), np.uint8))
+    table = {"md5": [b"0" * 16] * 2, "image": [picture, None]}
+    files.write_table(arrow.table(table), tmp_path / "a.parquet")
+    (_, good), (_, lacking) = places.files_of(tmp_path / "a.parquet").files
+    assert good() == picture
+    with pytest.raises(OSError, match="the row has no bytes of a picture"):
+        lacking()
+    several = {"images": [[{"bytes": picture, "path": "1.png"}] * 2]}
+    files.write_table(arrow.table(several), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="b.parquet: its columns images hold lists; write one"):
+        places.files_of(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize(
+    "content, kind",
+    [
+        (b"\x1f\x8b\x08", "a gzip archive and no place"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive and no place"),
+        (b"any bytes", "is no place"),
+    ],
+)
+def test_a_place_is_named_for_what_it_is(tmp_path, content, kind):
+    (tmp_path / "pool.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=kind):
+        places.files_of(tmp_path / "pool.bin")
 
 
 def spoilt(path):
@@ -375,5 +453,5 @@ def test_devices_and_pipes_are_never_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "pipe.png").symlink_to("pipe")
     for name in ("zero.png", "pipe.png"):
-        with pytest.raises(OSError, match="a device, pipe or folder"):
+        with pytest.raises(OSError, match="a folder, pipe or device"):
             archives.whole_file(tmp_path / name)

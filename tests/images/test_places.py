@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -51,6 +52,16 @@ SYSTEM = [
     "System Volume Information/1.png",
     "lost+found/1.png",
     "below/@EADIR/2.png",
+    "@Recycle/1.png",
+    "@__thumb/1.png",
+    "1.png@SynoResource",
+    "1.png@SynoEAStream",
+    "RECYCLED/1.png",
+    "Network Trash Folder/1.png",
+    "Temporary Items/1.png",
+    "_vti_cnf/1.png",
+    "1.png:Zone.Identifier",
+    "~$list.docx",
 ]
 BESIDE = ["IMG_1.AAE", "IMG_1.xmp", "IMG_2.MOV", "labels.csv", "README.txt", "annotations.json"]
 
@@ -115,6 +126,38 @@ def test_links_are_followed_once_and_loops_end(tmp_path):
     ]
 
 
+def test_devices_pipes_and_circles_of_links_are_no_pictures(tmp_path):
+    pool = write(tmp_path / "pool", ["1.png"])
+    os.mkfifo(pool / "pipe.png")
+    for name, target in {
+        "device.png": "/dev/zero",
+        "to_pipe.png": "pipe.png",
+        "self.png": "self.png",
+        "a": "b",
+        "b": "a",
+    }.items():
+        (pool / name).symlink_to(target)
+    assert names_in(pool) == ["1.png", "a", "b", "self.png"]
+    _, _, broken = sources.read_images(places.files_of(pool).files, 4)
+    assert all("Too many levels of symbolic links" in line for line in broken) and len(broken) == 3
+    (tmp_path / "mine.txt").write_text("pool/device.png\npool/pipe.png\n")
+    _, _, broken = sources.read_images(places.files_of(tmp_path / "mine.txt").files, 4)
+    assert len(broken) == 2 and all("pipe or device" in line for line in broken)
+
+
+def test_folders_that_cannot_be_opened_are_said(tmp_path, monkeypatch):
+    pool, scan = write(tmp_path / "pool", ["1.png", "closed/2.png"]), os.scandir
+
+    def closed(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    [note] = places.files_of(pool).notes
+    assert "1 folders cannot be opened, such as" in note and "Permission denied" in note
+
+
 def test_linked_class_folders_are_classes(tmp_path):
     write(tmp_path / "store", ["ant/1.png", "bee/1.png"])
     (tmp_path / "classes").mkdir()
@@ -136,6 +179,9 @@ def test_names_that_are_no_text_can_be_read_and_written(tmp_path):
         file.write(picture(3))
     [(name, read)] = places.files_of(tmp_path / "pool").files
     assert name == "caf\\xe9.png" and name.encode() and read() == picture(3)
+    write(tmp_path / "pool", ["one\nof two lines.png", "plain.png", "tab\t.png"])
+    [note] = places.files_of(tmp_path / "pool").notes
+    assert note.startswith("2 names are no UTF-8 and shown with \\x, or have line breaks")
 
 
 # ---- lists
@@ -170,6 +216,9 @@ LINES = [f"pool/{name}" for name in ODD]
         "\n".join(LINES + LINES).encode(),
         "".join(f"{line} {n % 3}\n" for n, line in enumerate(LINES)).encode(),
         "".join(f"{line},{n % 3}\n" for n, line in enumerate(LINES)).encode(),
+        "".join(f"{n % 3} {line}\n" for n, line in enumerate(LINES)).encode(),
+        "".join(f"{n}\t{n % 3}\t{line}\n" for n, line in enumerate(LINES)).encode(),
+        unicodedata.normalize("NFD", "\n".join(LINES)).encode(),
         b"pool\n",
     ],
     ids=[
@@ -184,6 +233,9 @@ LINES = [f"pool/{name}" for name in ODD]
         "twice",
         "labelled",
         "commas",
+        "label_first",
+        "mxnet",
+        "macos",
         "folder",
     ],
 )
@@ -208,6 +260,78 @@ def test_labels_of_a_list_are_read_where_every_line_has_one(tmp_path):
     assert places.files_of(tmp_path / "mine.txt").labels == {"a 1.png": "3", "b.png": "0"}
     (tmp_path / "mine.txt").write_text("a 1.png 3\nb.png\n")
     assert places.files_of(tmp_path / "mine.txt").labels == {}
+    assert places.files_of(tmp_path / "mine.txt").notes == [
+        "1 of 2 have no label, so that no label counts"
+    ]
+    (tmp_path / "mine.txt").write_text("a 1.png 3\nb.png 0\na 1.png 2\n")
+    again = places.files_of(tmp_path / "mine.txt")
+    assert again.labels == {"a 1.png": "3", "b.png": "0"}
+    assert "1 of them have another label there; the first one counts" in again.notes
+
+
+# ---- tables
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "file,label\na/1.png,NA\na/2.png,None\nb/1.png,x\n",
+        "a/1.png,NA\na/2.png,None\nb/1.png,x\n",  # no heading
+        "sep=;\r\nfile;label\r\na/1.png;NA\r\na/2.png;None\r\nb/1.png;x\r\n",
+        ",file,label,\n0,a/1.png,NA,\n1,a/2.png,None,\n2,b/1.png,x,\n",
+        'file;label\n"a\\1.png";NA\n"a\\2.png";None\n"b\\1.png";x\n',
+    ],
+    ids=["plain", "headless", "excel", "index", "windows"],
+)
+def test_tables_are_read_however_they_were_written(tmp_path, content):
+    write(tmp_path, ["a/1.png", "a/2.png", "b/1.png"])
+    (tmp_path / "mine.csv").write_text(content)
+    place = places.files_of(tmp_path / "mine.csv")
+    assert place.labels == {"a/1.png": "NA", "a/2.png": "None", "b/1.png": "x"}
+    assert all(read() for _, read in place.files)
+
+
+def test_a_table_of_one_column_is_a_list(tmp_path):
+    write(tmp_path, ["a/1.png", "b/1.png"])
+    (tmp_path / "mine.csv").write_text("path\nb/1.png\na/1.png\n")
+    assert names_in(tmp_path / "mine.csv") == ["b/1.png", "a/1.png"]
+
+
+def test_a_path_in_a_table_is_never_taken_for_another_file_of_that_name(tmp_path):
+    write(tmp_path, ["a/1.png", "b/1.png", "b/2.png"])
+    (tmp_path / "mine.csv").write_text("file,label\nlost/1.png,x\na/1.png,y\n2,z\n")
+    _, _, [broken] = sources.read_images(places.files_of(tmp_path / "mine.csv").files, 4)
+    assert broken == "lost/1.png (no such file, line 2 of mine.csv)"
+    assert places.files_of(tmp_path / "mine.csv").labels == {
+        "lost/1.png": "x",
+        "a/1.png": "y",
+        "b/2.png": "z",
+    }
+
+
+def test_a_table_without_labels_in_some_rows_says_so(tmp_path):
+    write(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "mine.csv").write_text("file,label\n1.png,\n2.png,x\n")
+    place = places.files_of(tmp_path / "mine.csv")
+    assert not place.labels and "1 of 2 have no label, so that no label counts" in place.notes
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "path,label\n"])
+def test_an_empty_table_is_refused_by_name(tmp_path, content):
+    (tmp_path / "mine.csv").write_text(content)
+    with pytest.raises(ValueError, match=r"mine\.csv (is no table|has the columns)"):
+        places.files_of(tmp_path / "mine.csv")
+
+
+def test_a_part_of_a_table_is_a_place(tmp_path):
+    write(tmp_path, ["1.png", "2.png", "3.png"])
+    (tmp_path / "mine.csv").write_text(
+        "file,label,split\n1.png,a,train\n2.png,b,test\n3.png,c,train\n"
+    )
+    assert places.files_of(tmp_path / "mine.csv/train").labels == {"1.png": "a", "3.png": "c"}
+    assert len(names_in(tmp_path / "mine.csv")) == 3
+    with pytest.raises(ValueError, match="has no part dev"):
+        places.files_of(tmp_path / "mine.csv/dev")
 
 
 def test_lines_that_name_nothing_are_named_as_written(tmp_path):

@@ -6,10 +6,11 @@ import io
 import struct
 import tracemalloc
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from longtail.images import pixels, places, sources
 
@@ -133,6 +134,63 @@ def test_deep_greys_look_as_they_do_in_a_viewer(name, content, depth, tolerance)
     }
 
 
+def deep_png(values):
+    """The bytes of a PNG of 16 bits a colour, which PIL does not write: uint16 (h, w, 3)."""
+    high, wide, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", wide, high, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_deep_colours_are_not_black(kind, bits):
+    colours = np.random.default_rng(0).integers(0, 256, (32, 32, 3))
+    values = (colours * (2**bits - 1) // 255).astype(np.uint16)
+    content = deep_png(values) if kind == "PNG" else tiff_of(values, 1, 3)
+    _, shown, remarks, *_ = pixels.opened(content, 32)
+    assert abs(shown.astype(int) - colours).max() <= 1
+    assert remarks == (set() if bits == 16 else {f"colours of {bits} bits"})
+
+
+def test_values_that_stand_for_no_measurement_do_not_flatten_the_rest():
+    heights = np.random.default_rng(0).uniform(0, 800, (32, 32)).astype(np.float32)
+    whole, _ = pixels.eight_bits(heights)
+    for mark in (-9999, -3.4e38, 3.4e38):
+        marked = heights.copy()
+        marked[:8] = mark
+        shown, _ = pixels.eight_bits(marked)
+        assert abs(shown[8:].astype(int) - whole[8:]).max() < 8
+        assert (shown[:8] == (0 if mark < 0 else 255)).all()
+    few = np.r_[np.full(50, 65535), np.arange(4000)].astype(np.uint16)
+    shown, depth = pixels.eight_bits(few)
+    assert depth == "12 bits" and shown[0] == 255 and shown[-1] == 249
+
+
+def test_thirty_two_bits_without_a_sign_are_read_as_such():
+    ramp = np.linspace(0, 4e9, 32 * 32).reshape(32, 32).astype(np.uint32)
+    _, shown, *_ = pixels.opened(tiff_of(ramp, 1, 1), 32)
+    assert (np.diff(shown[:, :, 0].reshape(-1).astype(int)) >= 0).all() and shown[-1, -1, 0] == 255
+
+
+def test_what_a_file_has_beside_the_picture_shown_is_said():
+    pages = {"save_all": True, "append_images": [halves(9, 9, (0, 9, 9))]}
+    for kind, words in {"TIFF": "several pages, the first", "WEBP": "animation, the first"}.items():
+        *_, remarks, _, _ = pixels.opened(file(halves(9, 9), kind, **pages), 8)
+        assert words in " ".join(remarks)
+    small = TiffImagePlugin.ImageFileDirectory_v2()
+    small[254] = 1
+    *_, remarks, _, _ = pixels.opened(file(halves(9, 9), "TIFF", tiffinfo=small), 8)
+    assert remarks == {"a camera's raw file, of which the preview is shown"}
+    assert pixels.opened(file(halves(9, 9), "TIFF"), 8)[2] == set()
+
+
 def test_floats_that_are_no_numbers_are_black():
     values = greys().astype(np.float32)
     values[:, :20], values[:, 20:40] = np.nan, np.inf
@@ -182,6 +240,9 @@ def test_a_long_strip_takes_little_memory_and_shows_its_middle():
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
         (b"\0\0\0\x18ftypqt  film", "a film"),
         (b"\n<!DOCTYPE html>", "a web page"),
+        (b"\0\0\0\x18ftypcrx \0", "a camera's raw file"),
+        (b"\xff\x0a" + bytes(20), "JPEG XL"),
+        (bytes(128) + b"DICM", "a DICOM file"),
         (b"", "empty"),
     ],
 )

@@ -712,6 +712,9 @@ def test_train_val_and_test_have_each_their_use(disk):
         ("trainset", "valset", "testset"),
         ("TRAIN", "VAL", "TEST"),
         ("train2017", "val2017", "test2017"),
+        ("training", "validation", "evaluation"),
+        ("train_val", "dev", "hold-out"),
+        ("seg_train/seg_train", "seg_val", "seg_test/seg_test"),
     ],
 )
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "in a zip"])
@@ -730,7 +733,7 @@ def test_parts_in_every_spelling_are_used_as_what_they_are(disk, capsys, names, 
     ] == [80, 6, 10]
     said = capsys.readouterr().out
     assert all(
-        f"{name} is {part}" in said
+        f"{name.split('/')[0]} is {part}" in said
         for name, part in zip(names, ("train", "validation", "test"), strict=True)
     )
 
@@ -743,6 +746,30 @@ def test_parts_without_a_test_set_say_what_serves_as_one(disk, capsys):
         "valid is validation, and the test set, for there is no other; left out, as no part: extra"
         in capsys.readouterr().out
     )
+
+
+def test_images_beside_the_parts_are_said_to_be_left_out(disk, capsys):
+    write(disk / "mine", parts("", train=40, test=3) | {"cover.png": picture(0)})
+    study(dataset="mine", largest=20, factor=0.5, pool_per_class=0, outsider_count=0)
+    assert "left out, as no part: 1 files such as cover.png" in capsys.readouterr().out
+
+
+def test_a_table_with_a_column_of_parts_trains_on_none_of_its_test_images(disk, capsys):
+    rows = [
+        (f"{part}{label}{n}.png", label, part)
+        for part, count in {"Train": 40, "val": 3, "TEST": 5}.items()
+        for label in ("ant", "bee")
+        for n in range(count)
+    ]
+    write(disk / "mine", {f"all/{name}": picture(k) for k, (name, *_) in enumerate(rows)})
+    text = "".join(f"all/{name},{label},{part}\n" for name, label, part in rows)
+    (disk / "mine/labels.csv").write_text(f"file,label,split\n{text}")
+    one = study(
+        dataset="mine/labels.csv", largest=40, factor=0.5, pool_per_class=0, outsider_count=0
+    )
+    assert [len(one.train), len(one.validation), len(one.test)] == [80, 6, 10]
+    assert all(name.startswith("all/TEST") for name in one.test.names)
+    assert "labels.csv: TEST is test, Train is train, val is validation" in capsys.readouterr().out
 
 
 def test_training_part_alone_is_the_data_set(disk):
@@ -793,7 +820,9 @@ def test_a_file_beside_class_folders_and_a_single_class_are_named(disk):
             "labels.csv": b"file,label",
         },
     )
-    with pytest.raises(ValueError, match=r"cover\.png lies beside the class folders"):
+    with pytest.raises(
+        ValueError, match=r"1 images lie beside the class folders, such as cover\.png"
+    ):
         study(dataset="mine", outsider_count=0)
     write(disk / "one", {"ant/1.png": picture(1), "ant/2.png": picture(2)})
     with pytest.raises(ValueError, match="one has one class, ant; a long tail needs several"):

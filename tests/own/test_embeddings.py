@@ -35,9 +35,9 @@ def rows(tmp_path, monkeypatch):
     return found
 
 
-def ask(folder, **settings):
+def ask(folder, *words, **settings):
     (folder / "mine.yaml").write_text(yaml.safe_dump({"budget": 7, "prototypes": 3, **settings}))
-    return reproduce.main([str(folder / "mine.yaml")])
+    return reproduce.main([str(folder / "mine.yaml"), *words])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,6 +90,25 @@ def test_what_features_cannot_give_is_refused(rows, tmp_path, capsys, settings, 
     (tmp_path / "folder").mkdir()
     assert ask(tmp_path, **{"seed_images": "seed.npy", "pool_images": "pool.npy", **settings}) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "results").exists()
+
+
+def test_a_dry_run_says_what_features_there_are_and_what_is_wrong(rows, tmp_path, capsys):
+    given = {"seed_images": "seed.npy", "pool_images": "pool.npy"}
+    assert ask(tmp_path, "--dry-run", **given) == 0
+    assert "seed: 12 rows of 16 features; pool: 40" in capsys.readouterr().out
+    assert ask(tmp_path, "--dry-run", **given, budget=41) == 1
+    assert "budget is 41, but there are 40 rows" in capsys.readouterr().err
+    embeddings.write_features(tmp_path / "seed.npy", rows["seed"][0], rows["seed"][1][:, :9])
+    assert ask(tmp_path, **given) == 1
+    assert "the seed has 9 features, the pool 16; take both from one" in capsys.readouterr().err
+    assert not (tmp_path / "results/mine/picks.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["pool.npy", "pool.parquet"])
+def test_files_that_cannot_be_read_are_named(rows, tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(b"no such thing")
+    assert ask(tmp_path, seed_images="seed.npy", pool_images=name) == 2
+    assert f"{name} cannot be read (" in capsys.readouterr().err
 
 
 def test_names_that_do_not_fit_are_refused(rows, tmp_path, capsys):

@@ -123,3 +123,28 @@ def test_a_deeper_grey_is_a_copy_only_of_one_as_deep(tmp_path):
             f"{name[0]}_8.png": f"{name[0]}_8.jpg",
             f"{name[0]}_12.tif": f"{name[0]}_12.png",
         }.get(name, name)
+
+
+@pytest.mark.parametrize(
+    "names, classes",
+    [
+        (["train/ant/1.png", "valid/bee/2.png"], {"ant", "bee"}),
+        (["ant/x/1.png", "bee/x/2.png"], {"ant", "bee"}),
+        (["ant/1.png", "train/x/2.png"], {"ant", "train"}),
+        (["train/1.png", "test/2.png"], {"train", "test"}),
+        (["1.png", "test/2.png"], set()),
+    ],
+)
+def test_parts_of_a_data_set_are_no_classes_where_there_are_others(tmp_path, names, classes):
+    for number, name in enumerate(names):
+        (tmp_path / "pool" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (9 * number, 0, 0)).save(tmp_path / "pool" / name)
+    found = inventory.take("pool", {"pool": tmp_path / "pool"}, 8)
+    assert set(found.classes.values()) == classes
+
+
+def test_paths_of_a_part_of_a_table_are_those_of_its_files(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    (tmp_path / "all.csv").write_text("path,split\n1.png,train\n")
+    for text in ("all.csv", "all.csv/train"):
+        assert inventory.take("pool", {text: tmp_path / text}, 8).paths == {"1.png": "1.png"}

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import zipfile
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
@@ -390,6 +391,28 @@ def test_dry_run_counts_files_and_writes_nothing(album, capsys):
         "kind)" in said
     )
     assert not (album.root / "results/dry").exists()
+
+
+def test_dry_run_tells_what_the_run_would_stop_at(album, capsys):
+    assert reproduce.main([demand(album.root, "dry", budget=4000), "--dry-run"]) == 1
+    assert "budget is 4000, but pool has 40 images" in capsys.readouterr().err
+    torch.save({"conv1.weight": torch.zeros(3)}, album.root / "unfit.pth")
+    given = {"encoder": "unfit.pth", "architecture": "torchvision/shufflenet_v2_x0_5", "size": 32}
+    for words in (["--dry-run"], []):
+        assert reproduce.main([demand(album.root, "dry", **given), *words]) == 1
+        said = capsys.readouterr()
+        assert "holds no weights of torchvision/shufflenet_v2_x0_5" in said.err
+        assert "pool, pool" not in said.out  # told before a pool of any size is read
+
+
+def test_memory_without_a_unit_an_empty_place_and_a_sampler_twice(album, capsys):
+    wrong = {"memory": 4, "pool_images": [], "seed_images": ""}
+    assert reproduce.main([demand(album.root, "bad", **wrong)]) == 2
+    said = capsys.readouterr().err
+    assert "memory is 4; give 2 GB or more, such as 4 GB" in said
+    assert "pool_images is empty" in said and "seed_images is empty" in said
+    places = {"seed_images": "seed", "pool_images": "pool", "samplers": ["mak", "random", "mak"]}
+    assert request.ask("mine", places, album.root).samplers == ["mak", "random"]
 
 
 # ---- where images lie
@@ -879,9 +902,8 @@ def test_torchvision_features_are_the_input_of_the_classifier(tmp_path, name, pa
     with torch.no_grad():
         theirs((images - mean) / std)
     torch.save(packed(theirs.state_dict()), tmp_path / "weights.pth")
-    run = SimpleNamespace(architecture=f"torchvision/{name}", head_layers=0, size=32)
     with torch.no_grad():
-        ours = encoders.foreign_encoder(tmp_path / "weights.pth", run)(images)
+        ours = encoders.foreign_encoder(tmp_path / "weights.pth", f"torchvision/{name}", 32)(images)
     torch.testing.assert_close(ours, seen[0].flatten(1), atol=1e-5, rtol=1e-5)
 
 
@@ -936,6 +958,11 @@ LAYOUTS = {
     "half precision": lambda whole, body, net: {
         name: value.half() if value.is_floating_point() else value for name, value in whole.items()
     },
+    "BYOL": lambda whole, body, net: {"online_network_state_dict": named("encoder.", body)},
+    "a Lightning of settings that are no dict": lambda whole, body, net: {
+        "state_dict": named("backbone.", body),
+        "hyper_parameters": SimpleNamespace(lr=0.1, folder=Path("data"), kinds=defaultdict(list)),
+    },
     "compiled": lambda whole, body, net: named("_orig_mod.", whole),
     "compiled DDP": lambda whole, body, net: named("module._orig_mod.", whole),
 }
@@ -959,9 +986,8 @@ def small():
 def features_by(file):
     """Features of three images by the weights in a file."""
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    run = SimpleNamespace(architecture="torchvision/shufflenet_v2_x0_5", head_layers=0, size=32)
     with torch.no_grad():
-        return encoders.foreign_encoder(file, run)(images)
+        return encoders.foreign_encoder(file, "torchvision/shufflenet_v2_x0_5", 32)(images)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
@@ -999,6 +1025,9 @@ def test_pickled_models_and_diverged_weights_are_refused_as_such(tmp_path, small
         ValueError,
         match=r"model\.pth is a pickled torchvision\.models\.shufflenetv2\.ShuffleNetV2, whose code",
     ):
+        features_by(tmp_path / "model.pth")
+    torch.save({"model": net, "epoch": 3}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"model\.pth is a pickled .*ShuffleNetV2, whose code"):
         features_by(tmp_path / "model.pth")
     torch.save(
         whole | {"conv5.0.weight": torch.full_like(whole["conv5.0.weight"], torch.nan)},
@@ -1068,6 +1097,14 @@ def test_torchvision_weights_pick_and_decide_what_is_remembered(picked, capsys):
         ("torchvision/shufflenet_v2_x9", 32, None, "no 'shufflenet_v2_x9'; there are alexnet"),
         ("torchvision/squeezenet1_1", 32, None, "squeezenet1_1 has no linear layer"),
         ("torchvision/shufflenet_v2_x0_5", 32, b"else", "is no file of weights that torch reads"),
+        ("torchvision/shufflenet_v2_x0_5", 32, b"<!DOCTYPE html>", "is a web page, and no file"),
+        ("torchvision/shufflenet_v2_x0_5", 32, b"", "is empty, and no file of weights"),
+        (
+            "torchvision/shufflenet_v2_x0_5",
+            32,
+            {"conv1.0.weight": torch.zeros(24, 1, 3, 3)},
+            "conv1.0.weight does not, being (24, 1, 3, 3) and not (24, 3, 3, 3)",
+        ),
         ("torchvision/shufflenet_v2_x0_5", 32, [1, 2], "holds no mapping of names to tensors"),
     ],
 )
@@ -1078,9 +1115,7 @@ def test_unfit_weights_are_refused_in_a_sentence(tmp_path, architecture, size, c
     else:
         torch.save(content or network("shufflenet_v2_x0_5").state_dict(), file)
     with pytest.raises(ValueError, match=re.escape(words)):
-        encoders.foreign_encoder(
-            file, SimpleNamespace(architecture=architecture, head_layers=0, size=size)
-        )
+        encoders.foreign_encoder(file, architecture, size)
 
 
 def test_network_that_wants_other_sizes_says_so(tmp_path):
@@ -1090,7 +1125,8 @@ def test_network_that_wants_other_sizes_says_so(tmp_path):
     ):
         encoders.foreign_encoder(
             tmp_path / "weights.pth",
-            SimpleNamespace(architecture="torchvision/densenet121", head_layers=0, size=16),
+            "torchvision/densenet121",
+            16,
         )
 
 

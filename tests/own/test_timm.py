@@ -4,7 +4,6 @@ the file has for them.
 
 import re
 from importlib.util import find_spec
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,9 +32,8 @@ def network(name, **options):
 def ours(file, name, size):
     """Three images and their features by the weights in a file."""
     images = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(1))
-    run = SimpleNamespace(architecture=f"timm/{name}", head_layers=0, size=size)
     with torch.no_grad():
-        return images, encoders.foreign_encoder(file, run)(images)
+        return images, encoders.foreign_encoder(file, f"timm/{name}", size)(images)
 
 
 def theirs(net, name, images):

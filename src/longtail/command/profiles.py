@@ -29,7 +29,7 @@ OWN = {
 CUSTOM = "-custom"  # ends the name of a profile whose parameters were changed by -p
 
 CHOICES = {
-    "kind": ("exponential", "step", "pareto_imagenet100"),
+    "kind": ("exponential", "step", "pareto_imagenet100", "as_is"),
     "group_rule": ("thirds", "thresholds"),
     "precision": PRECISIONS,
     "picked_precision": ("", *PRECISIONS),
@@ -306,6 +306,7 @@ def at_odds(values):
         data
         and values.keys() >= {"largest", "factor", "kind", "group_rule"}
         and not values["lists"]
+        and values["kind"] != "as_is"
     ):
         from longtail.images.studies import long_tail_counts
         from longtail.measure.groups import SIZE_GROUPS, size_groups
@@ -352,7 +353,10 @@ def find_profile(words, folder):
                 "ends in .yaml"
             )
         return word, known[word] or {}
-    return check_name(Path(word), known), read_yaml(Path(word))
+    name, settings = check_name(Path(word), known), read_yaml(Path(word))
+    if not settings:
+        raise Refused(f"{word} holds no settings; OWN_IMAGES.md has some to start from")
+    return name, settings
 
 
 def is_file_name(word):
@@ -381,6 +385,19 @@ def check_name(path, known):
     return name
 
 
+def todays(written, base, notebooks):
+    """The settings of a file in today's words. ``schedules``, of earlier versions, named how chosen
+    rows are trained: with as many passes as the seed alone, and perhaps with as many updates, too.
+    """
+    if written.get("schedules") not in (["epochs"], ["epochs", "updates"], ["updates", "epochs"]):
+        return {**base, **written}
+    settings = {**base, "equal_updates": [], **written}
+    if "updates" in settings.pop("schedules"):
+        default = [book.defaults["retrain"] for book in notebooks if "retrain" in book.kinds]
+        settings["equal_updates"] = settings.get("retrain", sum(default, []))
+    return settings
+
+
 def settled(name, written, changes, notebooks, selected, known, names=True):
     """All settings of a plan, checked together: those of the profile's ``base``, its own, and the
     ``changes`` by -p.
@@ -396,7 +413,9 @@ def settled(name, written, changes, notebooks, selected, known, names=True):
             f"{name} has the base {base}, which does not exist; there are {', '.join(known)}"
         )
     own, wrong = mistakes(
-        profile_schema(notebooks), {**(known[base] or {} if base else {}), **written}, names=names
+        profile_schema(notebooks),
+        todays(written, (known[base] if base else None) or {}, notebooks),
+        names=names,
     )
     changed, wrong_changes = mistakes(parameters_schema(selected), changes, names=names)
     wrong += wrong_changes

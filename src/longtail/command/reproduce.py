@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from longtail.command import estimate, execution, profiles
-from longtail.store import paths
+from longtail.store import paths, runs
 from longtail.store.settings import Damaged, Refused, read_value, read_yaml, template
 
 STOPPED = "stopped; finished runs and checkpoints are kept, the same command goes on from them"
@@ -197,9 +197,8 @@ def pick_own(name, settings, options):
     if options.dry_run:
         for key in request.ASKED:
             print(f"{key:<16} {getattr(asked, key)}")
-        pool.preview(asked)
-        return 0
-    settle(name, file)
+        return 0 if execution.attempt(name, partial(pool.preview, asked)) else 1
+    settle(name, file, paths.RESULTS / name)
     with claim(paths.RESULTS / name, wait=True, name="claim-picks"):  # a second command waits
         return 0 if execution.attempt(name, partial(pool.make, asked)) else 1
 
@@ -218,8 +217,11 @@ def taken(name, file):
         )
 
 
-def settle(name, file):
-    """Note which file of one's own a folder of results is for."""
+def settle(name, file, *folders):
+    """Note which file of one's own some folders are for; git ignores people's own pictures."""
+    for folder in folders:
+        if not (folder / ".gitignore").exists():
+            runs.write(folder / ".gitignore", "*\n")
     note = paths.RESULTS / name / "made_for.txt"
     content = os.fsencode(f"{Path(file).absolute()}\n")
     if not note.exists() or note.read_bytes() != content:  # results may be there to read only
@@ -315,7 +317,7 @@ def run(options, notebooks):
         return dry_run(plan)
     with customised(plan):
         if file:
-            settle(profile, file)
+            settle(profile, file, paths.RESULTS / profile, paths.FIGURES / profile)
         return execution.run_plain(plan) if options.plain else execution.run_notebooks(plan)
 
 

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import re
 import stat
 import tarfile
 import threading
@@ -18,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from longtail.images.memory import BUDGET, in_words
-from longtail.images.pixels import eight_bits, reason
+from longtail.images.pixels import eight_bits, kind_of, reason
 
 ABSENT = "absent, a link to nothing; `git annex get`, `dvc pull` or the like fetch it"
 CLASSES = [
@@ -90,7 +91,7 @@ def whole_file(path, line=""):
     try:
         known = path.stat()
         if not stat.S_ISREG(known.st_mode):
-            raise OSError("a device, pipe or folder")  # a device may never end
+            raise OSError("a folder, pipe or device")  # a device may never end
         bounded(known.st_size)
         return path.read_bytes()
     except FileNotFoundError:
@@ -98,6 +99,10 @@ def whole_file(path, line=""):
 
 
 # ---- archives: name -> Content, and the classes of those that have one
+
+
+class NoPictures(ValueError):
+    """What a file holds that can be read and has none."""
 
 
 def contents(archive):
@@ -108,6 +113,8 @@ def contents(archive):
         return SHARDS.get(archive.suffix.lower(), zip_members)(archive)
     except ImportError:
         raise
+    except NoPictures as error:
+        raise ValueError(f"{archive}: {error}") from None
     except Exception as error:  # whatever the readers of each kind make of foreign bytes
         if archive.suffix.lower() in (".zip", *SHARDS):
             raise ValueError(
@@ -115,10 +122,12 @@ def contents(archive):
                 "or unpack it and give the "
                 f"folder"
             ) from error
+        with open(archive, "rb") as file:
+            kind = kind_of(file.read(64))
         raise ValueError(
-            f"{archive} is no place of images; give a folder, a .zip, an uncompressed .tar, .npy, "
-            ".npz or .parquet, a list "
-            f"of paths (.txt) or a table of them (.csv, .tsv, .json)"
+            f"{archive} is {f'{kind} and ' * bool(kind)}no place of images; give a folder, a .zip, "
+            "an uncompressed .tar, .npy, .npz or .parquet, a list of paths (.txt) or a table of "
+            "them (.csv, .tsv, .json)"
         ) from error
 
 
@@ -139,14 +148,18 @@ def unzipped(archive):
 
 
 def zip_members(archive):
-    """All members of a zip."""
-    return {name: Content(of_zip, archive, (name,)) for name in unzipped(archive)[1]}, {}
+    """All members of a zip; where folders are parted by \\, as some programs of Windows do, it is
+    read as /.
+    """
+    names = [*unzipped(archive)[1]]
+    part = "/" if any("/" in name for name in names) else "\\"
+    return {name.replace(part, "/"): Content(of_zip, archive, (name,)) for name in names}, {}
 
 
 def of_zip(archive, name):
     """The bytes of a member of a zip, never more than it says it has."""
     file, times = unzipped(archive)
-    if outside(name):
+    if outside(name.replace("\\", "/")):
         raise OSError(OUTSIDE)
     if times[name] > 1:
         raise OSError(
@@ -170,23 +183,32 @@ def tar_members(archive):
     as webdataset writes it.
     """
     with tarfile.open(archive, "r:") as tar:
-        members = list(tar)
+        every = {member.name: member for member in tar}
         tar.fileobj.seek(tar.offset)
         if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise ValueError(f"it is cut: no end behind {len(members)} members")
-        found = {
-            printable(member.name): Content(
-                of_tar, archive, (member.name, member.offset_data, member.size)
-            )
-            for member in members
-            if member.isfile()
-        }
+            raise ValueError(f"it is cut: no end behind {len(every)} members")
+    found = {
+        printable(name): Content(of_tar, archive, (name, file.offset_data, file.size))
+        for name, member in every.items()
+        if (file := linked(member, every)).isfile() or file.islnk() or file.issym()
+    }
     classes = {
         name.removesuffix(".cls"): found[name]().decode().strip()
         for name in found
         if name.endswith(".cls")
     }
     return found, {name: classes[key] for name in found if (key := key_of(name)) in classes}
+
+
+def linked(member, every):
+    """The file of a tar that a link in it leads to; the last link of a chain that ends nowhere."""
+    seen = set()
+    while (member.islnk() or member.issym()) and member.name not in seen:
+        seen.add(member.name)
+        folder = "" if member.islnk() else os.path.dirname(member.name)
+        target = os.path.normpath(os.path.join(folder, member.linkname))
+        member = every.get(target) or every.get(f"./{target}") or member
+    return member
 
 
 def key_of(name):
@@ -201,6 +223,8 @@ def of_tar(archive, name, start, size):
     """So many bytes of a tar."""
     if outside(name):
         raise OSError(OUTSIDE)
+    if not size:
+        raise OSError("empty, or a link to nothing in the tar")
     with open(archive, "rb") as file:
         file.seek(start)
         return file.read(bounded(size))
@@ -221,9 +245,14 @@ def printable(name):
 
 @functools.lru_cache(maxsize=4)
 def arrays(file):
-    """The arrays of a .npy (one without a name) or .npz file; those of a .npy stay in it."""
+    """The arrays of a .npy (one without a name) or .npz file; those of a .npy stay in it.
+
+    A .npy of (h, w, 3) or (3, h, w) is one picture.
+    """
     if file.suffix.lower() == ".npy":
-        return {"": np.load(file, mmap_mode="r", allow_pickle=False)}
+        values = np.load(file, mmap_mode="r", allow_pickle=False)
+        single = values.ndim == 3 and (values.shape[2] in (1, 3, 4) or values.shape[0] in (3, 4))
+        return {"": values[None] if single else values}
     with zipfile.ZipFile(file) as packed:
         bounded(
             sum(member.file_size for member in packed.infolist()),
@@ -244,7 +273,8 @@ def array_members(file):
     found, classes, held = {}, {}, arrays(file)
     for name, values in held.items():
         if (
-            values.ndim not in (3, 4)
+            values.dtype.kind not in "biuf"
+            or values.ndim not in (3, 4)
             or values.ndim == 4
             and not {values.shape[1], values.shape[3]} & {1, 3, 4}
         ):
@@ -265,11 +295,10 @@ def array_members(file):
             )
             classes |= dict(zip(names, held[own].reshape(-1).astype(str).tolist(), strict=True))
     if not found:
-        shapes = ", ".join(f"{name} {values.shape}".strip() for name, values in held.items())
-        raise ValueError(
-            f"no pictures (n, h, w), (n, h, w, 3) or (n, 3, h, w) among {shapes}; features go by "
-            "`embeddings`"
+        shapes = ", ".join(
+            f"{name} {values.dtype} {values.shape}".strip() for name, values in held.items()
         )
+        raise NoPictures(f"no pictures (n, h, w), (n, h, w, 3) or (n, 3, h, w) among {shapes}")
     return found, classes
 
 
@@ -314,22 +343,22 @@ def parquet_members(file):
         ),
         None,
     )
-    column = (
-        f"{images}.bytes"
-        if images
-        else next(
-            (
-                name
-                for name, kind in fields.items()
-                if types.is_binary(kind) or types.is_large_binary(kind)
-            ),
-            None,
-        )
+    binary = [
+        name
+        for name, kind in fields.items()
+        if types.is_binary(kind) or types.is_large_binary(kind)
+    ]
+    binary.sort(
+        key=lambda name: not re.search("image|img|picture|photo|jpe?g|png|bytes", name, re.I)
     )
-    if column is None:
-        raise ValueError(
-            f"its columns {', '.join(fields)} hold no bytes of images; features go by `embeddings`"
+    column = f"{images}.bytes" if images else binary[0] if binary else None
+    if column is None and any(types.is_list(kind) for kind in fields.values()):
+        raise NoPictures(
+            f"its columns {', '.join(fields)} hold lists; write one picture's bytes a row, or "
+            "features as a list of floats"
         )
+    if column is None:
+        raise NoPictures(f"its columns {', '.join(fields)} hold no bytes of images")
     label = next((name for name in fields if name.lower() in CLASSES), None)
     rows = [
         (group, row)
@@ -385,7 +414,10 @@ def column_of(file, column):
 def of_parquet(file, column, group, row):
     """The image bytes of one row."""
     with LOCK:
-        return row_group(file, column, group)[row].as_py() or b""
+        content = row_group(file, column, group)[row].as_py()
+    if content is None:
+        raise OSError("the row has no bytes of a picture")
+    return content
 
 
 @functools.lru_cache(maxsize=2)

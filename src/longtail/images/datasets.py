@@ -14,7 +14,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from longtail.images import pixels, sources
 from longtail.images.archives import Content, whole_file
-from longtail.images.places import container, files_of, is_list, lines_of, require
+from longtail.images.places import (
+    container,
+    files_of,
+    is_list,
+    lines_of,
+    require,
+    splits_in,
+)
 from longtail.images.sources import UNKNOWN, ImageSet, class_names, folder
 from longtail.store import paths
 
@@ -33,6 +40,7 @@ PART_WORDS = {
         "evaluation",
     },
 }
+JUDGED = {"eval", "evaluation"}  # the test part where there is another for validation
 FILLERS = {
     "set",
     "sets",
@@ -141,7 +149,7 @@ def class_folders(path, size, skip_broken):
         )
         + (f"; left out, as no part: {', '.join(others)}" if others else "")
     )
-    found = {part: labelled(root / name, size, skip_broken) for part, name in parts.items()}
+    found = {part: labelled(inside(root / name), size, skip_broken) for part, name in parts.items()}
     train, classes = found.pop("train")
     for part, (_, theirs) in found.items():
         if odd := set(classes) ^ set(theirs):
@@ -170,15 +178,19 @@ def parts_of(path):
     A train part beside a validation or test part, in any usual spelling; of lists and tables those
     that are named alike beside the path. One folder that holds everything is entered.
     """
-    if is_list(path):
+    beside = []
+    if is_list(path) and (names := splits_in(path)):
+        place, name_of = path, {name: name for name in names}
+    elif is_list(path):
         place, own = path.parent, part_of(path.stem)
         lists = [other for other in place.iterdir() if is_list(other)] if own[0] == "train" else []
         name_of = {other.stem: other.name for other in lists if part_of(other.stem)[1] == own[1]}
     else:
-        place, name_of = path, {name: name for name in files_of(path).folders}
+        lies = files_of(path)
+        place, name_of = path, {name: name for name in lies.folders}
+        beside = [file for file, _ in lies.files if "/" not in file]
         if len(name_of) == 1 and path.is_dir():
             [name] = name_of
-            beside = any("/" not in file for file, _ in files_of(path).files)
             if not beside and not part_of(name)[0]:
                 root, parts, others = parts_of(path / name)
                 return (root, parts, others) if parts else (path, {}, [])
@@ -187,6 +199,17 @@ def parts_of(path):
         part, others = part_of(name)
         if part:
             alike[others][part].append(name_of[name])
+    for parts in alike.values():
+        judged = [name for name in parts["validation"] if words_of(name) & JUDGED]
+        if not parts["test"] and len(judged) < len(parts["validation"]):
+            parts["test"], parts["validation"] = (
+                judged,
+                [name for name in parts["validation"] if name not in judged],
+            )
+    alike = {
+        others: {part: names for part, names in parts.items() if names}
+        for others, parts in alike.items()
+    }
     whole = [parts for parts in alike.values() if "train" in parts and len(parts) > 1]
     alone = [
         parts for parts in alike.values() if sum(map(len, parts.values())) == len(name_of)
@@ -204,7 +227,21 @@ def parts_of(path):
             "them there"
         )
     parts = {part: name for part, (name,) in chosen.items()}
-    return place, parts, sorted(set(name_of.values()) - set(parts.values())) if parts else []
+    others = sorted(set(name_of.values()) - set(parts.values()))
+    others += [f"{len(beside)} files such as {beside[0]}"] if beside else []
+    return place, parts, others if parts else []
+
+
+def inside(path):
+    """The folder of a part, or the one of that part that is all it holds: seg_train/seg_train."""
+    lies = files_of(path)
+    same = [name for name in lies.folders if part_of(name)[0] == part_of(path.name)[0] != ""]
+    return inside(path / same[0]) if len(same) == 1 == len(lies.folders) else path
+
+
+def words_of(name):
+    """The words of a name, in lower case."""
+    return set(re.findall(r"[^\W\d_]+", name.lower()))
 
 
 def part_of(name):
@@ -228,6 +265,9 @@ def part_of(name):
         for word in words
     ]
     for part, spellings in PART_WORDS.items():
+        if "".join(words) in spellings:  # hold-out, train_val
+            return part, ()
+    for part, spellings in PART_WORDS.items():
         if found := [word for word in words if word in spellings]:
             return part, tuple(word for word in words if word not in FILLERS and word != found[0])
     return "", tuple(words)
@@ -238,18 +278,20 @@ def labelled(path, size, skip_broken):
     are at least two.
     """
     images = folder(path, size, skip_broken)
+    place = files_of(path)
+    if is_list(container(path)) and not place.labels:
+        raise ValueError(f"{path} has no label for each image; give one in every row")
     if int(images.labels.min()) == UNKNOWN:
         beside = [name for name in images.names if "/" not in name]
         if len(beside) < len(images):
             raise ValueError(
-                f"{path}: {beside[0]} lies beside the class folders, as {len(beside) - 1} more do; "
+                f"{path}: {len(beside)} images lie beside the class folders, such as {beside[0]}; "
                 "move them into one or away"
             )
         raise ValueError(
             f"{path} is flat: evaluation needs a folder for each class, or a list or table that "
             "gives labels"
         )
-    place = files_of(path)
     classes = tuple(sources.classes_of(images.names, place))
     if len(classes) < 2:
         raise ValueError(

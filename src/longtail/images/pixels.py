@@ -41,7 +41,7 @@ SIGNATURES = {
     b"\xd7\xcd\xc6\x9a": "a Windows metafile",
     b"\x93NUMPY": "a NumPy array",
     b"PAR1": "a Parquet table",
-    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the picture",
+    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file",
     b"<svg": "an SVG drawing",
     b"<?xml": "an XML or SVG file",
     b"<!DOCTYPE": "a web page",
@@ -51,6 +51,13 @@ SIGNATURES = {
     b"Rar!": "a RAR archive",
     b"\x89HDF": "an HDF5 file",
     b"\0\5\26\7": "what macOS notes of a file",
+    b"\xff\x0a": "JPEG XL, which is not read; save it as PNG or JPEG",
+    b"\0\0\0\x0cJXL ": "JPEG XL, which is not read; save it as PNG or JPEG",
+    b"FUJIFILMCCD-RAW": "a camera's raw file",
+    b"IIU\0": "a camera's raw file",
+    b"IIRO": "a camera's raw file",
+    b"SIMPLE  =": "a FITS file; export it as PNG or TIFF",
+    b"empty": "empty",
 }
 
 
@@ -80,7 +87,7 @@ def opened(content, size):
             stored.info.get("progressive")
         )  # its coefficients
         with BUDGET.decoding(cost, f"{wide} × {high} pixels"):
-            picture, remarks = as_shown(stored)
+            picture, remarks = as_shown(*full_depth(stored, content))
             return picture, square(picture, size), remarks, kind, (wide, high)
     except UnidentifiedImageError as error:
         raise OSError(no_image(content)) from error
@@ -100,27 +107,56 @@ def formats():
 
 def no_image(content):
     """What bytes are that no decoder of images knows."""
-    known = next(
-        (kind for mark, kind in SIGNATURES.items() if content.lstrip().startswith(mark)),
-        f"{len(content)} bytes of no known kind",
-    )
-    return "a film" if content[4:8] == b"ftyp" else known if content else "empty"
+    return kind_of(content) or f"{len(content)} bytes of no known kind"
 
 
-def as_shown(picture):
+def kind_of(content):
+    """What files that begin with these bytes are, as far as that is known here; empty else."""
+    if content[4:8] == b"ftyp":
+        return "a camera's raw file" if content[8:11] == b"crx" else "a film"
+    if content[128:132] == b"DICM":
+        return "a DICOM file; export it as PNG or TIFF"
+    start = content.lstrip() or b"empty"
+    return next((kind for mark, kind in SIGNATURES.items() if start.startswith(mark)), "")
+
+
+def full_depth(picture, content):
+    """An opened PIL image, and remarks. Colours of 16 bits that use less than a quarter of them are
+    scaled as greys are; PIL keeps only their upper bytes, which are nearly black.
+    """
+    args = picture.tile[0].args if picture.tile else ""
+    mode, deep, order = str(args if isinstance(args, str) else args[0]).rpartition(";16")
+    if not deep or mode != "RGB" or (upper := np.asarray(picture)).max() >= 64:
+        return picture, set()
+    lower = Image.open(io.BytesIO(content), formats=[picture.format])
+    other = f"{mode}{deep}{'L' if order == 'B' else 'B'}"  # the other byte of each two
+    lower.tile = [
+        tile._replace(args=other if isinstance(args, str) else (other, *tile.args[1:]))
+        for tile in lower.tile
+    ]
+    scaled, depth = eight_bits(upper.astype(np.uint16) * 256 + np.asarray(lower))
+    picture.paste(Image.fromarray(scaled))  # what the camera noted stays
+    return picture, {f"colours of {depth}"}
+
+
+def as_shown(picture, remarks=frozenset()):
     """An opened PIL image in RGB, with remarks: turned as the camera says, white where transparent,
     of an animation the first frame.
 
     Where the first frame is blank, the first one that is not.
     """
-    shown, remarks = frame(picture)
-    if getattr(picture, "is_animated", False) and blank(shown):
-        for number in range(1, min(picture.n_frames, FRAMES)):
-            picture.seek(number)
-            other, more = frame(picture)
-            if not blank(other):
-                return other, more | {"animation that begins with a blank frame"}
-    return shown, remarks
+    shown, more = frame(picture)
+    remarks = remarks | more
+    if picture.format not in ("TIFF", "GIF", "WEBP", "PNG", "AVIF") or not picture.is_animated:
+        return shown, remarks
+    if picture.format == "TIFF":
+        return shown, remarks | {"several pages, the first is shown"}
+    for number in range(1, min(picture.n_frames, FRAMES) if blank(shown) else 1):
+        picture.seek(number)
+        other, more = frame(picture)
+        if not blank(other):
+            return other, more | {"animation that begins with a blank frame"}
+    return shown, remarks | {"animation, the first frame is shown"}
 
 
 def frame(picture):
@@ -130,18 +166,21 @@ def frame(picture):
         {1, 2} & set(np.atleast_1d(tags.get(338, 0)).tolist())
     )  # whether it says that a band is alpha
     picture, remarks = ImageOps.exif_transpose(picture), set()
+    if tags and (int(tags.get(254) or 0) & 1 or 50706 in tags):  # a thumbnail, or Adobe's DNG
+        remarks |= {"a camera's raw file, of which the preview is shown"}
     if picture.mode.startswith("I") or picture.mode == "F":
-        grey, depth = eight_bits(np.asarray(picture))
+        values = np.asarray(picture)
+        if tags and values.dtype == np.int32 and tags.get(339, (1,))[0] == 1:
+            values = values.view(np.uint32)  # PIL knows no 32 bits without a sign
+        grey, depth = eight_bits(values)
         stored = int(np.max(tags.get(258, 0))) if tags else 0  # bits, as a TIFF says
         depth = (
             f"{stored} bits"
             if depth != "floats" and stored and 32 in (stored, int(depth.split()[0]))
             else depth
         )
-        picture, remarks = (
-            Image.fromarray(255 - grey if tags and tags.get(262) == 0 else grey),
-            {f"grey of {depth}"},
-        )
+        picture = Image.fromarray(255 - grey if tags and tags.get(262) == 0 else grey)
+        remarks |= {f"grey of {depth}"}
     if picture.has_transparency_data:
         layers = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
@@ -167,11 +206,13 @@ def eight_bits(values):
     Black is 0, white the largest value of the depth (the least of 8, 10, 12, 14, 16 bits that holds
     the picture; floats: 1, or 255). Where the picture covers less than a quarter of that, has
     values below 0 or more than 16 bits, black and white are its 1st and 99th percentile, as
-    instruments show what they measure. NaN and infinity are black.
+    instruments show what they measure. NaN and infinity are black. A least or largest value that
+    lies further from all others than these from each other stands for no measurement.
     """
     known = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     if not known.size:
         return np.zeros(values.shape, np.uint8), "floats"
+    known = measured(known)
     least, most = known.min(), known.max()
     low, high = np.percentile(known, [1, 99])
     bits = next((bits for bits in (8, 10, 12, 14, 16) if most < 2**bits), 0) if least >= 0 else 0
@@ -179,7 +220,7 @@ def eight_bits(values):
     if values.dtype.kind == "f":
         white = (1 if most <= 1 else 255 if most <= 255 else 0) if least >= 0 else 0
     elif bits and high - low >= white / 4:
-        return (values >> (bits - 8)).astype(np.uint8), f"{bits} bits"
+        return (np.minimum(values, white) >> (bits - 8)).astype(np.uint8), f"{bits} bits"
     low, high = (
         (0, white)
         if white and high - low >= white / 4
@@ -193,6 +234,18 @@ def eight_bits(values):
     return scaled.clip(0, 255).round().astype(
         np.uint8
     ), "floats" if values.dtype.kind == "f" else f"{bits or 32} bits"
+
+
+def measured(values):
+    """Finite values without a least or largest that stands for no measurement, such as -9999."""
+    least, most = values.min(), values.max()
+    inner = values[(values > least) & (values < most)]
+    if not inner.size or inner.min() == inner.max():
+        return values
+    low, high = float(inner.min()), float(inner.max())
+    if low - float(least) > high - low:
+        values = values[values > least]
+    return values[values < most] if float(most) - high > high - low else values
 
 
 def blank(picture):

@@ -3,10 +3,12 @@ is decoded here.
 """
 
 import fnmatch
+import functools
 import io
 import itertools
 import os
 import re
+import unicodedata
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,18 +21,28 @@ from longtail.store.settings import text_of
 LISTED = re.compile(
     r"(\S.*?)(?:\s+(-?\d+)(?:\s+(\w+))?)?\s*"
 )  # of a list: path, perhaps a label, perhaps the source it belongs to
-READINGS = [
-    re.compile(r"(.*[^\s,;])[\s,;]+([^\s,;]+)()"),
-    re.compile(r"(.*[^\s,;])[\s,;]+([^\s,;]+)[\s,;]+(\w+)"),
-]  # read widely
+READINGS = [  # wider ones: the label behind the path, perhaps with a source, or before it
+    re.compile(r"(?P<path>.*[^\s,;])[\s,;]+(?P<label>[^\s,;]+)"),
+    re.compile(r"(?P<path>.*[^\s,;])[\s,;]+(?P<label>[^\s,;]+)[\s,;]+(?P<source>\w+)"),
+    re.compile(r"(?:\d+\t)?(?P<label>[^\s,;]+)[\s,;]+(?P<path>\S.*)"),
+]
 LISTS, TABLES = {".txt", ".lst", ".list"}, {".csv", ".tsv", ".json", ".jsonl"}
 LITTER = [  # what systems leave beside pictures, in lower case: folders, then files
     "__macosx",
     "@eadir",
     "#recycle",
     "#snapshot",
+    "#sharesnap",
     "$recycle.bin",
-    "recycler",
+    "@recycle",
+    "@__thumb",
+    "@syno*",
+    "*@syno*",
+    "@tmp",
+    "recycle[dr]",
+    "network trash folder",
+    "temporary items",
+    "_vti_*",
     "system volume information",
     "lost+found",
     "found.[0-9]*",
@@ -40,6 +52,12 @@ LITTER = [  # what systems leave beside pictures, in lower case: folders, then f
     "icon\r",
     "picasa.ini",
     "synctoy_*.dat",
+    "zbthumbnail.info",
+    "*:zone.identifier",
+    "thumbs.db:encryptable",
+    "*.ffs_db",
+    "*.ffs_lock",
+    "~$*",
     ".*",
 ]
 # endings of what lies beside pictures and is none: films, sounds, notes of cameras and editors,
@@ -47,24 +65,37 @@ LITTER = [  # what systems leave beside pictures, in lower case: folders, then f
 BESIDE = {
     ".3gp",
     ".avi",
+    ".flv",
+    ".insv",
+    ".lrv",
     ".m2ts",
     ".m4v",
     ".mkv",
     ".mov",
     ".mp4",
+    ".mpeg",
     ".mpg",
     ".mts",
+    ".ogv",
     ".webm",
     ".wmv",
+    ".aac",
+    ".flac",
     ".m4a",
     ".mp3",
+    ".ogg",
     ".wav",
     ".aae",
+    ".bdm",
+    ".ctg",
     ".dop",
+    ".gpx",
+    ".srt",
     ".lrcat",
     ".pp3",
     ".thm",
     ".xmp",
+    ".bak",
     ".cls",
     ".cfg",
     ".conf",
@@ -73,6 +104,7 @@ BESIDE = {
     ".db",
     ".doc",
     ".docx",
+    ".geojson",
     ".htm",
     ".html",
     ".ini",
@@ -84,7 +116,9 @@ BESIDE = {
     ".log",
     ".lst",
     ".md",
+    ".md5",
     ".names",
+    ".nfo",
     ".odt",
     ".pbtxt",
     ".pdf",
@@ -92,6 +126,10 @@ BESIDE = {
     ".rst",
     ".rtf",
     ".sh",
+    ".sha1",
+    ".sha256",
+    ".tmp",
+    ".torrent",
     ".tsv",
     ".txt",
     ".url",
@@ -101,6 +139,7 @@ BESIDE = {
     ".yaml",
     ".yml",
 }
+NOTES = {"license", "makefile", "readme", "sha256sums", "md5sums"}  # texts without an ending
 PATHS = [
     "path",
     "image_path",
@@ -116,6 +155,7 @@ PATHS = [
     "id",
     "name",
 ]
+SPLITS = {"split", "subset", "set", "partition", "phase", "usage"}
 
 
 @dataclass(frozen=True)
@@ -155,7 +195,8 @@ def require(path, remedy):
 
 def files_of(path, without=frozenset()):
     """The ``Place`` of a folder, archive (perhaps a folder in it), list or table; first folders
-    ``without`` are left out.
+    ``without`` are left out. The path may go on inside, to a folder of a zip, or to ``train`` of a
+    table with a column ``split``.
 
     Sorted, but for a list or table, whose order counts; what is named twice there counts once. What
     systems and tools leave beside pictures is left out of the others and counted in the notes.
@@ -164,7 +205,7 @@ def files_of(path, without=frozenset()):
     if place.is_dir():
         found, folders, labels, notes = tree(path)
     elif is_list(place):
-        found, labels, notes = listed(place)
+        found, labels, notes = listed(place, "/".join(path.relative_to(place).parts))
         folders = {name.split("/")[0] for name, _ in found if "/" in name}
     else:
         found, folders, labels, notes = members(place, path)
@@ -189,7 +230,7 @@ def litter(name):
     if any(fnmatch.fnmatchcase(part, pattern) for part in parts for pattern in LITTER):
         return "system"
     ending = PurePosixPath(parts[-1]).suffix
-    return ending if ending in BESIDE else ""
+    return ending if ending in BESIDE else parts[-1] if parts[-1] in NOTES else ""
 
 
 def sifted(files):
@@ -213,7 +254,8 @@ def tree(root):
 
     Links to folders are followed, each folder once. Shards (tar, arrays, Parquet) are entered.
     """
-    found, seen, links, notes, real_root = (
+    found, lost, seen, links, notes, real_root = (
+        [],
         [],
         set(),
         deque([root]),
@@ -225,7 +267,7 @@ def tree(root):
         if os.path.realpath(start) in seen:
             notes["reached twice, read once"] += 1
             continue
-        for folder, folders, files in os.walk(start):
+        for folder, folders, files in os.walk(start, onerror=lost.append):
             real = os.path.realpath(folder)
             if real in seen:
                 folders.clear()
@@ -245,7 +287,7 @@ def tree(root):
     files = sorted(
         (path.relative_to(root).parts, path)
         for path in found
-        if path.is_symlink() or path.is_file()
+        if path.is_file() or path.is_symlink() and not path.exists()  # no devices, no pipes
     )
     files, left = sifted(
         [(printable("/".join(parts)), Content(whole_file, path)) for parts, path in files]
@@ -256,10 +298,16 @@ def tree(root):
         if child.is_dir() and litter(child.name) != "system"
     }
     left += [f"links to folders {what}: {count}" for what, count in notes.items()]
-    if odd := sum(not str(read.file).isprintable() and "\\" in name for name, read in files):
+    if lost:
+        left.append(f"{len(lost)} folders cannot be opened, such as {lost[0]}")
+    odd = [
+        len(name.splitlines()) > 1 or not str(read.file).isprintable() and "\\" in name
+        for name, read in files
+    ]
+    if any(odd):
         left.append(
-            f"{odd} names are no UTF-8 and shown with \\x; lists of picks cannot lead to them: "
-            "rename them for that"
+            f"{sum(odd)} names are no UTF-8 and shown with \\x, or have line breaks; lists of "
+            "picks cannot lead to them: rename them for that"
         )
     files, labels = entered(files)
     return files, folders, labels, left
@@ -326,12 +374,17 @@ def lines_of(path):
     ]
 
 
-def listed(path):
-    """Files (name, what reads its bytes) of a list or table, the classes it gives them, and
-    notes.
+def listed(path, part=""):
+    """Files (name, what reads its bytes) of a list or table, or of one ``part`` of a table with a
+    split, the classes it gives them, and notes.
     """
-    rows, notes = (list_rows if path.suffix.lower() in LISTS else table_rows)(path)
-    found, labels, twice = {}, {}, 0
+    if is_table := path.suffix.lower() in TABLES:
+        rows, notes = table_rows(path, part)
+    else:
+        rows, notes = list_rows(path), []
+    if part and not (is_table and rows):
+        raise ValueError(f"{path} has no part {part}; give the path of the list or table itself")
+    found, labels, twice, unlike = {}, {}, 0, 0
     for number, name, label, root in rows:
         within = (
             [(str(PurePosixPath(name, below)), read) for below, read in tree(root)[0]]
@@ -341,21 +394,27 @@ def listed(path):
         for each, read in within:
             twice += each in found
             found.setdefault(each, read)
-            labels[each] = label
-    whole = all(label not in (None, "-1") for label in labels.values())
+            unlike += labels.setdefault(each, label) != label
+    lacking = sum(label in (None, "", "-1") for label in labels.values())
+    said = {
+        f"{twice} paths are listed twice and count once": twice,
+        f"{unlike} of them have another label there; the first one counts": unlike,
+        f"{lacking} of {len(labels)} have no label, so that no label counts": lacking < len(labels)
+        and lacking,
+    }
     return (
         list(found.items()),
-        labels if whole else {},
-        notes + [f"{twice} paths are listed twice and count once"] * bool(twice),
+        {} if lacking else labels,
+        notes + [note for note, count in said.items() if count],
     )
 
 
 def list_rows(path):
-    """(number of the line, name, class or None, path) of each entry of a list, and notes.
+    """(number of the line, name, class or None, path) of each entry of a list.
 
     A line is a path below the list's folder, or a folder, perhaps quoted, with Windows's separators
-    or with a label behind it: whichever of these is there. A third column names the folder of the
-    data folder that the path goes below instead, as in MAK's mixed pools.
+    or with a label behind or before it: whichever of these is there. A third column names the
+    folder of the data folder that the path goes below instead, as in MAK's mixed pools.
     """
     rows = []
     for number, line in enumerate(text_of(path, "a list of images").splitlines(), 1):
@@ -368,19 +427,28 @@ def list_rows(path):
             place, label, source = LISTED.fullmatch(line.strip()).groups()
         name = PurePosixPath(source or "", place)
         rows.append((number, str(name), label, (paths.DATA if source else path.parent) / name))
-    return rows, []
+    return rows
 
 
 def readings(line):
     """What a line may mean, likeliest first: (path, label or None, source or None)."""
     texts = [line, line.strip(), line.strip().strip("\"'")]
     texts = dict.fromkeys(
-        text for text in [*texts, *(text.replace("\\", "/") for text in texts)] if text.strip()
+        spelled(text, form)
+        for form, slash in itertools.product(("", "NFC", "NFD"), "\\/")
+        for text in (text.replace("\\", slash) for text in texts)
+        if text.strip()
     )
     yield from ((text, None, None) for text in texts)
     for text, columns in itertools.product(texts, READINGS):
         if match := columns.fullmatch(text.strip()):
-            yield match[1].strip("\"'"), match[2], match[3]
+            found = match.groupdict()
+            yield found["path"].strip("\"'"), found["label"], found.get("source")
+
+
+def spelled(name, form):
+    """A name with its accents as macOS (NFD) or others (NFC) write them; as it is for no form."""
+    return unicodedata.normalize(form, name) if form else name
 
 
 def exists(path, reading):
@@ -393,78 +461,106 @@ def exists(path, reading):
         return False
 
 
-def table_rows(path):
-    """(number of the line, name, class or None, path) of each row of a table, and notes.
+def table_rows(path, part=""):
+    """(number of the line, name, class or None, path) of each row of a table, or of one ``part`` of
+    it, and notes.
 
     One column names files: paths below the table's folder, or names that one file below it has,
     perhaps without their ending.
     """
-    import pandas
-
-    try:
-        if path.suffix.lower() in (".csv", ".tsv"):
-            text = text_of(path, "a table of images")
-            rows = pandas.read_csv(
-                io.StringIO(text),
-                sep=None if path.suffix.lower() == ".csv" else "\t",
-                engine="python",
-                dtype=str,
-            )
-        else:
-            rows = pandas.read_json(
-                io.StringIO(text_of(path, "a table of images")),
-                lines=path.suffix.lower() == ".jsonl",
-                dtype=str,
-            )
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is no table that can be read ({' '.join(str(error).split())[:80]}); give rows "
-            "with a column of paths and "
-            f"perhaps one of labels"
-        ) from error
-    rows = rows.rename(columns=lambda name: str(name).strip())
-    below = None
+    rows, first = table_of(path)
+    below = functools.cache(lambda: by_name(path.parent))
     for column in sorted(
         rows, key=lambda name: PATHS.index(name.lower()) if name.lower() in PATHS else len(PATHS)
     ):
-        names = rows[column].dropna().astype(str)
-        if len(names) and (path.parent / names.iloc[0].replace("\\", "/")).is_file():
-            named = {name: name.replace("\\", "/") for name in names}
-            break
-        below = below if below is not None else by_name(path.parent)
-        named = {name: below.get(PurePosixPath(name.replace("\\", "/")).name) for name in names}
-        if any(named.values()):
+        names = [text.replace("\\", "/") for text in rows[column]]
+        found = [
+            there(path.parent, name) or below().get(PurePosixPath(name).name) for name in names
+        ]
+        if any(found):
             break
     else:
         raise ValueError(
             f"{path} has the columns {', '.join(rows)}, and none names files below {path.parent}; "
             "name them by path"
         )
-    others = [name for name in rows if name != column]
+    split = split_of(rows)
+    others = [name for name in rows if name not in (column, split)]
     label = next(
         (name for name in others if name.lower() in CLASSES),
         others[0] if len(others) == 1 else None,
     )
-    classes = rows[label].astype(str) if label else [None] * len(rows)
-    entries = [str(PurePosixPath(named.get(name) or str(name))) for name in rows[column]]
+    classes = rows[label] if label else [None] * len(rows)
+    parts = rows[split] if split else [""] * len(rows)
+    entries = [str(PurePosixPath(known or name)) for known, name in zip(found, names, strict=True)]
     return (
         [
             (number, name, given, path.parent / name)
-            for number, (name, given) in enumerate(zip(entries, classes, strict=True), 2)
+            for number, (name, given, own) in enumerate(
+                zip(entries, classes, parts, strict=True), first
+            )
+            if own == part or not part
         ],
         [f"files by the column {column}" + (f", classes by {label}" if label else "")],
     )
 
 
+def table_of(path):
+    """A table as text, column by column, and the number of its first row; ``ValueError`` for none.
+
+    Empty cells are "". A .csv is parted by what its first line has most of; where that line names a
+    file it is no heading.
+    """
+    import pandas
+
+    text, suffix = text_of(path, "a table of images"), path.suffix.lower()
+    skipped = len(re.match(r"(sep=.\r?\n)?", text, re.I)[0])  # as Excel begins
+    first_line = text[skipped:].partition("\n")[0]
+    sign = "\t" if suffix == ".tsv" else max(",;\t|", key=first_line.count)
+    given = {"sep": sign, "dtype": str, "keep_default_na": False, "index_col": False}
+    try:
+        if suffix in (".csv", ".tsv"):
+            rows = pandas.read_csv(io.StringIO(text[skipped:]), **given)
+            if headless := any(there(path.parent, name.replace("\\", "/")) for name in rows):
+                rows = pandas.read_csv(io.StringIO(text[skipped:]), header=None, **given)
+        else:
+            rows = pandas.read_json(io.StringIO(text), lines=suffix == ".jsonl", dtype=str)
+            headless = False
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no table that can be read ({' '.join(str(error).split())[:80]}); give rows "
+            "with a column of paths and perhaps one of labels"
+        ) from error
+    rows = rows.rename(columns=lambda name: str(name).strip())
+    return rows.where(rows.notna(), "").astype(str), 1 + (not headless) + bool(skipped)
+
+
+def there(root, name):
+    """The name as a file below a folder has it, whatever its accents; None for none."""
+    forms = (spelled(name, form) for form in ("", "NFC", "NFD"))
+    return next((form for form in forms if form and os.path.isfile(root / form)), None)
+
+
+def split_of(rows):
+    """The column of a table that says which part of the data set a row belongs to; None without."""
+    return next((name for name in rows if name.lower() in SPLITS), None)
+
+
+def splits_in(path):
+    """The parts that a table names in such a column, sorted; none for a list."""
+    rows = table_of(path)[0] if path.suffix.lower() in TABLES else {}
+    split = split_of(rows)
+    return sorted(set(rows[split]) - {""}) if split else []
+
+
 def by_name(root):
-    """Files below a folder by their name, and by their name without its ending where only one has
+    """Files below a folder by their name, and by their name without its ending, where only one has
     it: -> name below the folder.
     """
-    names = [name for name, _ in tree(root)[0]]
-    stems = Counter(PurePosixPath(name).stem for name in names)
-    return {
-        PurePosixPath(name).stem: name for name in names if stems[PurePosixPath(name).stem] == 1
-    } | {PurePosixPath(name).name: name for name in names}
+    names = [PurePosixPath(name) for name, _ in tree(root)[0]]
+    known = [(key, str(name)) for name in names for key in {name.name, name.stem}]
+    times = Counter(key for key, _ in known)
+    return {key: name for key, name in known if times[key] == 1}
 
 
 def name_of(dataset):

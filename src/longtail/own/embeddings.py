@@ -33,7 +33,7 @@ def holds(path):
     except ImportError:
         raise
     except Exception as error:  # whatever the readers of both make of foreign bytes
-        raise ValueError(f"{path} is no whole {kind} ({reason(error)}); write it again") from error
+        raise ValueError(f"{path} cannot be read ({reason(error)}); write it again") from error
 
 
 def vectors_of(path):
@@ -141,11 +141,10 @@ def write_features(path, names, rows):
                 writer.write_table(pyarrow.table([mine, vectors], schema=schema))
 
 
-def pick_by_features(request):
-    """Picks by features alone: ``picks.csv`` and ``picks/<sampler>.txt`` in results/<name>/, names
-    as the files of features have them.
+def given(request):
+    """Names and features of the seed, names and features of the pool, once they fit the request;
+    how many there are is printed.
     """
-    results = runs.Results(request.name)
     (known, seed), (names, pool) = (
         read_features(request.place(request.texts(key)[0]))
         for key in ("seed_images", "pool_images")
@@ -156,7 +155,21 @@ def pick_by_features(request):
                 f"{key} is {getattr(request, key)}, but there are {count} rows for it; lower "
                 f"{key}, or give more"
             )
+    if seed.shape[1] != pool.shape[1]:
+        raise ValueError(
+            f"the seed has {seed.shape[1]} features, the pool {pool.shape[1]}; take both from one "
+            "encoder"
+        )
     print(f"seed: {len(known)} rows of {seed.shape[1]} features; pool: {len(names)}", flush=True)
+    return known, seed, names, pool
+
+
+def pick_by_features(request):
+    """Picks by features alone: ``picks.csv`` and ``picks/<sampler>.txt`` in results/<name>/, names
+    as the files of features have them.
+    """
+    results = runs.Results(request.name)
+    known, seed, names, pool = given(request)
     seed = seed.to(runs.device())
     distance, nothing = samplers.proximity(pool, seed, request.prototypes), torch.zeros(len(names))
     frames = []

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 
 from longtail.images.memory import in_words
+from longtail.images.pixels import kind_of
 from longtail.images.places import require
 from longtail.learn import models, train
 from longtail.store import runs
@@ -34,6 +35,11 @@ INSIDE = (
     "network",
     "student",
     "state",
+    "net",
+    "target_encoder",
+    "encoder",
+    "backbone",
+    "online_network_state_dict",
 )
 PREFIXES = {  # what stands before a network's own names, and where
     "": "",
@@ -91,8 +97,9 @@ def own_run(folder, results):
     return given
 
 
-def foreign_run(file, planned, results):
-    """The weights in ``file`` as a run of these results, whose other fields are the planned one's.
+def foreign_run(file, encoder, planned, results):
+    """The weights in ``file``, which this encoder has, as a run of these results, whose other
+    fields are the planned one's.
 
     The projections of such an encoder are its features: the classifier is left out, and there is no
     projection head.
@@ -104,7 +111,7 @@ def foreign_run(file, planned, results):
             run,
             results,
             {"weights": file.name, "weights_sha256": content},
-            train.weights_of(foreign_encoder(file, run)),
+            train.weights_of(encoder),
         )
     return run
 
@@ -128,12 +135,12 @@ def keep_run(run, results, record, content):
             )
 
 
-def foreign_encoder(file, run):
+def foreign_encoder(file, architecture, size):
     """The encoder of a torchvision or timm network with the weights in ``file``, tried on an image;
     which layer and tensors is printed.
     """
     encoder, (state, inside) = (
-        models.Encoder(run.architecture, run.head_layers, 1).eval(),
+        models.Encoder(architecture, 0, 1).eval(),
         read_weights(file),
     )
     network = encoder.trunk.network
@@ -155,9 +162,11 @@ def foreign_encoder(file, run):
         name for name in wanted.keys() - used.keys() if not name.endswith("num_batches_tracked")
     )
     if missing:
+        shape = getattr(state.get(prefix + missing[0]), "shape", None)
+        unlike = f", being {tuple(shape)} and not {tuple(wanted[missing[0]])}" if shape else ""
         raise ValueError(
-            f"{file} holds no weights of {run.architecture} ({len(used)} of {len(wanted)} tensors "
-            f"fit, {missing[0]} does not; "
+            f"{file} holds no weights of {architecture} ({len(used)} of {len(wanted)} tensors "
+            f"fit, {missing[0]} does not{unlike}; "
             f"it has {', '.join(list(state)[:3])}, …); name the architecture of these weights"
         )
     broken = [name for name in wanted if name in used and not state[used[name]].isfinite().all()]
@@ -171,7 +180,10 @@ def foreign_encoder(file, run):
     network.load_state_dict(weights)
     below = f", those below {prefix} ({PREFIXES[prefix]})" if prefix else ""
     aside = Counter(
-        ".".join(key.split(".")[: 2 if prefix else 1]) for key in state.keys() - set(used.values())
+        key.removeprefix(prefix).split(".")[0]
+        if prefix and key.startswith(prefix)
+        else ".".join(key.split(".")[: 2 if prefix else 1])
+        for key in state.keys() - set(used.values())
     )
     left = ", ".join(f"{count} of {name}" for name, count in sorted(aside.items())) or "none"
     print(
@@ -182,12 +194,12 @@ def foreign_encoder(file, run):
     )
     try:
         with torch.no_grad():
-            encoder(torch.zeros(1, 3, run.size, run.size))
+            encoder(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"{run.architecture} takes no images of {run.size} pixels ({error}); its published "
+            f"{architecture} takes no images of {size} pixels ({error}); its published "
             "weights take "
-            f"{models.usual_size(run.architecture)}"
+            f"{models.usual_size(architecture)}"
         ) from error
     return encoder
 
@@ -247,6 +259,16 @@ def read_weights(file):
         for name, value in (state.items() if isinstance(state, dict) else ())
         if isinstance(name, str) and isinstance(value, torch.Tensor) and plain(value)
     }
+    whole = [
+        value
+        for value in (state, *(state.values() if isinstance(state, dict) else ()))
+        if isinstance(value, StandIn)
+    ]
+    if not tensors and whole:
+        raise ValueError(
+            f"{file} is a pickled {whole[0].stands_for}, whose code would have to be run to read "
+            "it; load it where it was made and save its state_dict with torch.save"
+        )
     if not tensors:
         raise ValueError(f"{file} holds no mapping of names to tensors; save a state_dict")
     return tensors, ".".join(inside)
@@ -267,9 +289,13 @@ def unpickled(file):
                 size = sum(member.file_size for member in packed.infolist())
             if size > file.stat().st_size:  # torch.save packs nothing
                 raise ValueError(f"{in_words(size)} packed into {in_words(file.stat().st_size)}")
-        with torch.serialization.safe_globals(HARMLESS):
+        with torch.serialization.safe_globals([*HARMLESS, *stand_ins(file)]):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch and pickle make of foreign bytes
+        with open(file, "rb") as start:
+            kind = kind_of(start.read(256))
+        if kind and not kind.startswith("a zip"):  # as torch's own files are
+            raise ValueError(f"{file} is {kind}, and no file of weights") from error
         if whole := re.search(
             r"Unsupported (?:global|class): (?:GLOBAL )?(\S+)|GLOBAL (\S+) was not an allowed",
             str(error),
@@ -284,6 +310,32 @@ def unpickled(file):
             f"{file} is no file of weights that torch reads ({reason}); save a state_dict with "
             "torch.save"
         ) from error
+
+
+class StandIn:
+    """What stands for an object of a class that is not loaded, so that no code of it runs."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, _):
+        pass
+
+    def __setitem__(self, *_):
+        pass
+
+
+def stand_ins(file):
+    """For each class in a checkpoint that torch would not load, one that does nothing: settings,
+    callbacks and paths lie beside the weights.
+    """
+    if not zipfile.is_zipfile(file):
+        return []
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    known = {
+        f"{kind.__module__}.{kind.__qualname__}" for kind in HARMLESS if isinstance(kind, type)
+    }
+    return [(type("StandIn", (StandIn,), {"stands_for": n}), n) for n in names if n not in known]
 
 
 def safetensors_of(file):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from longtail.images import copies, pixels, places, sources
+from longtail.images import copies, datasets, pixels, places, sources
 from longtail.store import paths, runs
 
 OPENED_AT_ONCE = 256  # files between two savings of the record
@@ -97,8 +97,10 @@ def take(part, given, size, record=None):
         files += [(front + name, read) for name, read in found.files]
         paths |= {front + name: as_written(text, place, name, read) for name, read in found.files}
         folders = sources.class_names([name for name, _ in found.files])
+        parts = all(datasets.part_of(folder)[0] for folder in folders)  # train and test are none
+        parts = parts and all(name.count("/") > 1 for name, _ in found.files)
         known = found.labels or (
-            {name: name.split("/")[0] for name, _ in found.files} if folders else {}
+            {name: name.split("/")[parts] for name, _ in found.files} if folders else {}
         )
         classes |= {
             front + name: known[name] for name, _ in found.files if known.get(name) is not None
@@ -118,7 +120,10 @@ def as_written(text, place, name, read):
     there.
     """
     if read.own or not place.is_relative_to(read.file):
-        return str((Path(text).parent if places.is_list(text) else Path(text)) / name)
+        held, front = places.container(place), Path(text)
+        if places.is_list(held):  # names are relative to its folder
+            front = front.parents[len(place.relative_to(held).parts)]
+        return str(front / name)
     inside = len(place.relative_to(read.file).parts)
     return "/".join(
         [*Path(text).parts[: len(Path(text).parts) - inside], read.member or name]
@@ -231,9 +236,12 @@ def add_to_record(record, size, entries):
 
 
 def head(record, size):
-    """The first line of a record: its own address, and what decides the others."""
+    """The first line of a record: its own address, and what decides the others; ``recipe`` is
+    raised where files are read as other pictures.
+    """
     address = "/".join(record.parts[-3:])
-    return json.dumps({"file": address, "size": size, **copies.PRINT_SETTINGS}).encode()
+    told = {"file": address, "size": size, "recipe": 2, **copies.PRINT_SETTINGS}
+    return json.dumps(told).encode()
 
 
 def _check_of(text):

@@ -42,18 +42,16 @@ def make(request):
     """Do what is asked and write it to results/<name>/, as OWN_IMAGES.md describes."""
     BUDGET.total = size_of(request.memory)
     results = runs.Results(request.name)
-    runs.write(results.root / ".gitignore", "*\n")  # other people's pictures
     if request.features:
         return embeddings.pick_by_features(request)
+    encoder = foreign_encoder(request)
     found = survey(request, results.root / "files")
     report_broken(request, results, found)
     alike = duplicates(request, found)
-    seed = found["seed"].in_files(request.size)
-    study = SeedAndPool(
-        seed.subset(range(len(seed))), pickable(found["pool"], alike).in_files(request.size)
-    )
-    check_counts(request, found, study)
-    run = extractor(request, results, study)
+    seed, pool = files_to_pick_from(request, found, alike)
+    check_counts(request, found, seed, pool)
+    study = SeedAndPool(seed.subset(range(len(seed))), pool)
+    run = extractor(request, results, study, encoder)
     results.ask("arms", [run], {"run": run.name})
     if not (results.folder(run) / ".gitignore").exists():
         runs.write(results.folder(run) / ".gitignore", "*\n")  # names of other people's pictures
@@ -105,9 +103,15 @@ def preview(request):
     written.
     """
     BUDGET.total = size_of(request.memory)
+    if request.features:
+        embeddings.given(request)
+        return
+    foreign_encoder(request)
     found = survey(request)
-    for line in left_out(found, duplicates(request, found)):
+    alike = duplicates(request, found)
+    for line in left_out(found, alike):
         print(line)
+    check_counts(request, found, *files_to_pick_from(request, found, alike))
 
 
 # ---- images
@@ -185,11 +189,19 @@ def report_broken(request, results, found):
     )
 
 
-def check_counts(request, found, study):
+def files_to_pick_from(request, found, alike):
+    """The seed, and the pool images that may be picked, left in their files."""
+    return (
+        found["seed"].in_files(request.size),
+        pickable(found["pool"], alike).in_files(request.size),
+    )
+
+
+def check_counts(request, found, seed, pool):
     """Refuse before training what the images cannot give."""
     for key, count, part in (
-        ("budget", len(study.pool), "pool"),
-        ("prototypes", len(study.seed), "seed"),
+        ("budget", len(pool), "pool"),
+        ("prototypes", len(seed), "seed"),
     ):
         if getattr(request, key) > count:
             place = " + ".join(request.texts(PARTS[part]))
@@ -348,7 +360,15 @@ def left_out(found, alike):
 # ---- encoder and measurements
 
 
-def extractor(request, results, study):
+def foreign_encoder(request):
+    """The encoder of the file of weights that a request gives; None where it gives none."""
+    file = request.place(request.encoder)
+    if request.encoder and file.is_file() and not request.features:
+        return encoders.foreign_encoder(file, request.architecture, request.size)
+    return None
+
+
+def extractor(request, results, study, encoder):
     """The run whose encoder scores the pool: trained on the seed now or before, or given."""
     place = request.place(request.encoder)
     if request.encoder and place.is_dir():
@@ -359,7 +379,7 @@ def extractor(request, results, study):
     )
     if request.encoder:
         unknown = dict.fromkeys(TRAINING, 0) | {"method": "given", "head_layers": 0}
-        return encoders.foreign_run(place, replace(run, **unknown), results)
+        return encoders.foreign_run(place, encoder, replace(run, **unknown), results)
     train.pretrain(run, images, results)
     return run
 

@@ -17,11 +17,20 @@ from longtail.store import arms, runs
 from longtail.store.settings import Refused, as_number, mistakes, refusal
 
 PLACES = ("seed_images", "pool_images", "test_images")
-Places = str | list[str]
+Places = Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
 PolicyName = Literal[tuple(name for name in views.POLICIES if not name.endswith("_classifier"))]
 SamplerName = Literal[tuple(samplers.SAMPLERS)]
 Number = Annotated[float, Field(allow_inf_nan=False), pydantic.BeforeValidator(as_number)]
-Memory = Annotated[str, pydantic.AfterValidator(lambda text: memory.size_of(text) and text)]
+Memory = Annotated[
+    str,
+    pydantic.BeforeValidator(str),
+    pydantic.AfterValidator(lambda text: memory.size_of(text) and text),
+]
+
+
+def once(names):
+    """Names without those that are there before."""
+    return list(dict.fromkeys(names))
 
 
 def between(default, least, most, description):
@@ -49,7 +58,7 @@ class Settings(pydantic.BaseModel):
         "or features",
     )
     pool_images: Places = given(..., "what to pick from, likewise")
-    test_images: Places = given(
+    test_images: str | list[str] = given(
         "", "what a model is tested on, likewise: none of it, nor a copy of it, is picked"
     )
     rejects: str = given(
@@ -63,7 +72,7 @@ class Settings(pydantic.BaseModel):
         "fit it",
     )
     budget: int = between(100, 1, 10**9, "images that each sampler picks")
-    samplers: list[SamplerName] = Field(
+    samplers: Annotated[list[SamplerName], pydantic.AfterValidator(once)] = Field(
         ["mak", "tailness", "proximity", "k_center", "random"],
         min_length=1,
         description="methods that pick",

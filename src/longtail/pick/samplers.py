@@ -320,6 +320,11 @@ def score_pool(run, results, study, views, batch, repeats, prototypes):
     when measured before.
     """
     pool = study.pool
+    if not len(pool):
+        raise ValueError(
+            "the pool is empty, so that nothing can be picked; name places of outsiders, or cut a "
+            "tail that leaves images"
+        )
     settings = {"pool": pool.digest, "seed": study.seed.digest, "precision": run.precision}
     hard = results.remember(
         run,

@@ -335,7 +335,9 @@ def read_yaml(path):
         raise Refused(f"{path} cannot be read as YAML: {what}") from None
     except RecursionError:
         raise Refused(f"{path} cannot be read as YAML: it is nested too deep") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror}; give the path of a file") from None
+    except (ValueError, yaml.YAMLError) as error:
         raise Refused(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
 
 
