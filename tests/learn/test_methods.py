@@ -556,6 +556,18 @@ def test_every_method_is_tried_and_has_its_settings_typed():
             methods.read_options(kind, given)
 
 
+@pytest.mark.parametrize(
+    "change", [{"batch_size": 1}, {"precision": "bf16"}, {"epochs": -5}, {"temperature": 0.0}]
+)
+def test_no_run_is_planned_out_of_range_whoever_asks(change):
+    study = SimpleNamespace(seed=IMAGES, balanced=IMAGES, pool=IMAGES)
+    decided = ("method", "subset", "split", "seed", "images", "head_layers", "options")
+    settings = {key: value for key, value in vars(planned()).items() if key not in decided}
+    [name] = change
+    with pytest.raises(ValueError, match=f"{name} is .* it lies between|no precision bf16"):
+        train.plan(study, "simclr long_tail", 1, 1, settings | change)
+
+
 def test_an_arm_sets_what_it_names():
     study = SimpleNamespace(seed=IMAGES, balanced=image_set(4), pool=image_set(9, seed=3))
     settings = {

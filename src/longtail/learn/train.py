@@ -52,6 +52,8 @@ def plan(study, arm, split, seed, settings):
     chosen = methods.write_options(methods.read_options(kind, options))
     given = settings | {"head_layers": kind.head_layers, "options": chosen} | own | kind.fixed
     run = runs.Run(**given, split=split, seed=seed, images=images.digest)
+    for name in arms.OF_AN_ARM - {"budget", *kind.fixed}:  # notebooks are also run by hand
+        arms.in_range(name, getattr(run, name), run.name)
     kind(run)  # refuses settings that do not fit, before anything is trained
     return run, images
 
