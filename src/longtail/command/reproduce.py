@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from longtail.command import estimate, execution, profiles
-from longtail.store import paths, runs
+from longtail.store import paths
 from longtail.store.settings import Damaged, Refused, read_value, read_yaml, template
 
 STOPPED = "stopped; finished runs and checkpoints are kept, the same command goes on from them"
@@ -221,7 +221,8 @@ def settle(name, file, *folders):
     """Note which file of one's own some folders are for; git ignores people's own pictures."""
     for folder in folders:
         if not (folder / ".gitignore").exists():
-            runs.write(folder / ".gitignore", "*\n")
+            with paths.in_part(folder / ".gitignore", 2) as part:
+                part.write_text("*\n")
     note = paths.RESULTS / name / "made_for.txt"
     content = os.fsencode(f"{Path(file).absolute()}\n")
     if not note.exists() or note.read_bytes() != content:  # results may be there to read only

@@ -44,7 +44,7 @@ def make(request):
     results = runs.Results(request.name)
     if request.features:
         return embeddings.pick_by_features(request)
-    encoder = foreign_encoder(request)
+    encoder = given_encoder(request)
     found = survey(request, results.root / "files")
     report_broken(request, results, found)
     alike = duplicates(request, found)
@@ -104,9 +104,9 @@ def preview(request):
     """
     BUDGET.total = size_of(request.memory)
     if request.features:
-        embeddings.given(request)
+        embeddings.features_given(request)
         return
-    foreign_encoder(request)
+    given_encoder(request)
     found = survey(request)
     alike = duplicates(request, found)
     for line in left_out(found, alike):
@@ -360,7 +360,7 @@ def left_out(found, alike):
 # ---- encoder and measurements
 
 
-def foreign_encoder(request):
+def given_encoder(request):
     """The encoder of the file of weights that a request gives; None where it gives none."""
     file = request.place(request.encoder)
     if request.encoder and file.is_file() and not request.features:
