@@ -149,7 +149,9 @@ def class_folders(path, size, skip_broken):
         )
         + (f"; left out, as no part: {', '.join(others)}" if others else "")
     )
-    found = {part: labelled(inside(root / name), size, skip_broken) for part, name in parts.items()}
+    found = {
+        part: labelled(entered_part(root / name), size, skip_broken) for part, name in parts.items()
+    }
     train, classes = found.pop("train")
     for part, (_, theirs) in found.items():
         if odd := set(classes) ^ set(theirs):
@@ -232,11 +234,11 @@ def parts_of(path):
     return place, parts, others if parts else []
 
 
-def inside(path):
+def entered_part(path):
     """The folder of a part, or the one of that part that is all it holds: seg_train/seg_train."""
     lies = files_of(path)
     same = [name for name in lies.folders if part_of(name)[0] == part_of(path.name)[0] != ""]
-    return inside(path / same[0]) if len(same) == 1 == len(lies.folders) else path
+    return entered_part(path / same[0]) if len(same) == 1 == len(lies.folders) else path
 
 
 def words_of(name):

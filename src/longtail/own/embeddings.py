@@ -132,7 +132,7 @@ def write_features(path, names, rows):
     part.replace(path)
 
 
-def given(request):
+def features_given(request):
     """Names and features of the seed, names and features of the pool, once they fit the request;
     how many there are is printed.
     """
@@ -160,7 +160,7 @@ def pick_by_features(request):
     as the files of features have them.
     """
     results = runs.Results(request.name)
-    known, seed, names, pool = given(request)
+    known, seed, names, pool = features_given(request)
     seed = seed.to(runs.device())
     distance, nothing = samplers.proximity(pool, seed, request.prototypes), torch.zeros(len(names))
     frames = []

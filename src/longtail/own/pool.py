@@ -45,7 +45,7 @@ def make(request):
     runs.write(results.root / ".gitignore", "*\n")  # other people's pictures
     if request.features:
         return embeddings.pick_by_features(request)
-    encoder = foreign_encoder(request)
+    encoder = encoder_in_file(request)
     found = survey(request, results.root / "files")
     report_broken(request, results, found)
     alike = duplicates(request, found)
@@ -105,9 +105,9 @@ def preview(request):
     """
     BUDGET.total = size_of(request.memory)
     if request.features:
-        embeddings.given(request)
+        embeddings.features_given(request)
         return
-    foreign_encoder(request)
+    encoder_in_file(request)
     found = survey(request)
     alike = duplicates(request, found)
     for line in left_out(found, alike):
@@ -361,7 +361,7 @@ def left_out(found, alike):
 # ---- encoder and measurements
 
 
-def foreign_encoder(request):
+def encoder_in_file(request):
     """The encoder of the file of weights that a request gives; None where it gives none."""
     file = request.place(request.encoder)
     if request.encoder and file.is_file() and not request.features:

@@ -27,7 +27,7 @@ Memory = Annotated[
 ]
 
 
-def once(names):
+def without_repeats(names):
     """Names without those that are there before."""
     return list(dict.fromkeys(names))
 
@@ -71,7 +71,7 @@ class Settings(pydantic.BaseModel):
         "fit it",
     )
     budget: int = between(100, 1, 10**9, "images that each sampler picks")
-    samplers: Annotated[list[SamplerName], pydantic.AfterValidator(once)] = Field(
+    samplers: Annotated[list[SamplerName], pydantic.AfterValidator(without_repeats)] = Field(
         ["mak", "tailness", "proximity", "k_center", "random"],
         min_length=1,
         description="methods that pick",
