@@ -102,7 +102,7 @@ def test_every_parameter_has_one_kind_and_a_rule():
         for name, kind in book.kinds.items():
             assert kinds.setdefault(name, kind) == kind, name
     ruled = (
-        profiles.by_single_name(profiles.LIMITS).keys()
+        profiles.LIMITS.keys()
         | profiles.by_single_name(profiles.NAMES).keys()
         | profiles.CHOICES.keys()
     )

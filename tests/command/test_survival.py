@@ -129,6 +129,44 @@ def test_a_damaged_record_is_no_record(book, capsys, content):
     assert json.loads(record.read_text())["01_says"]["stamp"]
 
 
+def test_a_damaged_plan_ends_every_command_in_one_line(book, capsys):
+    folder = book("01_says", "print(seeds)")
+    assert main([], folder) == 0
+    runs.Results("demo").keep("a", {})
+    plan = paths.RESULTS / "demo/plan.json"
+    plan.write_bytes(plan.read_bytes().replace(b"settings", b"setting\xf3"))
+    capsys.readouterr()
+    for words in ([], ["--dry-run"], ["01"]):
+        assert main(words, folder) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"stopped: {plan} is no whole JSON file")
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:99], lambda text: text.replace("1", "7")])
+def test_an_executed_copy_that_was_changed_is_made_again(book, capsys, damage):
+    folder = book("01_says", "print(seeds)")
+    book("02_says", "print(seeds)")
+    assert main([], folder) == 0
+    copies = [paths.RESULTS / f"demo/notebooks/0{number}_says.ipynb" for number in (1, 2)]
+    whole = copies[0].read_text()
+    for copy in copies:
+        copy.write_text(damage(copy.read_text()))
+    capsys.readouterr()
+    assert main(["01"], folder) == 0  # the page of the other is made from its copy
+    assert "fresh" not in capsys.readouterr().out and copies[0].read_text() == whole
+
+
+def test_notes_that_are_no_text_are_no_notes(book, tmp_path, capsys):
+    folder = book("01_says", "print(seeds)")
+    (tmp_path / "mine.yaml").write_text("seeds: [3]")
+    (paths.RESULTS / "mine").mkdir(parents=True)
+    (paths.RESULTS / "mine/made_for.txt").write_bytes(b"\xff\xfe\0")
+    (paths.RESULTS / "demo-custom").mkdir(parents=True)
+    (paths.RESULTS / "demo-custom/changes.json").write_bytes(b"\xff\xfe\0")
+    assert main([str(tmp_path / "mine.yaml")], folder) == 0
+    assert main(["-p", "seeds", "[4]"], folder) == 0
+
+
 def test_without_git_and_in_a_foreign_repository_the_commit_is_unknown(tmp_path, monkeypatch):
     here = runs.machine()["commit"]
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
@@ -149,6 +187,8 @@ def test_without_git_and_in_a_foreign_repository_the_commit_is_unknown(tmp_path,
     subprocess.run(commit, check=True)
     monkeypatch.setattr(paths, "ROOT", tmp_path / "unpacked")
     paths.ROOT.mkdir()
+    assert runs.machine()["commit"] == "unknown"
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))  # as a hook has it
     assert runs.machine()["commit"] == "unknown"
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     assert len(runs.machine()["commit"]) == 40 and runs.machine()["commit"] != here

@@ -4,6 +4,8 @@ member is named.
 
 import io
 import json
+import os
+import resource
 import tarfile
 import threading
 import zipfile
@@ -408,3 +410,48 @@ def test_memory_is_read_as_people_write_it(text, count):
 def test_memory_that_is_none_or_too_little_is_refused(text):
     with pytest.raises(ValueError, match="memory is .*give 2 GB or more"):
         memory.size_of(text)
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_a_tar_that_is_cut_between_members_is_refused(tmp_path, place):
+    tar(tmp_path / "some.tar")
+    with tarfile.open(tmp_path / "some.tar") as archive:
+        start = archive.getmembers()[3 * place].offset
+    whole = (tmp_path / "some.tar").read_bytes()
+    for end in (start, start + 200):  # 200: within the head of the next
+        (tmp_path / "some.tar").write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=f"it is cut: no end behind {3 * place} members"):
+            archives.contents(tmp_path / "some.tar")
+
+
+def test_texts_and_images_that_a_table_repeats_are_not_written_out(tmp_path, monkeypatch):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as writer
+
+    monkeypatch.setattr(archives.BUDGET, "total", 2**28)
+    same = arrow.array(np.zeros(1000, np.int32))
+    values = [arrow.array([bytes(10**6)]), arrow.array(["x" * 10**6])]
+    columns = [arrow.DictionaryArray.from_arrays(same, value) for value in values]
+    for names, rows in (
+        ("some.parquet", arrow.StructArray.from_arrays(columns, ["bytes", "path"])),
+        ("plain.parquet", columns[0]),
+    ):
+        table = arrow.table({"image": rows})
+        writer.write_table(
+            table, tmp_path / names, dictionary_pagesize_limit=2**24, store_schema=False
+        )
+    with pytest.raises(ValueError, match="allows 32 MB for the texts of image.path"):
+        archives.contents(tmp_path / "some.parquet")
+    packed, _ = archives.contents(tmp_path / "plain.parquet")  # a gigabyte, written out
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert packed["000999"]() == bytes(10**6)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def test_devices_and_pipes_are_never_read(tmp_path):
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "pipe.png").symlink_to("pipe")
+    for name in ("zero.png", "pipe.png"):
+        with pytest.raises(OSError, match="a folder, pipe or device"):
+            archives.whole_file(tmp_path / name)

@@ -548,8 +548,9 @@ def test_every_method_is_tried_and_has_its_settings_typed():
     }
     for given, message in (
         ({"rhos": "2"}, "rhos is no setting of a run or of this method; the method has rho"),
-        ({"freeze": "0"}, "0 is neither True nor False"),
-        ({"rho": "big"}, "could not convert"),
+        ({"freeze": "0"}, "freeze=0 of 'freeze=0' cannot be read"),
+        ({"rho": "big"}, "rho=big of .* cannot be read"),
+        ({"rho": "-1"}, "rho is -1.0 in .*; it lies between 0 and 1000"),
     ):
         with pytest.raises(ValueError, match=message):
             methods.read_options(kind, given)

@@ -2,6 +2,8 @@
 taken elsewhere.
 """
 
+import subprocess
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ import torch
 import yaml
 
 from longtail.command import reproduce
+from longtail.images import memory
 from longtail.own import embeddings
 from longtail.pick import samplers
 from longtail.store import paths
@@ -126,3 +129,45 @@ def test_tables_of_doubles_and_plain_lists_are_read(rows, tmp_path):
     parquet.write_table(table, tmp_path / "other.parquet")
     names, found = embeddings.read_features(tmp_path / "other.parquet")
     assert names == list("abcde") and np.array_equal(found.numpy(), values)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: b"",
+        lambda content: content[:5],
+        lambda content: content[:300],
+        lambda content: content.replace(b"(40,", b"(400000,"),
+        lambda content: content.replace(b"}", b"("),
+        lambda content: content.replace(b"<f4", b"|O8"),
+        lambda content: content.replace(b"<f4", b">f4"),
+    ],
+)
+def test_a_damaged_file_of_features_is_named(rows, tmp_path, capsys, spoil):
+    file = tmp_path / "pool.npy"
+    file.write_bytes(spoil(file.read_bytes()))
+    assert ask(tmp_path, seed_images="seed.npy", pool_images="pool.npy") in (1, 2)
+    err = capsys.readouterr().err
+    assert str(file) in err and "Traceback" not in err
+
+
+def test_a_table_of_features_larger_than_the_memory_is_refused(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory.BUDGET, "total", 4000)
+    with pytest.raises(OSError, match="for the features of .*pool.parquet; raise it"):
+        embeddings.read_features(tmp_path / "pool.parquet")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_ends_the_writing_of_features_in_words(rows, tmp_path, kind):
+    """A memory map would end in a signal."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount")
+    try:
+        with pytest.raises(OSError, match=f"writing 640000 bytes: '{disk}/x.{kind}'"):
+            embeddings.write_features(disk / f"x.{kind}", ["a"] * 10_000, torch.randn(10_000, 16))
+        assert not list(disk.glob("x.*part"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -49,7 +49,7 @@ def test_what_was_found_is_kept_and_the_same(place, tmp_path, opened):
 def test_after_a_kill_only_the_rest_is_opened(place, tmp_path, opened):
     whole = inventory.take("pool", {"pool": place}, 16, record := tmp_path / "pool.jsonl")
     content = record.read_text()
-    record.write_text(content[: content.rindex("\n[") + 9])  # in the middle of its last line
+    record.write_text(content[: content.rindex("\n") + 29])  # in the middle of its last line
     assert (
         inventory.take("pool", {"pool": place}, 16, record).rows == whole.rows
         and len(opened) == 6 + 1
@@ -58,6 +58,24 @@ def test_after_a_kill_only_the_rest_is_opened(place, tmp_path, opened):
         inventory.take("pool", {"pool": place}, 16, record).rows == whole.rows
         and len(opened) == 6 + 1
     )
+
+
+DAMAGES = {
+    "a row of another": lambda lines: lines[:2] + [lines[2][:16] + lines[3][16:]] + lines[3:],
+    "a bit": lambda lines: [
+        *lines[:3],
+        lines[3][:40] + bytes([lines[3][40] ^ 128]) + lines[3][41:],
+    ],
+    "another's": lambda lines: [lines[0].replace(b"pool.jsonl", b"seed.jsonl"), *lines[1:]],
+    "bytes": lambda lines: [b"\xff\xfe", b"\0"],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_line_of_the_record_is_none(place, tmp_path, damage):
+    whole = inventory.take("pool", {"pool": place}, 16, record := tmp_path / "pool.jsonl")
+    record.write_bytes(b"\n".join(damage(record.read_bytes().split(b"\n"))))
+    assert inventory.take("pool", {"pool": place}, 16, record).rows == whole.rows
 
 
 def test_changed_files_and_other_sizes_are_opened_again(place, tmp_path, opened):

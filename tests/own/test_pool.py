@@ -1037,6 +1037,29 @@ def test_pickled_models_and_diverged_weights_are_refused_as_such(tmp_path, small
         features_by(tmp_path / "nan.pth")
 
 
+def test_weights_that_are_none_are_named(tmp_path, small):
+    whole, file = small[1], tmp_path / "odd.pth"
+    name = "conv5.0.weight"
+    holds_itself = {}
+    holds_itself["model"] = {"teacher": holds_itself}
+    numbered = dict(enumerate(whole.values()))
+    for odd, words in (
+        (holds_itself, "holds no mapping of names to tensors"),
+        (numbered, "holds no mapping of names to tensors"),
+        (whole | {name: whole[name].to(torch.complex64)}, f"{name} does not"),
+        (whole | {name: whole[name].to_sparse()}, f"{name} does not"),
+        (whole | {name: whole[name].to("meta")}, f"{name} does not"),
+    ):
+        torch.save(odd, file)
+        with pytest.raises(ValueError, match=words) as caught:
+            features_by(file)
+        assert str(file) in str(caught.value)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("odd/data/0", bytes(2**26))
+    with pytest.raises(ValueError, match=r"odd\.pth .*64 MB packed into"):
+        features_by(file)
+
+
 def test_torchvision_weights_pick_and_decide_what_is_remembered(picked, capsys):
     address = demand(
         picked.root,

@@ -158,6 +158,38 @@ def test_a_cut_array_and_a_cut_sum_are_as_good_as_none(tmp_path, content):
     assert scoring._kept_sum(tmp_path / "sum.npz", {"of": "a"}) == (0, 0)
 
 
+def flipped(file, count):
+    """The file with each of its first bits turned, one at a time."""
+    content = file.read_bytes()
+    for bit in range(8 * min(count, len(content))):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        yield
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["array.npy", "array.0.chunks", "sum.npz"])
+def test_no_bit_of_a_file_changes_a_number(tmp_path, name):
+    array = stored(tmp_path)
+    array.put(0, ROWS)
+    scoring._keep_sum(tmp_path / "sum.npz", {"of": "a"}, 3, ROWS)
+    for _ in flipped(tmp_path / name, 1200):
+        done, total = scoring._kept_sum(tmp_path / "sum.npz", {"of": "a"})
+        assert done == 0 or done == 3 and torch.equal(total, ROWS)
+        assert not array.intact() or torch.equal(array.read(), ROWS)
+
+
+def test_a_head_that_says_other_numbers_is_noticed_and_made_anew(tmp_path):
+    array = stored(tmp_path)
+    array.put(0, ROWS)
+    array.path.write_bytes(array.path.read_bytes().replace(b"<f4", b"<i4"))
+    assert array.missing(5) == [0]
+    array = stored(tmp_path)
+    array.put(0, ROWS)
+    assert torch.equal(array.read(), ROWS)
+
+
 def test_lines_cut_by_a_kill_are_no_chunks(tmp_path):
     array = stored(tmp_path)
     array.put(0, ROWS[:2])

@@ -443,3 +443,10 @@ def test_two_commands_at_once_lose_nothing_of_a_plan(results):
     for worker in workers:
         worker.join()
     assert len(results.names()) == 16
+
+
+def test_numbers_are_read_to_the_last_bit(tmp_path):
+    values = [1 / 7, 0.1 + 0.2, 2**-1074, 1e22 / 3]
+    runs.remember(tmp_path, "some", {}, lambda: pd.DataFrame({"value": values}))
+    found = runs.remember(tmp_path, "some", {}, never)
+    assert found.value.tolist() == values

@@ -6,7 +6,10 @@ import time
 
 import pytest
 
-from longtail.store import runs
+from longtail.label import adjusted
+from longtail.learn.methods import METHODS
+from longtail.pick import samplers
+from longtail.store import arms, runs
 from longtail.store.settings import Refused, read_value, read_yaml
 
 LAUGHS = "a0: &a0 [x, x, x]\n" + "".join(
@@ -51,3 +54,37 @@ def test_a_record_nested_without_end_is_named(tmp_path):
     (tmp_path / "run.json").write_text("[" * 10**5)
     with pytest.raises(ValueError, match=r"run\.json is no whole JSON file"):
         runs.recorded(tmp_path / "run.json")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "batch_size=1",
+        "epochs=0",
+        "epochs=-5",
+        "epochs=10000000",
+        "head_layers=-1",
+        "head_layers=1000000",
+        "temperature=0",
+        "learning_rate=-1",
+        "weight_decay=2",
+        "prune_fraction=7",
+        "warmup_epochs=-1",
+        "budget=-3",
+    ],
+)
+def test_what_an_arm_sets_has_the_ranges_of_the_parameters(setting):
+    name = setting.partition("=")[0]
+    with pytest.raises(ValueError, match=f"^{name} is .*; it lies between"):
+        arms.read_arm(f"simclr long_tail {setting}")
+    with pytest.raises(ValueError, match="no precision bf16 in .*; there are float32"):
+        arms.read_arm("simclr long_tail precision=bf16")
+
+
+def test_every_number_that_a_line_sets_has_a_range():
+    options = {name: value for kind in METHODS.values() for name, value in kind.options.items()}
+    numbers = {name for name, value in options.items() if type(value) in (int, float)}
+    losses = {name for loss in adjusted.LOSSES for name in adjusted.read_loss(loss)[1]}
+    known = arms.OF_A_LINE.keys() | {"low", "high"}  # ts tells these
+    assert numbers | losses | set(samplers.SETTINGS_OF_A_ROW) <= known
+    assert arms.OF_AN_ARM - {"architecture", "policy", "precision"} <= known

@@ -71,12 +71,13 @@ def images(values):
     return sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
-def stamp(notebook, values, now):
-    """Digest of all that decides a notebook's output: parameters, notebook, sources, images and the
-    state of the results.
+def stamp(notebook, values, now, executed):
+    """Digest of all that decides a notebook's output, and of its executed copy: parameters,
+    notebook, sources, images and the state of the results.
     """
     known = [values, now, images({**notebook.defaults, **values})]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode() + notebook.path.read_bytes())
+    digest.update(executed.read_bytes())
     for path in sorted(
         one
         for kind in ("py", "csv", "html", "yaml")
@@ -101,9 +102,8 @@ def is_fresh(plan, notebook, values, entry, now):
     """Whether the executed copy shows what running it again would show, the results being in the
     state ``now``.
     """
-    return (plan.folder / f"{notebook.name}.ipynb").exists() and entry.get("stamp") == stamp(
-        notebook, values, now
-    )
+    executed = plan.folder / f"{notebook.name}.ipynb"
+    return executed.exists() and entry.get("stamp") == stamp(notebook, values, now, executed)
 
 
 def fresh(plan):
@@ -194,23 +194,28 @@ def execute(notebook, values, executed, expected=None):
     )
     usual = signal.signal(signal.SIGINT, terminal.interrupt) if main else None
     try:
-        papermill.execute_notebook(
-            *(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook.path, tried)),
-            values,
-            kernel_name="python3",
-            cwd=str(notebook.path.parent),
-            start_timeout=180,
-            progress_bar=False,
-            stderr_file=terminal,
-            extra_arguments=["--log-level=CRITICAL"],
-        )  # kernels warn of an open loopback
+        with paths.writing(tried, "all"):
+            papermill.execute_notebook(
+                *(
+                    str(path).replace("{", "{{").replace("}", "}}")
+                    for path in (notebook.path, tried)
+                ),
+                values,
+                kernel_name="python3",
+                cwd=str(notebook.path.parent),
+                start_timeout=180,
+                progress_bar=False,
+                stderr_file=terminal,
+                extra_arguments=["--log-level=CRITICAL"],
+            )  # kernels warn of an open loopback
     finally:
         terminal.ended.set()
         if main:
             signal.signal(signal.SIGINT, usual)
-    done = without_chance(nbformat.read(tried, as_version=4))
-    nbformat.write(done, tried)
-    tried.replace(executed)
+    done = nbformat.writes(without_chance(nbformat.read(tried, as_version=4))).encode() + b"\n"
+    with paths.part_of(executed, len(done)) as part:
+        part.write_bytes(done)
+    tried.unlink()
 
 
 def without_chance(executed):
@@ -388,9 +393,10 @@ def note(plan, known, succeeded):
     """Record how the notebooks ran, and the state of the results that they left together and are
     fresh against.
     """
+    from longtail.store.runs import write
+
     now = state(plan.profile)
     for notebook, values in succeeded:
-        known[notebook.name]["stamp"] = stamp(notebook, values, now)
-    part = plan.folder / "record.json.part"
-    part.write_text(json.dumps(known, indent=1, sort_keys=True))
-    part.replace(plan.folder / "record.json")
+        executed = plan.folder / f"{notebook.name}.ipynb"
+        known[notebook.name]["stamp"] = stamp(notebook, values, now, executed)
+    write(plan.folder / "record.json", json.dumps(known, indent=1, sort_keys=True))

@@ -3,6 +3,7 @@ runs behind each number.
 """
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -36,7 +37,8 @@ _CELLS = f"""{{%- extends 'display_priority.j2' -%}}
 {{% block data_png %}}<figure><img
 alt="{{{{ output.metadata.alt | escape_html }}}}" src="data:image/png;base64,
 {{{{- output.data['image/png'] | escape_html }}}}">
-{{%- if output.metadata.caption %}}<figcaption>{{{{ output.metadata.caption | escape_html }}}}</figcaption>
+{{%- if output.metadata.caption %}}<figcaption>
+{{{{- output.metadata.caption | escape_html }}}}</figcaption>
 {{%- endif %}}</figure>{{% endblock %}}"""
 ARM = [
     name for name in runs.FIELDS if name not in ("split", "seed", "images", "recipe")
@@ -239,6 +241,8 @@ def card(notebook, folder, shown, judged):
         for status, ending in [("failed", ".failed.ipynb"), ("executed", ".ipynb")]
         if (folder / f"{notebook.name}{ending}").exists()
     }
+    if not executed(folder / f"{notebook.name}.ipynb"):
+        links.pop("executed", None)
     status = next(iter(links), "not run")
     saved = [begin for cell in key_first(notebook.cells) for begin in SAVED.findall(source(cell))]
     names = dict.fromkeys(
@@ -255,7 +259,7 @@ def card(notebook, folder, shown, judged):
         "status": status,
         "link": links.get(status),
         "figures": [shown[name] for name in names],
-        "answer": printed_by_key(links[status]) if status == "executed" else "",
+        "answer": printed_by_key(executed(links[status])) if status == "executed" else "",
         "claims": reports.worth_telling(mine)["primary"],
         "verdicts": f"Statements judged by its rows: {counts.sum()}, of them {verdicts}."
         if len(counts)
@@ -268,9 +272,20 @@ def key_first(cells):
     return sorted(cells, key=lambda cell: "key" not in cell["metadata"].get("tags", []))
 
 
-def printed_by_key(copy):
+def executed(copy):
+    """An executed notebook from its file; None where there is none, or a damaged one."""
+    import nbformat
+
+    with contextlib.suppress(Exception):  # whatever nbformat makes of a damaged file
+        book = nbformat.read(copy, as_version=4)
+        nbformat.validate(book)
+        return book
+    return None
+
+
+def printed_by_key(book):
     """What the cell with the tag ``key`` of an executed notebook printed."""
-    cell = key_first(json.loads(copy.read_text(encoding="utf-8"))["cells"])[0]
+    cell = key_first(book.cells)[0]
     return "".join(text for output in cell.get("outputs", []) for text in output.get("text", []))
 
 
@@ -284,7 +299,9 @@ def shown_tables(folder):
         for name, table in paper.tables.items()
     }
     for csv in sorted(folder.glob("*.csv"), key=lambda file: (file.stem not in titles, file.stem)):
-        lines = tables.with_papers_beside(pd.read_csv(csv, dtype=str, keep_default_na=False))
+        lines = tables.with_papers_beside(
+            runs.read_written(csv, "09_tables", dtype=str, keep_default_na=False)
+        )
         note = (
             csv.with_suffix(".md").read_text(encoding="utf-8").strip().rpartition("\n\n")[2]
             if csv.with_suffix(".md").exists()
@@ -340,11 +357,10 @@ def write_page(notebook, folder, shown):
         copy.stat().st_mtime, Path(__file__).stat().st_mtime
     ):
         return
-    import nbformat
     from nbconvert import HTMLExporter
 
-    executed, heading = nbformat.read(copy, as_version=4), notebook.title
-    for cell in executed.cells:
+    book, heading = executed(copy), notebook.title
+    for cell in book.cells:
         if cell.cell_type == "markdown":
             heading = (
                 [line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#")]
@@ -358,9 +374,7 @@ def write_page(notebook, folder, shown):
     exporter = HTMLExporter(
         raw_template=_CELLS, exclude_anchor_links=True, filters={"formulas": formulas}
     )
-    write_html(
-        page, "notebook.html", notebook.title, cells=exporter.from_notebook_node(executed)[0]
-    )
+    write_html(page, "notebook.html", notebook.title, cells=exporter.from_notebook_node(book)[0])
 
 
 def formulas(text):

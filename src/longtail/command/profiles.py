@@ -7,7 +7,18 @@ import json
 from pathlib import Path
 
 from longtail.store import paths
-from longtail.store.settings import Refused, field, help_of, mistakes, read_yaml, refusal, schema
+from longtail.store.settings import (
+    LIMITS,
+    PRECISIONS,
+    Refused,
+    by_single_name,
+    field,
+    help_of,
+    mistakes,
+    read_yaml,
+    refusal,
+    schema,
+)
 
 KINDS = {"str": str, "int": int, "float": float, "bool": bool}
 KINDS |= {f"list[{name}]": list[kind] for name, kind in KINDS.items()}  # what a parameter can be
@@ -17,37 +28,11 @@ OWN = {
 }  # a file that names one of them asks for picks from images of one's own
 CUSTOM = "-custom"  # ends the name of a profile whose parameters were changed by -p
 
-COUNT, SEED, SHARE = (0, 10**9), (0, 2**31 - 1), (0, 1)
-LIMITS = {  # least and most of each number; parameters of one meaning share a line
-    "size supervised_size side": (8, 1024),
-    "splits supervised_splits seeds supervised_seeds tsne_seed theory_seed halves_seeds": SEED,
-    "largest largest_class halves_images": (2, 10**9),
-    "factor halves_factor": (1e-6, 1),
-    "labelled_per_class test_per_class transfer_per_class": COUNT,
-    "few_per_class pool_per_class outsider_classes": COUNT,
-    "outsider_count": (-1, 10**9),
-    "epochs supervised_epochs halves_epochs": (1, 10**6),
-    "warmup_epochs overhead_epochs supervised_drops drop_shift": (0, 10**6),
-    "batch_size supervised_batch classifier_batch ecle_batch contrasted updated": (2, 10**6),
-    "learning_rate supervised_rate": (0, 100),
-    "weight_decay prune_fraction alpha supervised_drop": SHARE,
-    "temperature": (0.001, 100),
-    "converged_l2 l2_grid": (1e-12, 1e6),
-    "classifier_seeds label_sets ecle_repeats validation_top validation_stride rounds": (1, 1000),
-    "reseeded phi_views views": (2, 1000),
-    "budget mak_sizes pool_sizes timed_pools": (1, 10**9),
-    "ratio": (1, 10**9),
-    "prototypes map_images scored problems": (1, 10**6),
-    "photographs": (4, 10**6),
-    "perplexity": (1, 1000),
-    "iterations": (1, 10**5),
-    "processes": (1, 1024),
-}
 CHOICES = {
     "kind": ("exponential", "step", "pareto_imagenet100", "as_is"),
     "group_rule": ("thirds", "thresholds"),
-    "precision": ("float32", "bfloat16", "bfloat16_gpu"),
-    "picked_precision": ("", "float32", "bfloat16", "bfloat16_gpu"),
+    "precision": PRECISIONS,
+    "picked_precision": ("", *PRECISIONS),
     "selection": ("last_epoch", "best_validation"),
 }
 LEAST_ENTRIES = {
@@ -124,11 +109,6 @@ def select(words, notebooks):
 # ---- the schema
 
 
-def by_single_name(table):
-    """The table with one entry for each of the names that share a line."""
-    return {name: value for names, value in table.items() for name in names.split()}
-
-
 def parameters_schema(notebooks):
     """What ``-p`` may set: every parameter of these notebooks but the profile."""
     return schema("Parameters", fields_of(notebooks))
@@ -156,7 +136,7 @@ def profile_schema(notebooks):
 
 def fields_of(notebooks):
     """A pydantic field for every parameter of the notebooks."""
-    limits, names = by_single_name(LIMITS), by_single_name(NAMES)
+    names = by_single_name(NAMES)
     first = {
         name: book for book in reversed(notebooks) for name in book.kinds
     }  # several notebooks share some
@@ -165,7 +145,7 @@ def fields_of(notebooks):
             KINDS[book.kinds[name]],
             book.defaults[name],
             f"{book.number}: {book.helps[name]}",
-            limits.get(name, ()),
+            LIMITS.get(name, ()),
             CHOICES.get(name, ()),
             names.get(name),
             LEAST_ENTRIES.get(name, 0),

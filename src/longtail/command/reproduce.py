@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from longtail.command import estimate, execution, profiles
-from longtail.store import paths
-from longtail.store.settings import Refused, read_value, read_yaml, template
+from longtail.store import paths, runs
+from longtail.store.settings import Damaged, Refused, read_value, read_yaml, template
 
 STOPPED = "stopped; finished runs and checkpoints are kept, the same command goes on from them"
 EPILOG = """run_all.sh itself takes, before everything else:
@@ -101,7 +101,7 @@ def customised(plan):
         yield
         return
     note.parent.mkdir(parents=True, exist_ok=True)
-    with open(note, "a+", encoding="utf-8") as file:
+    with open(note, "a+", encoding="utf-8", errors="replace") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         file.seek(0)
         if file.read() != changes:
@@ -114,8 +114,9 @@ def customised(plan):
                 ) from None
             (note.parent / "plan.json").unlink(missing_ok=True)
             file.truncate(0)
-            file.write(changes)
-            file.flush()
+            with paths.writing(note, len(changes)):
+                file.write(changes)
+                file.flush()
             fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
@@ -197,7 +198,7 @@ def pick_own(name, settings, options):
         for key in request.ASKED:
             print(f"{key:<16} {getattr(asked, key)}")
         return 0 if execution.attempt(name, partial(pool.preview, asked)) else 1
-    settle(name, file)
+    settle(name, file, paths.RESULTS / name)
     with claim(paths.RESULTS / name, wait=True, name="claim-picks"):  # a second command waits
         return 0 if execution.attempt(name, partial(pool.make, asked)) else 1
 
@@ -207,7 +208,7 @@ def taken(name, file):
     note = paths.RESULTS / name / "made_for.txt"
     if (
         note.exists()
-        and (other := Path(note.read_text(encoding="utf-8").strip())) != Path(file).absolute()
+        and (other := Path(note.read_text("utf-8", "replace").strip())) != Path(file).absolute()
         and other.exists()
     ):
         raise Refused(
@@ -216,11 +217,16 @@ def taken(name, file):
         )
 
 
-def settle(name, file):
-    """Note which file of one's own a folder of results is for."""
+def settle(name, file, *folders):
+    """Note which file of one's own some folders are for; git ignores people's own pictures."""
+    for folder in folders:
+        if not (folder / ".gitignore").exists():
+            runs.write(folder / ".gitignore", "*\n")
     note = paths.RESULTS / name / "made_for.txt"
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(f"{Path(file).absolute()}\n", encoding="utf-8")
+    content = os.fsencode(f"{Path(file).absolute()}\n")
+    if not note.exists() or note.read_bytes() != content:  # results may be there to read only
+        with paths.part_of(note, len(content)) as part:
+            part.write_bytes(content)
 
 
 def print_schema(kind, notebooks):
@@ -311,7 +317,7 @@ def run(options, notebooks):
         return dry_run(plan)
     with customised(plan):
         if file:
-            settle(profile, file)
+            settle(profile, file, paths.RESULTS / profile, paths.FIGURES / profile)
         return execution.run_plain(plan) if options.plain else execution.run_notebooks(plan)
 
 
@@ -326,6 +332,8 @@ def main(arguments=None, notebooks=paths.NOTEBOOKS):
         return run(parse(arguments), notebooks)
     except Refused as error:
         return say(f"refused: {error}", 2)
+    except Damaged as error:
+        return say(f"stopped: {error}", 1)
     except KeyboardInterrupt:
         return say(STOPPED, 130)
     except BrokenPipeError:

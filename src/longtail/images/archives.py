@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import stat
 import tarfile
 import threading
 import zipfile
@@ -88,9 +89,10 @@ def bounded(size, share=16, what="one file"):
 def whole_file(path, line=""):
     """The bytes of a file of its own; ``line`` says where a list names it."""
     try:
-        bounded(path.stat().st_size)
-        if not path.is_file():
-            raise OSError("a folder, pipe or device")
+        known = path.stat()
+        if not stat.S_ISREG(known.st_mode):
+            raise OSError("a folder, pipe or device")  # a device may never end
+        bounded(known.st_size)
         return path.read_bytes()
     except FileNotFoundError:
         raise OSError(ABSENT if path.is_symlink() else f"no such file{line}") from None
@@ -182,6 +184,9 @@ def tar_members(archive):
     """
     with tarfile.open(archive, "r:") as tar:
         every = {member.name: member for member in tar}
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise ValueError(f"it is cut: no end behind {len(every)} members")
     found = {
         printable(name): Content(of_tar, archive, (name, file.offset_data, file.size))
         for name, member in every.items()
@@ -362,9 +367,7 @@ def parquet_members(file):
     ]
     names = [f"{number:06d}" for number in range(len(rows))]
     if images and fields[images].get_field_index("path") >= 0:
-        told = [
-            (row or {}).get("path") for row in table.read([f"{images}.path"])[images].to_pylist()
-        ]
+        told = texts_of(file, f"{images}.path")
         names = told if all(told) and len(set(told)) == len(told) else names
     known = json.loads((table.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
     words = known.get("info", {}).get("features", {}).get(label, {}).get("names")
@@ -375,7 +378,7 @@ def parquet_members(file):
             else None
             if value is None
             else str(value)
-            for value in table.read([label])[label].to_pylist()
+            for value in texts_of(file, label)
         ]
         if label
         else []
@@ -387,6 +390,25 @@ def parquet_members(file):
         },
         dict(zip(names, labels, strict=True)) if label else {},
     )
+
+
+def texts_of(file, column):
+    """The values of a column of names or classes, unless they are too long together once they are
+    written out: a page of a few bytes may stand for many long texts.
+    """
+    from pyarrow import compute, parquet
+
+    top, _, below = column.partition(".")
+    table, known, size = parquet.ParquetFile(file, read_dictionary=[column]), [], 0
+    for group in range(table.num_row_groups):  # each has a dictionary of its own
+        values = table.read_row_group(group, [column])[top].combine_chunks()
+        values = values.field(below) if below else values
+        if (packed := getattr(values, "dictionary", None)) is not None:
+            lengths = compute.binary_length(packed).take(values.indices)
+            size += compute.sum(lengths).as_py() or 0
+            bounded(size, 8, f"the texts of {column}")
+        known += values.to_pylist()
+    return known
 
 
 def of_parquet(file, column, group, row):
@@ -403,7 +425,7 @@ def row_group(file, column, group):
     """The image bytes of a group of rows, the unit in which Parquet is read."""
     from pyarrow import parquet
 
-    table = parquet.ParquetFile(file)
+    table = parquet.ParquetFile(file, read_dictionary=[column])  # repeated images are held once
     bounded(
         table.metadata.row_group(group).total_byte_size, 8, "a group of rows; write smaller ones"
     )

@@ -87,8 +87,8 @@ def container(path):
     """
     return (
         path
-        if path.is_dir()
-        else next((part for part in (path, *path.parents) if part.is_file()), None)
+        if os.path.isdir(path)
+        else next((part for part in (path, *path.parents) if os.path.isfile(part)), None)
     )
 
 

@@ -495,7 +495,10 @@ def encoder_of(run, results, epoch=None):
         )
     method = methods.find(run.method)
     encoder = method.network(run.architecture, run.head_layers, method.branches)
-    encoder.load_state_dict(safetensors.load(content))
+    try:
+        encoder.load_state_dict(safetensors.load(content))
+    except RuntimeError as error:
+        raise ValueError(f"{path} is of another network than run.json beside it says") from error
     return encoder.to(runs.device(), memory_format=torch.channels_last).eval()
 
 
@@ -560,7 +563,7 @@ def make_all(make, jobs, results, count, is_made):
     ) as bar:
 
         def progress():
-            bar.n = sum(log.read_text().count("\n") - 1 for log in logs if log.exists())
+            bar.n = sum(log.read_bytes().count(b"\n") - 1 for log in logs if log.exists())
             bar.refresh()
 
         side_by_side(make, missing, count, progress)

@@ -9,10 +9,11 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
+from longtail.images.archives import bounded, texts_of
 from longtail.images.pixels import reason
 from longtail.images.places import PATHS
 from longtail.pick import samplers, selection
-from longtail.store import runs
+from longtail.store import paths, runs
 from longtail.store.settings import text_of
 
 WITHOUT_VIEWS = [
@@ -22,15 +23,16 @@ WITHOUT_VIEWS = [
 
 def holds(path):
     """Whether a file holds features: a .npy of rows, or a Parquet table with a column of vectors
-    and none of image bytes.
+    and none of image bytes; ``ValueError`` where it cannot be read.
     """
-    if path.suffix.lower() not in (".npy", ".parquet") or not path.is_file():
-        return False
+    kind = path.suffix.lower() if path.is_file() else ""
     try:
-        if path.suffix.lower() == ".npy":
+        if kind == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False).ndim == 2
-        return vectors_of(path) is not None
-    except Exception as error:  # whatever the readers make of foreign bytes
+        return kind == ".parquet" and vectors_of(path) is not None
+    except ImportError:
+        raise
+    except Exception as error:  # whatever the readers of both make of foreign bytes
         raise ValueError(f"{path} cannot be read ({reason(error)}); write it again") from error
 
 
@@ -67,17 +69,27 @@ def read_features(path):
         from pyarrow import parquet
 
         vectors, fields = vectors_of(path), parquet.read_schema(path).names
+        table = parquet.ParquetFile(path, memory_map=True)
+        place = next(
+            number
+            for number in range(table.metadata.num_columns)
+            if table.schema.column(number).path.partition(".")[0] == vectors
+        )
+        numbers = sum(
+            table.metadata.row_group(group).column(place).num_values
+            for group in range(table.metadata.num_row_groups)
+        )
+        bounded(
+            4 * numbers, 2, f"the features of {path}; raise it, or write a .npy, which is not read"
+        )
         named = next((name for wanted in PATHS for name in fields if name.lower() == wanted), None)
         if named is None:
             raise ValueError(
                 f"{path} has the columns {', '.join(fields)}, and none is called "
                 f"{', '.join(PATHS[:4])} or {PATHS[-1]}"
             )
-        table = parquet.read_table(path, columns=[named, vectors], memory_map=True)
-        names, values = (
-            [str(name) for name in table[named].to_pylist()],
-            table[vectors].combine_chunks(),
-        )
+        names = [str(name) for name in texts_of(path, named)]
+        values = table.read([vectors])[vectors].combine_chunks()
         rows = (
             values.flatten().to_numpy().reshape(len(names), -1)
             if len(values.flatten()) % max(1, len(names)) == 0
@@ -87,6 +99,7 @@ def read_features(path):
         len(names) != len(rows)
         or rows.ndim != 2
         or rows.dtype.kind != "f"
+        or not rows.dtype.isnative
         or len(set(names)) < len(names)
     ):
         raise ValueError(
@@ -101,16 +114,14 @@ def write_features(path, names, rows):
     """Write features (n, d) and their names, as ``read_features`` reads them; a Parquet table as
     32-bit floats, by groups of rows.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    tiles = (tile.float().numpy(force=True) for tile in rows.split(samplers.COMPARED))
     if path.suffix == ".npy":
         runs.write(path.with_suffix(".txt"), "".join(f"{name}\n" for name in names))
-        held = np.lib.format.open_memmap(part, "w+", np.float32, tuple(rows.shape))
-        for start in range(0, len(rows), samplers.COMPARED):
-            held[start : start + samplers.COMPARED] = rows[start : start + samplers.COMPARED].numpy(
-                force=True
-            )
-        held.flush()
+        head = {"descr": "<f4", "fortran_order": False, "shape": tuple(rows.shape)}
+        with paths.part_of(path, 4 * rows.numel()) as part, open(part, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, head)
+            for tile in tiles:  # written, not mapped: a full disk is an error and no signal
+                file.write(tile.tobytes())
     else:
         import pyarrow
         from pyarrow import parquet
@@ -118,18 +129,16 @@ def write_features(path, names, rows):
         schema = pyarrow.schema(
             {"path": pyarrow.string(), "embedding": pyarrow.list_(pyarrow.float32(), rows.shape[1])}
         )
-        with parquet.ParquetWriter(part, schema) as writer:
-            for start in range(0, len(rows), samplers.COMPARED):
-                values = rows[start : start + samplers.COMPARED].float().numpy(force=True)
+        with (
+            paths.part_of(path, 4 * rows.numel()) as part,
+            parquet.ParquetWriter(part, schema) as writer,
+        ):
+            for number, tile in enumerate(tiles):
                 vectors = pyarrow.FixedSizeListArray.from_arrays(
-                    pyarrow.array(values.reshape(-1)), rows.shape[1]
+                    pyarrow.array(tile.reshape(-1)), rows.shape[1]
                 )
-                writer.write_table(
-                    pyarrow.table(
-                        [list(names[start : start + samplers.COMPARED]), vectors], schema=schema
-                    )
-                )
-    part.replace(path)
+                mine = list(names[number * samplers.COMPARED :][: len(tile)])
+                writer.write_table(pyarrow.table([mine, vectors], schema=schema))
 
 
 def features_given(request):

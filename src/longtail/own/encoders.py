@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 
+from longtail.images.memory import in_words
 from longtail.images.pixels import kind_of
 from longtail.images.places import require
 from longtail.learn import models, train
@@ -247,15 +248,17 @@ def read_weights(file):
     checkpoint holds in one of ``INSIDE``.
     """
     state, inside = unpickled(file) if file.suffix != ".safetensors" else safetensors_of(file), []
-    while isinstance(state, dict) and (
-        key := next((key for key in INSIDE if isinstance(state.get(key), dict)), None)
+    while (
+        isinstance(state, dict)
+        and len(inside) < len(INSIDE)  # one that holds itself has no end
+        and (key := next((key for key in INSIDE if isinstance(state.get(key), dict)), None))
     ):
         state, inside = state[key], [*inside, key]
-    tensors = (
-        {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-        if isinstance(state, dict)
-        else {}
-    )
+    tensors = {
+        name: value
+        for name, value in (state.items() if isinstance(state, dict) else ())
+        if isinstance(name, str) and isinstance(value, torch.Tensor) and plain(value)
+    }
     whole = [
         value
         for value in (state, *(state.values() if isinstance(state, dict) else ()))
@@ -271,11 +274,21 @@ def read_weights(file):
     return tensors, ".".join(inside)
 
 
+def plain(tensor):
+    """Whether a tensor holds its numbers as weights do: not sparse, complex or without content."""
+    return tensor.layout is torch.strided and not tensor.is_complex() and not tensor.is_meta
+
+
 def unpickled(file):
     """What torch saved in a file, without running code of it: tensors, and NumPy scalars and
     argparse settings beside them.
     """
     try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as packed:
+                size = sum(member.file_size for member in packed.infolist())
+            if size > file.stat().st_size:  # torch.save packs nothing
+                raise ValueError(f"{in_words(size)} packed into {in_words(file.stat().st_size)}")
         with torch.serialization.safe_globals([*HARMLESS, *stand_ins(file)]):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch and pickle make of foreign bytes

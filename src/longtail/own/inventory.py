@@ -2,7 +2,6 @@
 tells its copies.
 """
 
-import contextlib
 import json
 import time
 from collections import Counter
@@ -15,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from longtail.images import copies, datasets, pixels, places, sources
-from longtail.store import runs
+from longtail.store import paths, runs
 
 OPENED_AT_ONCE = 256  # files between two savings of the record
 
@@ -211,12 +210,14 @@ def key(file):
 
 
 def known_files(record, size):
-    """What a record knows at this size: key -> what is known. A line cut by a kill is none."""
-    lines = record.read_text(encoding="utf-8").split("\n") if record.exists() else []
+    """What a record knows at this size: key -> what is known. A line that is not as it was written
+    is none.
+    """
+    lines = record.read_bytes().split(b"\n") if record.exists() else []
     known = {}
-    for line in lines[1:] if lines[:1] == [head(size)] else ():
-        with contextlib.suppress(ValueError):
-            name, row = json.loads(line)
+    for digest, _, text in (line.partition(b" ") for line in lines[1:]):
+        if lines[0] == head(record, size) and digest == _check_of(text):
+            name, row = json.loads(text)
             known[name] = row
     return known
 
@@ -224,14 +225,25 @@ def known_files(record, size):
 def add_to_record(record, size, entries):
     """Add what was found of some files; a record of another size begins anew."""
     record.parent.mkdir(parents=True, exist_ok=True)
-    with open(record, "a+", encoding="utf-8") as file:
+    texts = [json.dumps(entry).encode() for entry in entries if entry[0]]
+    lines = b"".join(b"\n%b %b" % (_check_of(text), text) for text in texts)
+    with paths.writing(record, len(lines)), open(record, "a+b") as file:
         file.seek(0)
-        if file.readline() != f"{head(size)}\n":
+        if file.readline() != head(record, size) + b"\n":
             file.truncate(0)
-            file.write(f"{head(size)}\n")
-        file.write("".join(f"\n{json.dumps(entry)}" for entry in entries if entry[0]))
+            file.write(head(record, size) + b"\n")
+        file.write(lines)
 
 
-def head(size):
-    """The first line of a record; ``recipe`` is raised where files are read as other pictures."""
-    return json.dumps({"size": size, "recipe": 2, **copies.PRINT_SETTINGS})
+def head(record, size):
+    """The first line of a record: its own address, and what decides the others; ``recipe`` is
+    raised where files are read as other pictures.
+    """
+    address = "/".join(record.parts[-3:])
+    told = {"file": address, "size": size, "recipe": 2, **copies.PRINT_SETTINGS}
+    return json.dumps(told).encode()
+
+
+def _check_of(text):
+    """What stands before a line of a record and tells whether it is as it was written."""
+    return runs.sha256(text)[:16].encode()

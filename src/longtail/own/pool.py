@@ -20,7 +20,7 @@ from longtail.own import embeddings, encoders, gallery, inventory
 from longtail.own.request import DECIDED, TRAINING
 from longtail.pick import samplers, scoring
 from longtail.pick.hierarchical_k_means import fill
-from longtail.store import processes, runs
+from longtail.store import paths, processes, runs
 from longtail.store.settings import text_of
 
 PARTS = {"seed": "seed_images", "test": "test_images", "pool": "pool_images"}
@@ -42,7 +42,6 @@ def make(request):
     """Do what is asked and write it to results/<name>/, as OWN_IMAGES.md describes."""
     BUDGET.total = size_of(request.memory)
     results = runs.Results(request.name)
-    runs.write(results.root / ".gitignore", "*\n")  # other people's pictures
     if request.features:
         return embeddings.pick_by_features(request)
     encoder = encoder_in_file(request)
@@ -528,9 +527,9 @@ def export(request, results, study, listed):
     shutil.rmtree(folder, ignore_errors=True)
     for sampler, some in listed.groupby("sampler"):
         (folder / sampler).mkdir(parents=True)
-        (folder / f"{sampler}.txt").write_text(
-            "".join(f"{request.place(path)}\n" for path in some.path), encoding="utf-8"
-        )
+        listed = "".join(f"{request.place(path)}\n" for path in some.path).encode()
+        with paths.part_of(folder / f"{sampler}.txt", len(listed)) as part:
+            part.write_bytes(listed)
         for rank, place in (
             zip(some["rank"], some["index"], strict=True) if request.picked_files != "none" else ()
         ):
@@ -540,4 +539,6 @@ def export(request, results, study, listed):
             if request.picked_files == "links" and read.own:
                 file.symlink_to(read.file.absolute())
             else:
-                file.write_bytes(read())
+                content = read()
+                with paths.part_of(file, len(content)) as part:
+                    part.write_bytes(content)

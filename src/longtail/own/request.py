@@ -2,6 +2,7 @@
 at once, with its line and a remedy.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,8 +13,8 @@ from longtail.images import memory, places, views
 from longtail.learn import models
 from longtail.own import embeddings
 from longtail.pick import samplers
-from longtail.store import runs
-from longtail.store.settings import Refused, as_number, limits_of, mistakes, refusal, rules_of
+from longtail.store import arms, runs
+from longtail.store.settings import Refused, as_number, mistakes, refusal
 
 PLACES = ("seed_images", "pool_images", "test_images")
 Places = Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
@@ -180,6 +181,8 @@ def ask(name, settings, folder, lines=None):
             wrong.append(
                 (key, f"{key}: {place} is missing; paths are relative to the file that names them")
             )
+        elif key == "rejects" and not place.is_file():
+            wrong.append((key, f"{key}: {place} is no list; give a file with a path on each line"))
         elif key in PLACES:
             try:
                 if not embeddings.holds(place):
@@ -209,7 +212,9 @@ def ask(name, settings, folder, lines=None):
 
 def lies_at(folder, text):
     """Where a path leads that a file in this folder names."""
-    return (folder / Path(text).expanduser()).absolute()
+    with contextlib.suppress(RuntimeError):  # ~ of nobody: then it is a name like others
+        text = Path(text).expanduser()
+    return (folder / text).absolute()
 
 
 def texts_of(named):
@@ -307,10 +312,12 @@ def with_encoder(request, named):
         trained = runs.read_run(place)
     except ValueError as error:
         raise Refused(f"encoder: {error}") from None
-    least, most = limits_of(rules_of(Settings)["size"])
-    if not least <= trained.size <= most:
-        raise Refused(
-            f"encoder: size is {trained.size} in {place / 'run.json'}; it lies between {least} and "
-            f"{most}"
-        )
+    used = {key: getattr(trained, key) for key in ("size", "policy", "temperature", "seed")}
+    if wrong := mistakes(Settings, {"seed_images": "-", "pool_images": "-", **used})[1]:
+        raise Refused(f"encoder: {place / 'run.json'}: {wrong[0][1]}")
+    try:
+        for key in ("head_layers", "precision"):
+            arms.in_range(key, getattr(trained, key), f"{place / 'run.json'}")
+    except ValueError as error:
+        raise Refused(f"encoder: {error}") from None
     return request.model_copy(update={key: getattr(trained, key) for key in DECIDED})

@@ -18,6 +18,7 @@ from longtail.papers import inference, printed, tables
 from longtail.papers.printed import GROUPS, IN_WORDS, MEASURES, PICKING
 from longtail.pick import samplers
 from longtail.store import runs
+from longtail.store.settings import Damaged
 
 # points of accuracy above an untrained network; an encoder that is nearer has learned too little to
 # test a claim
@@ -856,7 +857,10 @@ def read_claims(folder):
     file = folder / "claims.csv"
     if not file.exists():
         return pd.DataFrame(columns=[*COLUMNS, "scope", "data", "unit", "notebook", "runs"])
-    return pd.read_csv(file, dtype={"runs": str}).query("n > 0")
+    found = runs.read_written(file, "10_claims", dtype={"runs": str})
+    if lost := set(COLUMNS) - set(found):
+        raise Damaged(f"{file} has no column {min(lost)}; delete it and run 10_claims again")
+    return found[found.n > 0]
 
 
 def finding(line):

@@ -2,6 +2,8 @@
 CSV, Markdown and LaTeX.
 """
 
+import unicodedata
+
 import numpy as np
 import pandas as pd
 
@@ -23,11 +25,6 @@ LOSSES_NOTE = (
     "balanced accuracy above "
     "cross-entropy's on the same list and seed, points; se: its standard error."
 )
-GREEK = (
-    "αβγδεζηθικλμνξπρστυφχψω",
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau "
-    "upsilon varphi chi psi omega".split(),
-)
 LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -40,7 +37,12 @@ LATEX = {
     "−": "$-$",
     "≥": r"$\geq$",
     "≤": r"$\leq$",
-    **{letter: f"$\\{name}$" for letter, name in zip(*GREEK, strict=True)},
+    **{
+        letter: f"$\\{unicodedata.name(letter).split()[-1].lower()}$"
+        for letter in "αβγδεζηθικμνξπρστυχψω"
+    },
+    "λ": r"$\lambda$",  # which Unicode calls lamda
+    "φ": r"$\varphi$",
 }
 SINGLE = (
     "converged",

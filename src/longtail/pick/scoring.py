@@ -8,9 +8,9 @@ them gives the same bits.
 import contextlib
 import io
 import json
+import math
 import re
 import time
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from longtail.learn import encode, train
 from longtail.pick import ecle, shards
-from longtail.store import gpu, processes, runs
+from longtail.store import gpu, paths, processes, runs
 
 SAVE_SECONDS = 20  # between two savings of the running sum of losses
 ANNOUNCED = 1000  # images from which the time that they took is printed
@@ -58,7 +58,9 @@ class Stored:
         """
         found = {}
         for head, *lines in (
-            [file.read_text().split("\n") for file in self.records()] if self.is_array() else []
+            [file.read_text(errors="replace").split("\n") for file in self.records()]
+            if self.is_array()
+            else []
         ):
             for start, stop, digest in [
                 line.split() for line in lines if head == self.head and CHUNK_LINE.fullmatch(line)
@@ -67,8 +69,8 @@ class Stored:
         return found
 
     def is_array(self):
-        """Whether the file is there and has all its rows; one that is cut is as good as none."""
-        with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):
+        """Whether the file is there and has all its rows; one that is damaged is like none."""
+        with contextlib.suppress(Exception):  # whatever NumPy makes of a damaged head
             return len(self.mapped()) == self.rows
         return False
 
@@ -78,7 +80,7 @@ class Stored:
         return [
             part
             for part, digests in self.chunks().items()
-            if runs.sha256(array[slice(*part)].tobytes()) not in digests
+            if _digest(array[slice(*part)]) not in digests
         ]
 
     def missing(self, size):
@@ -87,25 +89,24 @@ class Stored:
         return [start for start in range(0, self.rows, size) if start not in whole]
 
     def prepare(self, width, kind):
-        """Make an empty file for rows of this shape, unless one of these settings is there."""
-        if not self.chunks():
+        """Make an empty file for rows of this shape, unless one of these settings has a chunk."""
+        if not self.chunks().keys() - set(self.damaged()):
             self.remove()
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_suffix(".part")
-            np.lib.format.open_memmap(part, "w+", kind, (self.rows, *width)).flush()
-            part.replace(self.path)
+            count = self.rows * math.prod(width) * np.dtype(kind).itemsize
+            with paths.part_of(self.path, count) as part:
+                np.lib.format.open_memmap(part, "w+", kind, (self.rows, *width)).flush()
 
     def put(self, start, rows):
         """Write rows (k, …) from ``start`` on, then their digest."""
-        content = rows.cpu().numpy().tobytes()
-        with open(self.path, "r+b") as file:
-            file.seek(self.mapped().offset + start * len(content) // len(rows))
-            file.write(content)
+        rows = rows.cpu().numpy()
+        with paths.writing(self.path, rows.nbytes), open(self.path, "r+b") as file:
+            file.seek(self.mapped().offset + start * rows.nbytes // len(rows))
+            file.write(rows.tobytes())
         record = self.path.with_name(f"{self.path.stem}.{processes.world()[0]}.chunks")
-        with open(record, "a") as file:
+        with paths.writing(record, len(self.head)), open(record, "a") as file:
             file.write(
-                f"{'' if file.tell() else self.head}\n{start} {start + len(rows)} "
-                f"{runs.sha256(content)}\n"
+                f"{'' if file.tell() else self.head}\n{start} {start + len(rows)} {_digest(rows)}\n"
             )
 
     def mapped(self):
@@ -135,6 +136,13 @@ class Stored:
         """Delete the array and its records, records first."""
         for file in (*self.records(), self.path):
             file.unlink(missing_ok=True)
+
+
+def _digest(rows):
+    """SHA-256 of rows and of what they are: a damaged head may say of the same bytes that they are
+    other numbers.
+    """
+    return runs.sha256(f"{rows.dtype.str} {rows.shape}".encode() + rows.tobytes())
 
 
 def once(run, results, name, settings, rows, compute):
@@ -214,9 +222,7 @@ def _keep_sum(path, settings, done, total):
 
 def _kept_sum(path, settings):
     """(cuts, sum of their losses) that an earlier process has kept, none for other settings."""
-    with contextlib.suppress(
-        OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile
-    ):  # a damaged one is none
+    with contextlib.suppress(Exception):  # a damaged one is none, whatever NumPy makes of it
         kept = np.load(path)
         if kept["settings"] == addressed(path, settings):
             return int(kept["done"]), torch.from_numpy(kept["total"])

@@ -9,6 +9,7 @@ import math
 from dataclasses import fields
 
 from longtail.store import runs
+from longtail.store.settings import LIMITS, PRECISIONS, SHARE, by_single_name
 
 OF_AN_ARM = {
     "head_layers",
@@ -25,6 +26,18 @@ OF_AN_ARM = {
     "budget",
 }  # fields of a run that an arm may set for itself
 BOOLS = {"True": True, "False": False}
+OF_A_LINE = LIMITS | by_single_name(
+    {  # least and most of each number that a line sets
+        "head_layers": (0, 16),
+        "memory past late_past domain middle b": SHARE,
+        "draws clusters nearest repick refresh period": (1, 10**6),
+        "floor": (0, 30),
+        "begin ramp least warm start": (0, 10**6),
+        "classes": (2, 10**6),
+        "focus harmony phi gamma tau late_tau nu max_m margin": (0, 100),
+        "rho clip s": (0, 1000),
+    }
+)
 
 
 def read_line(text):
@@ -45,7 +58,7 @@ def read_line(text):
 
 def typed(text, settings, kinds):
     """Settings of a line ``text`` as the types of ``kinds`` say (name -> type); ``ValueError`` for
-    other names and for no such values.
+    other names and for no such values, or values out of range.
     """
     found = {}
     for name, value in settings.items():
@@ -58,7 +71,17 @@ def typed(text, settings, kinds):
             raise ValueError(
                 f"{name}={value} of {text!r} cannot be read; what can be set is {takes}"
             ) from None
+        in_range(name, found[name], text)
     return found
+
+
+def in_range(name, value, text):
+    """Refuse a value of a line ``text`` that is out of range."""
+    least, most = OF_A_LINE.get(name, (-math.inf, math.inf))
+    if not isinstance(value, str) and not least <= value <= most:
+        raise ValueError(f"{name} is {value} in {text!r}; it lies between {least} and {most}")
+    if name == "precision" and value not in PRECISIONS:
+        raise ValueError(f"no precision {value} in {text!r}; there are {', '.join(PRECISIONS)}")
 
 
 def written(words, settings):

@@ -1,5 +1,6 @@
 """Where the repository keeps what: the only module that knows folders."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -29,3 +30,32 @@ def inside(folder, name):
             f"and no dot in front"
         )
     return folder / name
+
+
+@contextlib.contextmanager
+def writing(path, count):
+    """Where ``count`` bytes are written to ``path``: an ``OSError`` that names no file, as that of
+    a full disk, names both.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename and not str(error.filename).endswith(".part"):
+            raise
+        what = f"{error.strerror or error}, writing {count} bytes"
+        raise OSError(error.errno, what, str(path)) from error
+
+
+@contextlib.contextmanager
+def part_of(path, count):
+    """A path beside ``path`` where ``count`` bytes are written and which takes its place once they
+    are; whatever happens, nothing else is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with writing(path, count):
+            yield part
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ import torch
 
 from longtail.store import gpu, paths, processes
 from longtail.store.gpu import device as device
+from longtail.store.settings import Damaged
 
 RECIPE = 1  # raised by hand when a change of the code alters the numbers of a run
 POLL_SECONDS = 0.2  # between two attempts to hold a run that another process holds
@@ -157,19 +158,9 @@ def write(path, content):
     first writes, the others wait.
     """
     if processes.world()[0] == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         content = content.encode() if isinstance(content, str) else content
-        try:
+        with paths.part_of(path, memoryview(content).nbytes) as part:
             part.write_bytes(content)
-            os.replace(part, path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise OSError(
-                error.errno,
-                f"{error.strerror}, writing {memoryview(content).nbytes} bytes",
-                str(path),
-            ) from error
     processes.agreed(None)
 
 
@@ -199,29 +190,27 @@ def write_record(path, data):
 
 
 def read_record(path):
-    """The data that ``write_record`` wrote there; ``ValueError`` naming the file if it is cut,
-    edited or another's.
-    """
+    """The data that ``write_record`` wrote there; ``Damaged`` if it is cut, edited or another's."""
     data = recorded(path)
     told = data.pop("digest", None) if isinstance(data, dict) else None
     if told != digest_of(data):
-        raise ValueError(
+        raise Damaged(
             f"{path} is cut or edited: it is not what was written; restore it, or delete it and "
             "what it describes"
         )
     if (address := data.pop("file")) != f"{path.parent.name}/{path.name}":
-        raise ValueError(
+        raise Damaged(
             f"{path} was written as {address}; put each file back where it belongs, or delete both"
         )
     return data
 
 
 def recorded(file):
-    """The JSON data of a file; ``ValueError`` naming the file if it is cut."""
+    """The JSON data of a file; ``Damaged`` if it is cut."""
     try:
         return json.loads(file.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(
+        raise Damaged(
             f"{file} is no whole JSON file ({error}); restore it, or delete it and what it "
             "describes"
         ) from error
@@ -234,12 +223,22 @@ def read_rows(path, digest=None):
     digest = digest or read_record(path.with_suffix(".json"))["sha256"]
     content = path.read_bytes() if path.exists() else b""
     if sha256(content) != digest:
-        raise ValueError(
+        raise Damaged(
             f"{path} is cut, edited or missing: it differs from what was recorded of it. Restore "
             "it, or delete it and its "
             f"record to make it again."
         )
-    return pd.read_csv(io.BytesIO(content))
+    return pd.read_csv(io.BytesIO(content), float_precision="round_trip")  # as they were written
+
+
+def read_written(path, notebook, **how):
+    """A table that a notebook writes anew whenever it runs; ``Damaged`` where it is none."""
+    try:
+        return pd.read_csv(path, **how)
+    except ValueError as error:
+        raise Damaged(
+            f"{path} is cut or edited ({error}); delete it and run {notebook} again"
+        ) from error
 
 
 def stem(name, settings):
@@ -325,9 +324,10 @@ def machine():
 
 def _git(*words):
     """What git says of this checkout; nothing on a bare node without git."""
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     with contextlib.suppress(OSError):
-        return subprocess.run(
-            ["git", "-C", str(paths.ROOT), *words], capture_output=True, text=True
+        return subprocess.run(  # without a hook's GIT_DIR, which is the repository of the hook
+            ["git", "-C", str(paths.ROOT), *words], capture_output=True, text=True, env=plain
         ).stdout.strip()
     return ""
 
@@ -336,7 +336,7 @@ def _git(*words):
 
 
 def read_run(folder):
-    """The run whose folder this is; ``ValueError`` unless ``run.json`` says what the folder's name
+    """The run whose folder this is; ``Damaged`` unless ``run.json`` says what the folder's name
     says.
     """
     found = recorded(folder / "run.json")
@@ -349,7 +349,7 @@ def read_run(folder):
     except TypeError:  # no mapping, a field too many or too few, or one that is no number
         right = False
     if not right:
-        raise ValueError(
+        raise Damaged(
             f"{folder / 'run.json'} describes another run than the name of its folder; restore it, "
             "or delete the folder"
         )

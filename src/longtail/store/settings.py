@@ -26,8 +26,53 @@ VALUES, DEPTH, LONGEST = (
 )  # of one document: values, aliases counted again; nesting; characters of a value
 
 
+COUNT, SEED, SHARE = (0, 10**9), (0, 2**31 - 1), (0, 1)
+
+
+def by_single_name(table):
+    """The table with one entry for each of the names that share a line."""
+    return {name: value for names, value in table.items() for name in names.split()}
+
+
+LIMITS = by_single_name(
+    {  # least and most of each number that people set; those of one meaning share a line
+        "size supervised_size side": (8, 1024),
+        "splits supervised_splits seeds supervised_seeds tsne_seed theory_seed halves_seeds": SEED,
+        "largest largest_class halves_images": (2, 10**9),
+        "factor halves_factor": (1e-6, 1),
+        "labelled_per_class test_per_class transfer_per_class": COUNT,
+        "few_per_class pool_per_class outsider_classes": COUNT,
+        "outsider_count": (-1, 10**9),
+        "epochs supervised_epochs halves_epochs": (1, 10**6),
+        "warmup_epochs overhead_epochs supervised_drops drop_shift": (0, 10**6),
+        "batch_size supervised_batch classifier_batch ecle_batch contrasted updated": (2, 10**6),
+        "learning_rate supervised_rate": (0, 100),
+        "weight_decay prune_fraction alpha supervised_drop": SHARE,
+        "temperature": (0.001, 100),
+        "converged_l2 l2_grid": (1e-12, 1e6),
+        "classifier_seeds label_sets ecle_repeats validation_top validation_stride rounds": (
+            1,
+            1000,
+        ),
+        "reseeded phi_views views": (2, 1000),
+        "budget mak_sizes pool_sizes timed_pools": (1, 10**9),
+        "ratio": (1, 10**9),
+        "prototypes map_images scored problems": (1, 10**6),
+        "photographs": (4, 10**6),
+        "perplexity": (1, 1000),
+        "iterations": (1, 10**5),
+        "processes": (1, 1024),
+    }
+)
+PRECISIONS = ("float32", "bfloat16", "bfloat16_gpu")
+
+
 class Refused(Exception):
     """What was asked for does not exist; nothing has been written."""
+
+
+class Damaged(ValueError):
+    """A file of the results is not as it was written; the message names it and a remedy."""
 
 
 class Written(dict):

@@ -7,7 +7,7 @@ import math
 import torch
 
 from longtail.learn import losses, models
-from longtail.store import gpu, processes
+from longtail.store import arms, gpu, processes
 
 METHODS = {}  # name -> class; a class enters itself
 CHANGES = (
@@ -229,20 +229,10 @@ def read_options(kind, given):
             f"{min(unknown)} is no setting of a run or of this method; the method has "
             f"{', '.join(published) or 'none'}"
         )
-    if wrong := [
-        value
-        for name, value in given.items()
-        if isinstance(published[name], bool) and value not in ("True", "False")
-    ]:
-        raise ValueError(f"{wrong[0]} is neither True nor False")
-    return {
-        name: value
-        if name not in given
-        else given[name] == "True"
-        if isinstance(value, bool)
-        else type(value)(given[name])
-        for name, value in published.items()
-    }
+    line = arms.written([], given)
+    return published | arms.typed(
+        line, given, {name: type(value) for name, value in published.items()}
+    )
 
 
 def write_options(values):
