@@ -213,7 +213,7 @@ def execute(notebook, values, executed, expected=None):
         if main:
             signal.signal(signal.SIGINT, usual)
     done = nbformat.writes(without_chance(nbformat.read(tried, as_version=4))).encode() + b"\n"
-    with paths.part_of(executed, len(done)) as part:
+    with paths.in_part(executed, len(done)) as part:
         part.write_bytes(done)
     tried.unlink()
 

@@ -225,7 +225,7 @@ def settle(name, file, *folders):
     note = paths.RESULTS / name / "made_for.txt"
     content = os.fsencode(f"{Path(file).absolute()}\n")
     if not note.exists() or note.read_bytes() != content:  # results may be there to read only
-        with paths.part_of(note, len(content)) as part:
+        with paths.in_part(note, len(content)) as part:
             part.write_bytes(content)
 
 

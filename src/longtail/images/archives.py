@@ -367,7 +367,7 @@ def parquet_members(file):
     ]
     names = [f"{number:06d}" for number in range(len(rows))]
     if images and fields[images].get_field_index("path") >= 0:
-        told = texts_of(file, f"{images}.path")
+        told = column_of(file, f"{images}.path")
         names = told if all(told) and len(set(told)) == len(told) else names
     known = json.loads((table.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
     words = known.get("info", {}).get("features", {}).get(label, {}).get("names")
@@ -378,7 +378,7 @@ def parquet_members(file):
             else None
             if value is None
             else str(value)
-            for value in texts_of(file, label)
+            for value in column_of(file, label)
         ]
         if label
         else []
@@ -392,7 +392,7 @@ def parquet_members(file):
     )
 
 
-def texts_of(file, column):
+def column_of(file, column):
     """The values of a column of names or classes, unless they are too long together once they are
     written out: a page of a few bytes may stand for many long texts.
     """

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from longtail.images.archives import bounded, texts_of
+from longtail.images.archives import bounded, column_of
 from longtail.images.pixels import reason
 from longtail.images.places import PATHS
 from longtail.pick import samplers, selection
@@ -88,7 +88,7 @@ def read_features(path):
                 f"{path} has the columns {', '.join(fields)}, and none is called "
                 f"{', '.join(PATHS[:4])} or {PATHS[-1]}"
             )
-        names = [str(name) for name in texts_of(path, named)]
+        names = [str(name) for name in column_of(path, named)]
         values = table.read([vectors])[vectors].combine_chunks()
         rows = (
             values.flatten().to_numpy().reshape(len(names), -1)
@@ -118,7 +118,7 @@ def write_features(path, names, rows):
     if path.suffix == ".npy":
         runs.write(path.with_suffix(".txt"), "".join(f"{name}\n" for name in names))
         head = {"descr": "<f4", "fortran_order": False, "shape": tuple(rows.shape)}
-        with paths.part_of(path, 4 * rows.numel()) as part, open(part, "wb") as file:
+        with paths.in_part(path, 4 * rows.numel()) as part, open(part, "wb") as file:
             np.lib.format.write_array_header_1_0(file, head)
             for tile in tiles:  # written, not mapped: a full disk is an error and no signal
                 file.write(tile.tobytes())
@@ -130,7 +130,7 @@ def write_features(path, names, rows):
             {"path": pyarrow.string(), "embedding": pyarrow.list_(pyarrow.float32(), rows.shape[1])}
         )
         with (
-            paths.part_of(path, 4 * rows.numel()) as part,
+            paths.in_part(path, 4 * rows.numel()) as part,
             parquet.ParquetWriter(part, schema) as writer,
         ):
             for number, tile in enumerate(tiles):

@@ -528,7 +528,7 @@ def export(request, results, study, listed):
     for sampler, some in listed.groupby("sampler"):
         (folder / sampler).mkdir(parents=True)
         listed = "".join(f"{request.place(path)}\n" for path in some.path).encode()
-        with paths.part_of(folder / f"{sampler}.txt", len(listed)) as part:
+        with paths.in_part(folder / f"{sampler}.txt", len(listed)) as part:
             part.write_bytes(listed)
         for rank, place in (
             zip(some["rank"], some["index"], strict=True) if request.picked_files != "none" else ()
@@ -540,5 +540,5 @@ def export(request, results, study, listed):
                 file.symlink_to(read.file.absolute())
             else:
                 content = read()
-                with paths.part_of(file, len(content)) as part:
+                with paths.in_part(file, len(content)) as part:
                     part.write_bytes(content)

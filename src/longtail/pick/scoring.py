@@ -94,7 +94,7 @@ class Stored:
             self.remove()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             count = self.rows * math.prod(width) * np.dtype(kind).itemsize
-            with paths.part_of(self.path, count) as part:
+            with paths.in_part(self.path, count) as part:
                 np.lib.format.open_memmap(part, "w+", kind, (self.rows, *width)).flush()
 
     def put(self, start, rows):

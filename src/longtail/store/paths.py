@@ -47,7 +47,7 @@ def writing(path, count):
 
 
 @contextlib.contextmanager
-def part_of(path, count):
+def in_part(path, count):
     """A path beside ``path`` where ``count`` bytes are written and which takes its place once they
     are; whatever happens, nothing else is left.
     """

@@ -159,7 +159,7 @@ def write(path, content):
     """
     if processes.world()[0] == 0:
         content = content.encode() if isinstance(content, str) else content
-        with paths.part_of(path, memoryview(content).nbytes) as part:
+        with paths.in_part(path, memoryview(content).nbytes) as part:
             part.write_bytes(content)
     processes.agreed(None)
 
