@@ -82,7 +82,7 @@ export PYTHONPATH=$root/src${PYTHONPATH:+:$PYTHONPATH}
 if [ "${1:-}" = --test ]; then
     shift
     cd "$root"
-    [ $# -gt 0 ] || set -- --numprocesses 2 --dist loadgroup
+    [ $# -gt 0 ] || set -- --numprocesses 2 --dist loadfile --no-loadscope-reorder
     exec "$python" -m pytest "$@"
 fi
 exec "$python" -m longtail.command.reproduce "$@"

@@ -42,18 +42,15 @@ def reproduce(*arguments, output, **environment):
     )
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """The tests of the whole demo, which takes minutes, come first, those of speed last, when less
-    runs beside them. Each of the two kinds, and each other file, stays in one process.
+    runs beside them.
     """
-    for item in items:
-        kind = "demo" if "demo" in item.fixturenames else item.path.parent.name
-        item.add_marker(
-            pytest.mark.xdist_group(kind if kind in ("demo", "bench") else item.path.stem)
+    items.sort(
+        key=lambda item: (
+            2 if item.path.parent.name == "bench" else int("demo" not in item.fixturenames)
         )
-    order = {"demo": -1, "bench": 1}
-    items.sort(key=lambda item: order.get(item.get_closest_marker("xdist_group").args[0], 0))
+    )
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 is decoded here.
 """
 
-import fnmatch
 import functools
 import io
 import itertools
@@ -27,118 +26,25 @@ READINGS = [  # wider ones: the label behind the path, perhaps with a source, or
     re.compile(r"(?:\d+\t)?(?P<label>[^\s,;]+)[\s,;]+(?P<path>\S.*)"),
 ]
 LISTS, TABLES = {".txt", ".lst", ".list"}, {".csv", ".tsv", ".json", ".jsonl"}
-LITTER = [  # what systems leave beside pictures, in lower case: folders, then files
-    "__macosx",
-    "@eadir",
-    "#recycle",
-    "#snapshot",
-    "#sharesnap",
-    "$recycle.bin",
-    "@recycle",
-    "@__thumb",
-    "@syno*",
-    "*@syno*",
-    "@tmp",
-    "recycle[dr]",
-    "network trash folder",
-    "temporary items",
-    "_vti_*",
-    "system volume information",
-    "lost+found",
-    "found.[0-9]*",
-    "thumbs.db",
-    "desktop.ini",
-    "ehthumbs*.db",
-    "icon\r",
-    "picasa.ini",
-    "synctoy_*.dat",
-    "zbthumbnail.info",
-    "*:zone.identifier",
-    "thumbs.db:encryptable",
-    "*.ffs_db",
-    "*.ffs_lock",
-    "~$*",
-    ".*",
-]
-# endings of what lies beside pictures and is none: films, sounds, notes of cameras and editors,
-# tables and texts
-BESIDE = {
-    ".3gp",
-    ".avi",
-    ".flv",
-    ".insv",
-    ".lrv",
-    ".m2ts",
-    ".m4v",
-    ".mkv",
-    ".mov",
-    ".mp4",
-    ".mpeg",
-    ".mpg",
-    ".mts",
-    ".ogv",
-    ".webm",
-    ".wmv",
-    ".aac",
-    ".flac",
-    ".m4a",
-    ".mp3",
-    ".ogg",
-    ".wav",
-    ".aae",
-    ".bdm",
-    ".ctg",
-    ".dop",
-    ".gpx",
-    ".srt",
-    ".lrcat",
-    ".pp3",
-    ".thm",
-    ".xmp",
-    ".bak",
-    ".cls",
-    ".cfg",
-    ".conf",
-    ".css",
-    ".csv",
-    ".db",
-    ".doc",
-    ".docx",
-    ".geojson",
-    ".htm",
-    ".html",
-    ".ini",
-    ".ipynb",
-    ".js",
-    ".json",
-    ".jsonl",
-    ".lnk",
-    ".log",
-    ".lst",
-    ".md",
-    ".md5",
-    ".names",
-    ".nfo",
-    ".odt",
-    ".pbtxt",
-    ".pdf",
-    ".py",
-    ".rst",
-    ".rtf",
-    ".sh",
-    ".sha1",
-    ".sha256",
-    ".tmp",
-    ".torrent",
-    ".tsv",
-    ".txt",
-    ".url",
-    ".xls",
-    ".xlsx",
-    ".xml",
-    ".yaml",
-    ".yml",
-}
+LITTER = re.compile(  # what systems leave beside pictures, in lower case: folders and files
+    r"""\..* | __macosx | lost\+found | found\.[0-9].* | _vti_.* | temporary\ items
+    | @eadir | .*@syno.* | @recycle | @__thumb | @tmp | \#recycle | \#snapshot | \#sharesnap
+    | \$recycle\.bin | recycle[dr] | system\ volume\ information | network\ trash\ folder
+    | thumbs\.db(:encryptable)? | ehthumbs.*\.db | desktop\.ini | icon\r | picasa\.ini
+    | zbthumbnail\.info | synctoy_.*\.dat | .*:zone\.identifier | .*\.ffs_(db|lock) | ~\$.*""",
+    re.VERBOSE | re.DOTALL,
+)
+BESIDE = re.compile(  # endings of what lies beside pictures: films, sounds, notes, tables, texts
+    r"""\.(
+    3gp | avi | flv | insv | lrv | m2ts | m4v | mkv | mov | mp4 | mpeg | mpg | mts | ogv | webm
+    | wmv | aac | flac | m4a | mp3 | ogg | wav | aae | bdm | ctg | dop | gpx | srt | lrcat | pp3
+    | thm | xmp | bak | cls | cfg | conf | css | csv | db | doc | docx | geojson | htm | html |
+    ini | ipynb | js | json | jsonl | lnk | log | lst | md | md5 | names | nfo | odt | pbtxt |
+    pdf | py | rst | rtf | sh | sha1 | sha256 | tmp | torrent | tsv | txt | url | xls | xlsx |
+    xml | yaml | yml
+    )""",
+    re.VERBOSE,
+)
 NOTES = {"license", "makefile", "readme", "sha256sums", "md5sums"}  # texts without an ending
 PATHS = [
     "path",
@@ -227,10 +133,10 @@ def litter(name):
     or nothing.
     """
     parts = [part for part in name.casefold().split("/") if part not in (".", "..")]
-    if any(fnmatch.fnmatchcase(part, pattern) for part in parts for pattern in LITTER):
+    if any(map(LITTER.fullmatch, parts)):
         return "system"
     ending = PurePosixPath(parts[-1]).suffix
-    return ending if ending in BESIDE else parts[-1] if parts[-1] in NOTES else ""
+    return ending if BESIDE.fullmatch(ending) else parts[-1] if parts[-1] in NOTES else ""
 
 
 def sifted(files):
