@@ -124,8 +124,9 @@ def full_depth(picture, content):
     """An opened PIL image, and remarks. Colours of 16 bits that use less than a quarter of them are
     scaled as greys are; PIL keeps only their upper bytes, which are nearly black.
     """
-    args = picture.tile[0].args if picture.tile else ""
-    mode, deep, order = str(args if isinstance(args, str) else args[0]).rpartition(";16")
+    args = picture.tile[0].args if picture.tile else None
+    raw = args[0] if isinstance(args, tuple) and args else args  # some decoders have none
+    mode, deep, order = str(raw).rpartition(";16")
     if not deep or mode != "RGB" or (upper := np.asarray(picture)).max() >= 64:
         return picture, set()
     lower = Image.open(io.BytesIO(content), formats=[picture.format])
