@@ -218,7 +218,7 @@ def taken(name, file):
 
 
 def settle(name, file, *folders):
-    """Note which file of one's own some folders are for; git ignores people's own pictures."""
+    """Note which file these results were made for, and have git ignore the folders."""
     for folder in folders:
         if not (folder / ".gitignore").exists():
             with paths.in_part(folder / ".gitignore", 2) as part:
