@@ -96,7 +96,7 @@ def test_names_are_shown_in_words():
     assert (
         look["hue_order"] == ["SimCLR", "SimCLR, 3-layer head"] and len(set(look["markers"])) == 2
     )
-    assert len(set(look["palette"].values())) == 1
+    assert len(set(look["palette"].values())) == 2  # the second is lighter
 
 
 def test_an_interval_is_that_of_students_t():

@@ -173,16 +173,18 @@ def look(kind, words, style=False):
     """Keywords for seaborn that give each of these ``words``, any column, its fixed look in METHOD,
     SAMPLER or LOSS, in the fixed order.
 
-    SDCLR + BCL has the colour of its last part, SimCLR, 3-layer head that of SimCLR; others have
-    the colours left over. With ``style`` markers come as a mapping, as line plots want them.
+    SDCLR + BCL has the colour of its last part, SimCLR, 3-layer head a lighter shade of SimCLR's;
+    others have the colours left over. With ``style`` markers come as a mapping, as line plots want
+    them.
     """
     others = sorted(set(words) - set(kind["palette"]))
     order = [name for name in kind["palette"] if name in set(words)] + others
-    spare = zip(others, sns.color_palette("colorblind")[4:] * 9, ">*hH8" * 9, strict=False)
-    more = {
-        name: (kind["palette"].get(name.split(" + ")[-1].split(", ")[0], colour), marker)
-        for name, colour, marker in spare
-    }
+    spare = zip(others, sns.color_palette("colorblind")[4:] * 9, "H8>*h" * 9, strict=False)
+    more = {}
+    for name, colour, marker in spare:
+        base, _, setting = name.split(" + ")[-1].partition(", ")
+        colour = kind["palette"].get(base, colour)
+        more[name] = (sns.blend_palette([colour, "white"], 9)[4] if setting else colour, marker)
     markers = {name: kind["markers"].get(name) or more[name][1] for name in order}
     return {
         "hue_order": order,
