@@ -101,6 +101,28 @@ def test_dry_run_of_the_finished_demo_finds_every_run(demo):
     assert re.search(r"runs done [1-9]", dry.out)
 
 
+def test_figures_and_tables_are_redrawn_from_rows_alone(demo):
+    names = ["pretrain_loss", "accuracy_by_group", "phi", "composition", "sampling_gain"]
+    names += ["diversity", "objective", "table_methods", "table_samplers", "claims_primary"]
+    drawn = {demo.figures / f"{name}.{end}" for name in names for end in ("pdf", "png", "csv")}
+    before = {file: file.read_bytes() for file in [*drawn, *demo.results.rglob("*.csv")]}
+    for file in drawn:
+        file.unlink()
+    barred = "from longtail.images import studies; studies.study = None\n"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            barred + "from longtail.command.reproduce import main; main(['--redraw'])",
+        ],
+        env=os.environ | {"LONGTAIL_OUTPUT": str(demo.root), "LONGTAIL_DATA": str(demo.root)},
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode and "failed" not in done.stderr, done.stderr
+    assert {file: file.read_bytes() for file in before} == before
+
+
 # Throw-away notebooks
 # -------------------------------------------------------------------------------------------------
 
@@ -185,6 +207,28 @@ def test_executed_again_a_notebook_is_the_same_bytes_and_bars_go_to_the_terminal
         (paths.RESULTS / "demo/notebooks/record.json").unlink()
     assert copies[0] == copies[1] and b"object object" in copies[0] and b"50%" not in copies[0]
     assert "50%" in capfd.readouterr().err
+
+
+def test_a_cell_that_needs_images_is_left_out_when_figures_are_redrawn(book, capsys):
+    folder = book("01_draws", "drawn = []", "drawn = 1 / 0", "print('drawn', drawn)")
+    book("02_reads", "1 / 0")
+    for name, number in (("01_draws", 2), ("02_reads", 1)):
+        notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        code[number].metadata["tags"] = ["images"]
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    assert main(["--redraw"], folder) == 0
+    assert "drawn []" in capsys.readouterr().out
+    assert main(["--plain"], folder) == 1
+
+
+def test_what_is_known_of_a_notebook_outlives_a_run_that_fails(book):
+    folder = book("01_fails", "1 / float(rate)")
+    assert main([], folder) == 0
+    known = (paths.RESULTS / "demo/notebooks/record.json").read_bytes()
+    folder = book("01_fails", "1 / 0")
+    assert main([], folder) == 1
+    assert (paths.RESULTS / "demo/notebooks/record.json").read_bytes() == known
 
 
 def test_a_silent_notebook_says_where_it_is(book, capfd, monkeypatch):

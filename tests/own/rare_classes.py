@@ -23,7 +23,7 @@ from longtail.store import paths
 
 SEEDS = range(1, 6)
 SIZES = np.geomspace(150, 6, 10).round().astype(int)  # images of the seed's classes
-FOREIGN = paths.ROOT / "results/cifar10-small/runs/simclr-cifar10_long_tail-split1-seed1-b9f5d8c8"
+FOREIGN = paths.ROOT / "results/runs/simclr-cifar10_long_tail-split1-seed1-b9f5d8c8"
 SAMPLERS = ["random", "k_center", "tailness", "proximity", "tailness_proximity", "mak"]
 ENCODERS = {"trained on the seed": {}, "trained on CIFAR-10-LT": {"encoder": str(FOREIGN)}}
 

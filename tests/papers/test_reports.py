@@ -141,7 +141,10 @@ def test_reproduce_names_every_table_figure_and_claim_with_a_command_that_exists
         )
         assert all(f"| {paper.name} | {figure} |" in page for figure in paper.figures)
         assert all(f"| {entry['claim']} | {entry['where']} | " in page for entry in paper.claims)
-    assert set(re.findall(r"`\./run_all\.sh ([^`]*)`", page)) <= set(reports.profiles())
+    asked = [command.split() for command in re.findall(r"`\./run_all\.sh ([^`]*)`", page)]
+    assert {profile for profile, *_ in asked} <= set(reports.profiles())
+    numbers = {path.name[:2] for path in paths.NOTEBOOKS.glob("*.ipynb")} | {"--redraw"}
+    assert {word for _, *words in asked for word in words} <= numbers
     assert all((paths.ROOT / target).exists() for target in links.findall(page))
 
 

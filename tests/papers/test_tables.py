@@ -118,6 +118,17 @@ def test_mean_balance_and_difference_by_hand(results):
     ]
 
 
+def test_the_whole_table_has_every_printed_row_and_ours_where_they_are(results):
+    finish(results, "linear", [80, 70, 60, 71])
+    paper, ours = paper_of("sdclr_linear"), tables.outcomes(results)
+    whole = tables.with_ours(ours, paper, "sdclr_linear", whole=True)
+    printed_rows = whole[whole.source == "paper"]
+    assert len(printed_rows) == len(paper.table("sdclr_linear"))
+    assert set(printed_rows.status) == {"full", "not run"}
+    known = whole[whole.status != "not run"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(known, table_of(results, "sdclr_linear"), check_dtype=False)
+
+
 def test_protocols_with_a_single_classifier_stay_whatever_is_selected(results):
     for protocol, few in (("linear", 60), ("linear_converged", 61), ("knn", 55)):
         finish(results, protocol, [80, 70, few, 71])

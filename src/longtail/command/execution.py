@@ -262,8 +262,10 @@ def joined_text(outputs):
     return kept
 
 
-def execute_plain(notebook, values):
-    """Run the code cells of one notebook in this process, as a kernel would but without Jupyter."""
+def execute_plain(notebook, values, redraw=False):
+    """Run the code cells of one notebook in this process, as a kernel would but without Jupyter; to
+    ``redraw``, those that need no images.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -272,7 +274,7 @@ def execute_plain(notebook, values):
     namespace = {"__name__": "__main__", "display": print}
     with contextlib.chdir(notebook.path.parent):
         for number, cell in enumerate(notebook.cells, 1):
-            if cell["cell_type"] == "code":
+            if cell["cell_type"] == "code" and not (redraw and needs_images(cell)):
                 exec(compile(source(cell), f"{notebook.name} cell {number}", "exec"), namespace)
                 namespace.update(values if is_parameters(cell) else {})
                 pyplot.close(
@@ -315,18 +317,27 @@ def attempt(name, work):
     return entry
 
 
-def run_plain(plan):
+def needs_images(cell):
+    """Whether a cell needs images or encoders, which its tag says."""
+    return bool(cell) and "images" in cell["metadata"].get("tags", [])
+
+
+def run_plain(plan, redraw=False):
     """Run the selected notebooks without Jupyter; the first failure ends it. Under torchrun only
     the first process speaks.
+
+    To ``redraw`` figures and tables from rows, cells that need images are left out, and notebooks
+    whose imports have that tag.
     """
+    jobs = [job for job in plan.jobs if not (redraw and needs_images(job[0].imports))]
     with contextlib.redirect_stdout(
         sys.stdout if os.environ.get("RANK", "0") == "0" else io.StringIO()
     ):
         return (
             0
             if all(
-                attempt(book.name, partial(execute_plain, book, values))
-                for book, values in plan.jobs
+                attempt(book.name, partial(execute_plain, book, values, redraw))
+                for book, values in jobs
             )
             else 1
         )
@@ -363,10 +374,8 @@ def run_notebooks(plan):
         known, succeeded, now = past_runs(plan), [], state(plan.profile)
         try:
             for notebook, values in plan.jobs:
-                executed, entry = (
-                    plan.folder / f"{notebook.name}.ipynb",
-                    known.pop(notebook.name, {}),
-                )
+                executed = plan.folder / f"{notebook.name}.ipynb"
+                entry = known.get(notebook.name, {})
                 if is_fresh(plan, notebook, values, entry, now):
                     print(f"{notebook.name:<16} fresh", flush=True)
                 else:

@@ -243,7 +243,7 @@ def card(notebook, folder, shown, judged):
     }
     if not executed(folder / f"{notebook.name}.ipynb"):
         links.pop("executed", None)
-    status = next(iter(links), "not run")
+    status = next(iter(links), "not run on this machine")
     saved = [begin for cell in key_first(notebook.cells) for begin in SAVED.findall(source(cell))]
     names = dict.fromkeys(
         name
@@ -293,11 +293,7 @@ def shown_tables(folder):
     """The written tables: name, title, note, files, what is the same in all lines, the other
     columns, the lines with the paper's beside.
     """
-    titles = {
-        name: f"{paper.name}, {table['table']}: {printed.IN_WORDS[table['protocol']]}"
-        for paper in printed.papers().values()
-        for name, table in paper.tables.items()
-    }
+    titles = reports.table_titles()
     for csv in sorted(folder.glob("*.csv"), key=lambda file: (file.stem not in titles, file.stem)):
         lines = tables.with_papers_beside(
             runs.read_written(csv, "09_tables", dtype=str, keep_default_na=False)

@@ -69,6 +69,8 @@ class Notebook:
             " ".join(question.split()).strip("*_ ") + mark if mark else "",
         )
         text = "\n".join(source(cell) for cell in self.cells if is_parameters(cell))
+        code = [cell for cell in self.cells if cell["cell_type"] == "code"]
+        self.imports = next((cell for cell in code if not is_parameters(cell)), None)
         parameters = [node for node in ast.parse(text).body if isinstance(node, ast.AnnAssign)]
         self.kinds = {node.target.id: ast.unparse(node.annotation) for node in parameters}
         self.defaults = {node.target.id: ast.literal_eval(node.value) for node in parameters}

@@ -24,7 +24,7 @@ EPILOG = """run_all.sh itself takes, before everything else:
 
 examples:
   ./run_all.sh                          the demo: all notebooks, no download
-  ./run_all.sh cifar10-small 09 10      tables and claims from the shipped results
+  ./run_all.sh cifar10-small --redraw   figures, tables and claims from the shipped rows
   ./run_all.sh 04 -p phi_views 6        one notebook with another value, in results/demo-custom
   ./run_all.sh mine.yaml                a profile of your own, or picks from your own images
 """
@@ -76,7 +76,7 @@ def has_run(options, notebooks):
     """Whether all that is asked for was run before with the same values: they named what there is,
     and need no look at the rooms.
     """
-    if options.dry_run or options.plain:
+    if options.dry_run or options.plain or options.redraw:
         return False
     try:
         plan = make_plan(options.words, options.p, notebooks, names=False)
@@ -285,6 +285,12 @@ def parse(arguments):
         "--plain", action="store_true", help="run the cells in this process, without Jupyter"
     )
     parser.add_argument(
+        "--redraw",
+        action="store_true",
+        help="draw figures and tables anew from the rows that are there: no data, no weights, no "
+        "training; figures made of pictures stay as they are",
+    )
+    parser.add_argument(
         "--schema",
         nargs="?",
         choices=("profile", "request", "request.json"),
@@ -319,7 +325,9 @@ def run(options, notebooks):
     with customised(plan):
         if file:
             settle(profile, file, paths.RESULTS / profile, paths.FIGURES / profile)
-        return execution.run_plain(plan) if options.plain else execution.run_notebooks(plan)
+        if options.plain or options.redraw:
+            return execution.run_plain(plan, options.redraw)
+        return execution.run_notebooks(plan)
 
 
 def main(arguments=None, notebooks=paths.NOTEBOOKS):

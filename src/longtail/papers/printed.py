@@ -8,8 +8,8 @@ own count as related or mixed, small or large), and then:
 settings    what its tables are made at, fields of runs; left out where the files of the methods
             have them (``methods.published_settings``)
 tables      file name: the table's title in the CSV and the protocol; missing: why nothing here can
-            make it
-figures     the paper's figure: file name, profile
+            make it; nearest (profile: file): where another probe made the same comparison
+figures     the paper's figure: file name, profile, number of the notebook that draws it
 claims      id, claim, where, left, right (a constant, or a side), test (above, below, same, number;
             above unless named, for balance below), tolerance, cells (protocols, measures: one claim
             each), effect (data set: what is printed), primary, even (asked of lists with equal

@@ -14,7 +14,7 @@ from longtail.store.settings import read_yaml
 
 STATES = """- **available**: code, settings and the command are here; nothing of it has been run.
 - **functional**: it has run on other data or at other settings; such numbers are never held
-  against the paper's.
+  against the paper's. What was made, and the command for that alone, are named.
 - **reproduced**: it has run on the paper's data at its published settings (3 of 5: three of its
   five rows or claims)."""
 
@@ -142,7 +142,9 @@ def reproduce_page(here=""):
         "# How each table, figure and claim is reproduced\n\nWritten by `10_claims` from the "
         "papers' files, the profiles and the "
         "results; do not edit. A command makes everything that its profile has; finished runs are "
-        "reused.\n\n" + STATES,
+        "reused. `./run_all.sh cifar10-small --redraw` draws the figures and tables of its shipped "
+        "rows anew, in a minute, without data, weights or GPU; figures made of pictures need the "
+        "data.\n\n" + STATES,
         "## Finder: tables and figures",
         _table(
             [
@@ -179,9 +181,21 @@ def document(profile, captions):
     """
     tabulars = sorted((paths.RESULTS / profile / "tables").glob("*.tex"))
     figures = os.path.relpath(paths.FIGURES / profile, paths.RESULTS / profile / "notebooks")
-    content = [("table", file.stem, rf"\input{{../tables/{file.name}}}") for file in tabulars]
+    titles, like = table_titles(), {}
+    for paper in printed.papers().values():
+        like |= {
+            figure["file"]: f"{paper.name}, {title}" for title, figure in paper.figures.items()
+        }
+    content = [
+        ("table", titles.get(file.stem, file.stem), rf"\input{{../tables/{file.name}}}")
+        for file in tabulars
+    ]
     content += [
-        ("figure", caption or name, rf"\includegraphics{{{figures}/{name}.pdf}}")
+        (
+            "figure",
+            (f"(As {like[name]}.) " if name in like else "") + (caption or name),
+            rf"\includegraphics{{{figures}/{name}.pdf}}",
+        )
         for name, caption in captions.items()
     ]
     return (
@@ -192,6 +206,15 @@ def document(profile, captions):
         )
         + END
     )
+
+
+def table_titles():
+    """What each paper's table is called, by the name of its file."""
+    return {
+        name: f"{paper.name}, {table['table']}: {printed.IN_WORDS[table['protocol']]}"
+        for paper in printed.papers().values()
+        for name, table in paper.tables.items()
+    }
 
 
 def _table(names, lines):
@@ -235,7 +258,11 @@ def _printed_things(paper, known, here):
                 (lines.status.eq("full") & lines.data.str.startswith(dataset + " ")).sum()
                 for lines in ours.values()
             )
-            others = [where for where, lines in ours.items() if len(lines)]
+            others = [
+                _shown(where, "09", f"results/{where}/tables/{name}.md")
+                for where, lines in ours.items()
+                if len(lines)
+            ]
             files = ", ".join(_link(f"results/{profile}/tables/{name}.md") for profile in made)
             yield [
                 paper.name,
@@ -245,13 +272,19 @@ def _printed_things(paper, known, here):
                 files,
                 *_costs(made, known),
                 _state(full, len(theirs), others, made)
-                + (f": {table['missing']}" if "missing" in table else ""),
+                + (f": {table['missing']}" if "missing" in table else "")
+                + "".join(
+                    f"; the same comparison by another probe: {_shown(where, '09', file)}"
+                    for where, file in table.get("nearest", {}).items()
+                    if not others
+                ),
             ]
     for title, figure in paper.figures.items():
         drawn = {name: f"figures/{name}/{figure['file']}.pdf" for name in shipped()}
         drawn = {name: file for name, file in drawn.items() if (paths.OUTPUT / file).exists()}
         wanted = f"figures/{figure['profile']}/{figure['file']}.pdf"
-        state = _state(int(figure["profile"] in drawn), 1, drawn, [figure["profile"]])
+        others = [_shown(name, figure["notebook"], file) for name, file in drawn.items()]
+        state = _state(int(figure["profile"] in drawn), 1, others, [figure["profile"]])
         yield [
             paper.name,
             title,
@@ -259,7 +292,7 @@ def _printed_things(paper, known, here):
             *_here(here, paths.FIGURES, f"{figure['file']}.pdf"),
             _link(wanted),
             *_costs([figure["profile"]], known),
-            ", ".join([state, *map(_link, drawn.values())]),
+            state,
         ]
 
 
@@ -313,6 +346,11 @@ def _here(profile, root, file):
     )
 
 
+def _shown(profile, notebook, file):
+    """A file of a profile, with the command that makes it of the runs that are there."""
+    return f"{_link(file)} (`./run_all.sh {profile} {notebook}`)"
+
+
 def _link(file):
     return f"[{file.rpartition('/')[2]}]({file})" if (paths.OUTPUT / file).exists() else f"`{file}`"
 
@@ -321,5 +359,5 @@ def _state(done, all_of_them, others, available):
     if done:
         return "reproduced" if done >= all_of_them else f"reproduced ({done} of {all_of_them})"
     if others:
-        return f"functional on {', '.join(others)}"
+        return f"functional: {', '.join(others)}"
     return "available, not run" if available else "not available"

@@ -241,13 +241,14 @@ def _as_published(rows, settings, length):
     return found
 
 
-def with_ours(ours, paper, name):
+def with_ours(ours, paper, name, whole=False):
     """A paper's table with our numbers (rows of ``outcomes``): for each of its rows that we ran a
     line for theirs and a line for ours.
 
     Columns: data, pool (where images were added), row, source (paper, ours, ours with equal
     updates, difference), the measures that the paper prints, status, runs. Rows of ours that the
-    paper has not come last. A row without a number of ours is left out: ``not_run`` counts.
+    paper has not come last. A row without a number of ours is left out, ``not_run`` counts; in the
+    ``whole`` table it stands as printed, with the status "not run".
     """
     printed, ours = paper.table(name), _candidates(ours, paper.table(name))
     ours = ours.assign(status=status(ours, paper))
@@ -257,6 +258,11 @@ def with_ours(ours, paper, name):
         used |= set(match.index)
         for group in _alike(match):
             lines += _lines(group, row, paper.digits, printed)
+        if whole and not len(match):
+            told = {measure: _printed(row, measure) for measure in _measures(printed)}
+            head = {"data": row.get("data", row["dataset"]), "row": row_label(row)}
+            pool = "none" if row["added"] == "none" else f"{row['sampling_set']}, {row['budget']}"
+            lines.append({**head, "pool": pool, "source": "paper", **told, "status": "not run"})
     own = ours.drop(index=list(used))
     own = own.assign(
         label=told_apart(

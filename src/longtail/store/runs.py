@@ -103,6 +103,7 @@ KEEPERS = {
     "images": "01_data",
     "classifier": "03_evaluate",
     "picking": "05_sampling",
+    "picked_as": "05_sampling",
 }
 # measurements with a row for each image: read by no table or claim, so not all are shipped
 BY_IMAGE = ("pool-", "picks-")
