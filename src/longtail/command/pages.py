@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from longtail.command.profiles import source
-from longtail.papers import claims, printed, reports, tables
+from longtail.papers import claims, figures, reports, tables
 from longtail.store import paths, runs
 
 SAVED = re.compile(r'figures\.save\([^"]*"(\w+)')  # the name of a figure, or how it begins
@@ -110,7 +110,7 @@ def write_html(path, template, title, arms=(), **content):
         "words": lambda name: name.replace("_", " "),
         "finding": claims.finding,
         "wide": WIDE.format,
-        "protocol": lambda name: printed.IN_WORDS.get(name, name),
+        "worded": lambda value, column: figures.word(value) if column in tables.WORDED else value,
         "arms": lambda digests: list(
             {arm["id"]: arm for one in str(digests).split() if (arm := home.get(one))}.values()
         ),

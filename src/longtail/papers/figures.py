@@ -56,6 +56,8 @@ WORDS = {
     "epochs": "equal epochs",
     "overhead": "random picks, trained longer",
     "none": "seed alone",
+    "precision bfloat16_gpu": "bfloat16 on a GPU",
+    "precision bfloat16": "bfloat16",
 }
 
 

@@ -20,14 +20,26 @@ STATES = """- **available**: code, settings and the command are here; nothing of
 
 PREAMBLE = r"""\documentclass[10pt]{article}
 \usepackage[a4paper, textwidth=7in, textheight=10in]{geometry}
-\usepackage{adjustbox, booktabs, caption, graphicx}
+\usepackage{adjustbox, booktabs, caption, graphicx, pdflscape}
 \setlength\parindent{0pt}
 \begin{document}
 """
-PART = r"""\begin{{minipage}}{{\textwidth}}\centering\captionof{{{0}}}{{{1}}}
-\adjustbox{{max width=\textwidth, max totalheight=0.9\textheight}}{{{2}}}
+TITLES = {
+    "balanced_and_long_tail": "SimCLR on balanced and on long-tailed lists, accuracy in percent",
+    "encoders": "Every encoder by each probe, accuracy in percent",
+    "family_gains": "Gain of each method over the one that it builds on, points",
+    "reseeding": "How far a probe moves when it is seeded anew, points",
+    "supervised_heads": "Other heads on the same features, accuracy in percent",
+    "supervised_methods": "Learning with labels, percent",
+    "tail_costs": "Accuracy of the balanced list less that of the long-tailed one, points",
+    "tried": "Comparisons with one thing changed",
+}
+LONG = 150  # signs of a line from which a table lies across the page
+PART = r"""\begin{{minipage}}{{\linewidth}}\centering\captionof{{{0}}}{{{1}}}
+\adjustbox{{max width=\linewidth, max totalheight=0.85\vsize}}{{{2}}}
 \end{{minipage}}\par\bigskip
 """
+ACROSS = "\\begin{landscape}\n", "\\end{landscape}\n"
 END = "\\end{document}\n"
 
 
@@ -187,7 +199,7 @@ def document(profile, captions):
             figure["file"]: f"{paper.name}, {title}" for title, figure in paper.figures.items()
         }
     content = [
-        ("table", titles.get(file.stem, file.stem), rf"\input{{../tables/{file.name}}}")
+        ("table", titles.get(file.stem, file.stem), rf"\input{{../tables/{file.name}}}", wide(file))
         for file in tabulars
     ]
     content += [
@@ -195,22 +207,30 @@ def document(profile, captions):
             "figure",
             (f"(As {like[name]}.) " if name in like else "") + (caption or name),
             rf"\includegraphics{{{figures}/{name}.pdf}}",
+            False,
         )
         for name, caption in captions.items()
     ]
     return (
         PREAMBLE
         + "".join(
-            PART.format(kind, tables.latex(caption.replace("_", " ")), part)
-            for kind, caption, part in content
+            across[0] + PART.format(kind, tables.latex(caption.replace("_", " ")), part) + across[1]
+            for kind, caption, part, lies in content
+            for across in [ACROSS if lies else ("", "")]
         )
         + END
     )
 
 
+def wide(tabular):
+    """Whether a table has a line too long for an upright page."""
+    lines = tabular.read_text(encoding="utf-8").replace(r"$\pm$", "±").splitlines()
+    return max(len(line) for line in lines if not line.startswith("%")) > LONG
+
+
 def table_titles():
-    """What each paper's table is called, by the name of its file."""
-    return {
+    """What each table is called, by the name of its file."""
+    return TITLES | {
         name: f"{paper.name}, {table['table']}: {printed.IN_WORDS[table['protocol']]}"
         for paper in printed.papers().values()
         for name, table in paper.tables.items()

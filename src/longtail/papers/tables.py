@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from longtail.learn import methods
+from longtail.papers import figures
 from longtail.papers.printed import GROUPS, MEASURES, PICKING, ROW_KEYS, row_label
 from longtail.store import runs
 
@@ -87,6 +88,7 @@ PAIRED = [
     "split",
     "seed",
 ]  # equal in a pair, if there
+WORDED = ["protocol", "probe", "list", "encoder", "added", "schedule", "method", "against", "row"]
 CONTROLS = {"gh": "two_stage"}  # what a method is set against beside the one that it builds on
 
 
@@ -541,8 +543,8 @@ def loss_table(scores):
 
 
 def write_table(table, name, folder, note=NOTE):
-    """Write a table as ``<name>.csv`` (every cell), ``.md`` and ``.tex`` (repeated labels left
-    blank, booktabs), with a note below.
+    """Write a table as ``<name>.csv`` (every cell, names as in the code), ``.md`` and ``.tex``
+    (words, repeated labels left blank, booktabs), with a note below.
 
     A column ``runs``, digests of the runs behind each line, is in the CSV alone.
 
@@ -554,7 +556,7 @@ def write_table(table, name, folder, note=NOTE):
             file.unlink(missing_ok=True)
         return
     shown = table.drop(columns="runs", errors="ignore").astype(object)
-    shown = shown.where(shown.notna(), "")
+    shown = figures.worded(shown.where(shown.notna(), ""), *shown.columns.intersection(WORDED))
     labels = [
         name for name in ("data", "pool", "row", "status") if name in table and "row" in table
     ]
