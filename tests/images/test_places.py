@@ -330,6 +330,9 @@ def test_a_part_of_a_table_is_a_place(tmp_path):
     )
     assert places.files_of(tmp_path / "mine.csv/train").labels == {"1.png": "a", "3.png": "c"}
     assert len(names_in(tmp_path / "mine.csv")) == 3
+    assert "all parts in its column split: 2 train, 1 test; mine.csv/… takes one" in (
+        places.files_of(tmp_path / "mine.csv").notes
+    )
     with pytest.raises(ValueError, match="has no part dev"):
         places.files_of(tmp_path / "mine.csv/dev")
 

@@ -141,6 +141,9 @@ def test_parts_of_a_data_set_are_no_classes_where_there_are_others(tmp_path, nam
         Image.new("RGB", (8, 8), (9 * number, 0, 0)).save(tmp_path / "pool" / name)
     found = inventory.take("pool", {"pool": tmp_path / "pool"}, 8)
     assert set(found.classes.values()) == classes
+    parts = [name for name in ("test", "train", "valid") if f"{name}/" in "".join(names)]
+    said = [f"all parts, {', '.join(parts)}; pool/… takes one"] if len(parts) > 1 else []
+    assert [note for note in found.notes if "parts" in note] == said
 
 
 def test_paths_of_a_part_of_a_table_are_those_of_its_files(tmp_path):

@@ -398,6 +398,10 @@ def table_rows(path, part=""):
     )
     classes = rows[label] if label else [None] * len(rows)
     parts = rows[split] if split else [""] * len(rows)
+    notes = [f"files by the column {column}" + (f", classes by {label}" if label else "")]
+    if split and not part:
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(parts).items())
+        notes += [f"all parts in its column {split}: {counts}; {path.name}/… takes one"]
     entries = [str(PurePosixPath(known or name)) for known, name in zip(found, names, strict=True)]
     return (
         [
@@ -407,7 +411,7 @@ def table_rows(path, part=""):
             )
             if own == part or not part
         ],
-        [f"files by the column {column}" + (f", classes by {label}" if label else "")],
+        notes,
     )
 
 

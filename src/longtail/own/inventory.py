@@ -97,7 +97,10 @@ def take(part, given, size, record=None):
         files += [(front + name, read) for name, read in found.files]
         paths |= {front + name: as_written(text, place, name, read) for name, read in found.files}
         folders = sources.class_names([name for name, _ in found.files])
-        parts = all(datasets.part_of(folder)[0] for folder in folders)  # train and test are none
+        named = [folder for folder in folders if datasets.part_of(folder)[0]]
+        if len(named) > 1:
+            found.notes.append(f"all parts, {', '.join(named)}; {text}/… takes one")
+        parts = len(named) == len(folders)  # train and test are no classes
         parts = parts and all(name.count("/") > 1 for name, _ in found.files)
         known = found.labels or (
             {name: name.split("/")[parts] for name, _ in found.files} if folders else {}
