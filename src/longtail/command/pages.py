@@ -111,6 +111,7 @@ def write_html(path, template, title, arms=(), **content):
         "finding": claims.finding,
         "wide": WIDE.format,
         "worded": lambda value, column: figures.word(value) if column in tables.WORDED else value,
+        "short": lambda commit: commit[:12] + commit[40:],
         "arms": lambda digests: list(
             {arm["id"]: arm for one in str(digests).split() if (arm := home.get(one))}.values()
         ),
@@ -170,14 +171,14 @@ def record(results, run, measured):
     files = {name: folder / name for name in ("run.json", "done.json", "log.csv", "notes.csv")}
     files |= {name: folder / f"{file}.csv" for name, file in measured.items()}
     told = [folder / f"{file}.json" for file in measured.values()]
+    told = [runs.read_record(file) for file in told if file.exists()]
     return {
         **run,
         **runs.read_record(folder / "done.json"),
         "digest": run["run"].rpartition("-")[2],
         "files": {name: file for name, file in files.items() if file.exists()},
-        "measuring": sum(
-            runs.read_record(file).get("seconds", 0) for file in told if file.exists()
-        ),
+        "measuring": sum(one.get("seconds", 0) for one in told),
+        "measured_at": sorted({one["commit"] for one in told if "commit" in one}),
     }
 
 
