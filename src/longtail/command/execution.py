@@ -362,16 +362,16 @@ def alone(folder):
 
 
 def run_notebooks(plan):
-    """Run the selected notebooks that are not fresh, each in a kernel of its own; the first failure
-    ends it.
+    """Run the selected notebooks that are not fresh, each in a kernel of its own, and write the
+    site where it is older than what it shows; the first failure ends it.
     """
     os.environ.pop(
         "MPLBACKEND", None
     )  # kernels inherit it; another back end than theirs would keep the figures out of the pages
-    from longtail.command.pages import write_site
 
     with alone(plan.folder):
         known, succeeded, now = past_runs(plan), [], state(plan.profile)
+        ran = False
         try:
             for notebook, values in plan.jobs:
                 executed = plan.folder / f"{notebook.name}.ipynb"
@@ -379,6 +379,7 @@ def run_notebooks(plan):
                 if is_fresh(plan, notebook, values, entry, now):
                     print(f"{notebook.name:<16} fresh", flush=True)
                 else:
+                    ran = True
                     entry = attempt(
                         notebook.name,
                         partial(execute, notebook, values, executed, entry.get("seconds")),
@@ -393,9 +394,22 @@ def run_notebooks(plan):
                 known[notebook.name] = entry
                 succeeded.append((notebook, values))
         finally:
-            note(plan, known, succeeded)
-        print(write_site(plan, known), flush=True)
+            if ran:
+                note(plan, known, succeeded)
+        index = plan.folder / "index.html"
+        if ran or not is_newest(index):
+            from longtail.command.pages import write_site
+
+            write_site(plan, known)
+        print(os.path.relpath(index), flush=True)
         return 0 if len(succeeded) == len(plan.jobs) else 1
+
+
+def is_newest(index):
+    """Whether the site is there, and newer than what it shows of this and of other profiles."""
+    shown = [index.with_name("record.json"), *paths.RESULTS.glob("*/claims.csv")]
+    times = [file.stat().st_mtime for file in shown if file.exists()]
+    return index.exists() and index.stat().st_mtime >= max(times, default=0)
 
 
 def note(plan, known, succeeded):

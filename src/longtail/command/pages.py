@@ -46,9 +46,7 @@ ARM = [
 
 
 def write_site(plan, known):
-    """Every page of the profile, those of notebooks where they are older than the copy; returns
-    where to begin, for the terminal.
-    """
+    """Every page of the profile, those of notebooks where they are older than the copy."""
     results, trouble = runs.Results(plan.profile), ""
     try:
         arms = arms_of(results)
@@ -92,7 +90,6 @@ def write_site(plan, known):
         plan.folder / "document.tex",
         reports.document(plan.profile, {name: one["caption"] for name, one in shown.items()}),
     )
-    return os.path.relpath(plan.folder / "index.html")
 
 
 def write_html(path, template, title, arms=(), **content):
