@@ -66,6 +66,7 @@ if [ "${1:-}" = --no-setup ]; then
     shift
     python=python3
     suits python3 || fail "needs Python 3.11 or 3.12; python3 is $(python3 -V 2>&1)"
+    python3 -c 'import yaml, pydantic' 2>/dev/null || fail "python3 lacks the packages of env.yml; install them, or leave --no-setup out"
 elif [ -n "${CONDA_PREFIX:-}" ] && "$CONDA_PREFIX/bin/python" -c 'import torch' 2>/dev/null; then
     python=$CONDA_PREFIX/bin/python
 else
