@@ -112,6 +112,7 @@ def preview(request):
     for line in left_out(found, alike):
         print(line)
     check_counts(request, found, *files_to_pick_from(request, found, alike))
+    refuse_broken(request, broken_in(found))
 
 
 # ---- images
@@ -149,7 +150,13 @@ def survey(request, folder=None):
             f"{len(no) - chosen.sum()} lines name none of them",
             sep=", ",
         )
-    return found | {"rejected": replace(pool.part(chosen), broken=[]), "pool": pool.part(~chosen)}
+    rejected = replace(pool.part(chosen), broken=[])
+    contents = {row["content"] for row in rejected.rows}
+    wanted = np.array([row["content"] not in contents for row in found["seed"].rows], bool)
+    if not wanted.all():
+        print(f"{(~wanted).sum()} seed images are rejected ones and left out")
+        found["seed"] = found["seed"].part(wanted)
+    return found | {"rejected": rejected, "pool": pool.part(~chosen)}
 
 
 def rejects(request):
@@ -166,22 +173,31 @@ def rejects(request):
     }
 
 
+def broken_in(found):
+    """What is no readable image in any part, a line each."""
+    return [line for part in ("seed", "pool", "test") for line in found[part].broken]
+
+
+def refuse_broken(request, lines, named=""):
+    """Stop a request with files that are no readable images, unless it skips them."""
+    if lines and not request.skip_broken:
+        raise ValueError(
+            f"{len(lines)} files are no readable images, such as {lines[0]}; {named}mend or remove "
+            "them, or leave them out with skip_broken: true"
+        )
+
+
 def report_broken(request, results, found):
     """Name every file that is no readable image in ``broken.txt``; they stop the request unless it
     skips them.
     """
     report = results.root / "broken.txt"
     report.unlink(missing_ok=True)
-    lines = [line for part in ("seed", "pool", "test") for line in found[part].broken]
+    lines = broken_in(found)
     if not lines:
         return
     runs.write(report, "\n".join(lines) + "\n")
-    if not request.skip_broken:
-        raise ValueError(
-            f"{len(lines)} files are no readable images, such as {lines[0]}; "
-            f"{os.path.relpath(report)} names them all: "
-            f"mend or remove them, or leave them out with skip_broken: true"
-        )
+    refuse_broken(request, lines, f"{os.path.relpath(report)} names them all: ")
     print(
         f"left out {len(lines)} files that are no readable images, named in "
         f"{os.path.relpath(report)}",

@@ -190,7 +190,7 @@ def explained(fault, model, given):
             if len(known) < 40
             else "./run_all.sh --schema lists them"
         )
-        return f"no setting {name}; {there}{f'; perhaps {meant[0]} is meant' if meant else ''}"
+        return f"no setting {name}; {f'perhaps {meant[0]} is meant; ' if meant else ''}{there}"
     if kind == "missing":
         return f"{name} is missing; there has to be one"
     rule = rules_of(model)[name]
