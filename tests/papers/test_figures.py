@@ -99,6 +99,20 @@ def test_names_are_shown_in_words():
     assert len(set(look["palette"].values())) == 2  # the second is lighter
 
 
+@pytest.mark.parametrize(
+    "mine, fault",
+    [
+        (("MAK", "#000000", "o"), "mak, mine: called 'MAK'"),
+        (("", "#000000", "o"), "mine: called ''"),
+        (("mine", "brownish", "o"), "'brownish' is no colour"),
+        (("mine", "#000000", "x"), "no filled marker"),
+    ],
+)
+def test_a_look_that_cannot_be_told_apart_or_drawn_is_refused(mine, fault):
+    with pytest.raises(ValueError, match=fault):
+        figures._look(mak=("MAK", 3, "X"), mine=mine)
+
+
 def test_an_interval_is_that_of_students_t():
     low, high = figures.interval([1.0, 2.0, 3.0])
     assert np.isclose(low, 2 - 4.3027 / 3**0.5, atol=1e-3) and np.isclose(

@@ -341,3 +341,32 @@ def test_rows_that_say_nothing_are_refused(text):
         samplers.row(
             text, {"budget": 100, "alpha": 0.3, "ratio": 1.5, "prototypes": 10, "views": 4}
         )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [0, 1, 1],
+        [0, 1],
+        [0, 1, 2, 3],
+        [0, 1, -1],
+        [0, 1, 9],
+        [0.0, 1.0, 2.0],
+        [True, False, True],
+        [],
+    ],
+)
+def test_picks_that_are_none_are_refused_by_the_samplers_name(monkeypatch, given):
+    record = replace(samplers.SAMPLERS["random"], take=lambda **_: given)
+    monkeypatch.setitem(samplers.SAMPLERS, "odd", record)
+    with pytest.raises(
+        ValueError, match="the sampler odd gave .* 3 different indices, from 0 to 8"
+    ):
+        samplers.sample("odd", None, None, torch.rand(9, 2), None, 3, 0.3, 1.5, 0)
+
+
+def test_a_raised_version_changes_the_settings_of_picks(monkeypatch):
+    assert all(samplers.versioned(name) == {} for name in samplers.SAMPLERS)
+    record = replace(samplers.SAMPLERS["random"], version=2)
+    monkeypatch.setitem(samplers.SAMPLERS, "random", record)
+    assert samplers.versioned("random") == {"version": 2}

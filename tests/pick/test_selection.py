@@ -76,7 +76,7 @@ def test_does_not_depend_on_tiles_precision_or_place(pool, seed, monkeypatch, tm
 
 def test_two_threads_share_tiles_and_pick_alike(pool, seed, expected, monkeypatch):
     monkeypatch.setattr(selection, "TILE_ROWS", 100)
-    monkeypatch.setattr(selection, "WIDE", 0)
+    monkeypatch.setattr(selection, "THREADED_WIDTH", 0)
     asked, pool_of = [], selection.ThreadPoolExecutor
     monkeypatch.setattr(
         selection,

@@ -490,6 +490,7 @@ def picked(request, run, results, study, sampler, groups, settings):
         "groups": runs.sha256("\n".join(map(str, groups)).encode()),
         "pool": study.pool.digest,
         "seed": study.seed.digest,
+        **samplers.versioned(sampler),
     }
     record = samplers.record_of(sampler, *how, request.prototypes)
     return results.remember(run, f"{record}-by-{request.quotas}", asked, rows)

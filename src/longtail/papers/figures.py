@@ -11,6 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.colors import is_color_like
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from longtail.papers import inference
@@ -67,6 +69,15 @@ def _look(**names):
 
     A colour is any of matplotlib's, or its place in seaborn's `colorblind`. The words join WORDS.
     """
+    for name, (words, colour, marker) in names.items():
+        alike = [other for other, (known, *_) in names.items() if known == words]
+        if not words or len(alike) > 1:
+            raise ValueError(f"{', '.join(alike)}: called {words!r}; give each words of its own")
+        drawn = isinstance(colour, int) or is_color_like(colour)
+        if not drawn or marker not in Line2D.filled_markers:
+            raise ValueError(
+                f"{name}: {colour!r} is no colour, or {marker!r} no filled marker, of Matplotlib"
+            )
     WORDS.update({name: words for name, (words, *_) in names.items()})
     colours = sns.color_palette("colorblind")
     dashes = [

@@ -172,6 +172,7 @@ class Sampler:
     balances: bool = (
         True  # whether it claims to shift the mix of classes: claims then check that it did
     )
+    version: int = 1  # raised when it picks otherwise, so that its old picks are made anew
 
 
 def _ranked(ecle, distance, pool, seed, budget, alpha, ratio, group, **_):
@@ -309,7 +310,28 @@ def sample(sampler, ecle, distance, pool, seed, budget, alpha, ratio, generator_
         generator_seed=generator_seed,
         group=group,
     )
-    return SAMPLERS[sampler].take(**(asked | SAMPLERS[sampler].fixed))
+    picks = torch.as_tensor(SAMPLERS[sampler].take(**(asked | SAMPLERS[sampler].fixed)))
+    refuse_wrong_picks(sampler, picks, budget, group.span(len(pool))[1])
+    return picks
+
+
+def refuse_wrong_picks(sampler, picks, budget, total):
+    """Refuse what a sampler gave unless it is ``budget`` different indices of the pool's ``total``
+    images.
+    """
+    whole = not (picks.is_floating_point() or picks.dtype == torch.bool)
+    here = whole and bool(((picks >= 0) & (picks < total)).all())
+    if picks.shape != (budget,) or not here or len(picks.unique()) < budget:
+        raise ValueError(
+            f"the sampler {sampler} gave {picks.numel()} picks, {len(picks.unique())} of them "
+            f"different; it must give {budget} different indices, from 0 to {total - 1}"
+        )
+
+
+def versioned(sampler):
+    """What the settings of a sampler's picks say of its version; nothing of the first."""
+    version = SAMPLERS[sampler].version
+    return {"version": version} if version > 1 else {}
 
 
 # ---- of a trained run
@@ -388,6 +410,7 @@ def pick(run, results, study, sampler, budget, alpha, ratio, prototypes, views, 
         "repeats": repeats,
         "pool": study.pool.digest,
         "seed": study.seed.digest,
+        **versioned(sampler),
     }
     if SAMPLERS[sampler].score:
         # rows without this were written worst first where nothing was spread

@@ -15,7 +15,9 @@ from longtail.store import gpu
 # unit rows are rounded to integers of this scale: their products and sums are exact in float64, in
 # any order
 SCALE = 2**23
-WIDE = 256  # numbers of a row from which several threads gain more than they wait for each other
+THREADED_WIDTH = (
+    256  # numbers of a row from which several threads gain more than they wait for each other
+)
 TILE_ROWS = 1024  # rows multiplied at once; bounds memory and never the picks
 PANEL = 4096  # centers that a tile meets at once
 FIRST_CENTERS = 512  # centers that every row meets; only rows badly covered by these meet more
@@ -187,7 +189,7 @@ def k_center(candidates, centers, budget, *, block=GREEDY_ROWS, picks=(), group=
     base, total = group.span(len(candidates))
     check_budget(budget, total)
     with one_thread() as threads:
-        if gpu.computes(centers) or centers.shape[1] < WIDE:
+        if gpu.computes(centers) or centers.shape[1] < THREADED_WIDTH:
             threads = 1
         grid, seed = grids(candidates, centers, group)
         picks = torch.as_tensor(picks, dtype=torch.long, device=centers.device)
