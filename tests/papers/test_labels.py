@@ -139,6 +139,11 @@ def test_a_row_is_found_by_all_its_parameters_unless_none_were_printed(results):
     assert ours(cell(results, "DDC", "VS")) == ["20.00 (n=1)"]
 
 
+def test_a_method_that_we_do_not_have_is_none_of_ours(results):
+    finish(results, "ce", 70.0)
+    assert len(cell(results, "LDAM", "ERM")) and not len(cell(results, "LDAM", "HG-DRS"))
+
+
 def test_other_data_stand_apart(results):
     finish(results, "ce", 80.0, **DIGITS)
     finish(results, "cdt", 80.0, **DIGITS)  # no table has it

@@ -88,7 +88,7 @@ PAIRED = [
     "split",
     "seed",
 ]  # equal in a pair, if there
-WORDED = ["protocol", "probe", "list", "encoder", "added", "schedule", "method", "against", "row"]
+WORDED = ["protocol", "probe", "list", "encoder", "added", "schedule", "method", "against"]
 CONTROLS = {"gh": "two_stage"}  # what a method is set against beside the one that it builds on
 
 
@@ -308,7 +308,11 @@ def _measures(printed):
 
 
 def _same(ours, row):
-    """Which of our rows are what a printed row is about; a key that was not printed fits all."""
+    """Which of our rows are what a printed row is about; a key that was not printed fits all, but a
+    method that we do not have fits none.
+    """
+    if pd.isna(row["method"]):
+        return pd.Series(False, ours.index)
     keys = [key for key in ROW_KEYS if key in row and pd.notna(row[key])]
     return (ours[keys] == row[keys]).all(axis=1)
 
