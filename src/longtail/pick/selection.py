@@ -15,9 +15,8 @@ from longtail.store import gpu
 # unit rows are rounded to integers of this scale: their products and sums are exact in float64, in
 # any order
 SCALE = 2**23
-THREADED_WIDTH = (
-    256  # numbers of a row from which several threads gain more than they wait for each other
-)
+# numbers of a row from which several threads gain more than they wait for each other
+THREADED_WIDTH = 512
 TILE_ROWS = 1024  # rows multiplied at once; bounds memory and never the picks
 PANEL = 4096  # centers that a tile meets at once
 FIRST_CENTERS = 512  # centers that every row meets; only rows badly covered by these meet more
