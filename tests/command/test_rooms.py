@@ -92,3 +92,9 @@ def test_a_public_name_is_defined_once():
                 if not name.startswith("_"):
                     homes[name].append(path.relative_to(SOURCE).as_posix())
     assert {name: where for name, where in homes.items() if len(where) > 1} == {}
+
+
+def test_no_text_cites_a_document_that_readers_do_not_have():
+    texts = [*SOURCE.rglob("*.py"), *paths.ROOT.glob("*.md"), *paths.ROOT.glob("notebooks/*.*")]
+    cited = {path.name: re.findall(r"\bspec\s+\d[\d.]*", path.read_text()) for path in texts}
+    assert not {name: found for name, found in cited.items() if found}

@@ -51,7 +51,7 @@ def trained(method, results, epochs=4, **changes):
     """A finished toy run and what it noted: rows name, epoch, place, value."""
     run = planned(method=method, epochs=epochs, **changes)
     train.pretrain(run, IMAGES, results, progress=False)
-    noted = results.folder(run) / "notes.csv"
+    noted = results.folder(run) / "notes.csv.gz"
     return run, pd.read_csv(noted) if noted.exists() else None
 
 

@@ -178,7 +178,7 @@ def test_one_graph_has_the_gradient_of_the_authors_two_passes():
     for authors in (False, True):
         encoder, method, _ = train.initialise(run)
         method.before_epoch(encoder, 0)
-        if authors:  # three forwards, two backwards, the other branch constant in each (spec 3.2)
+        if authors:  # three forwards, two backwards, the other branch constant in each
             with torch.no_grad():
                 pruned = encoder(views[1], branch=1)
             dense = encoder(views[0], branch=0)
@@ -240,7 +240,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(results, monkeypatch, method, 
     assert results.is_done(run) and not (results.folder(run) / "last.pt").exists()
     elsewhere = apart("uninterrupted")
     assert_same(continued, outcome(run, IMAGES, elsewhere))
-    noted = [folder / "notes.csv" for folder in (results.folder(run), elsewhere.folder(run))]
+    noted = [folder / "notes.csv.gz" for folder in (results.folder(run), elsewhere.folder(run))]
     assert noted[0].exists() == bool(
         {"bcl", "gh", "colt", "rwsam", "rwsam_oracle"} & set(method.split("+"))
     )

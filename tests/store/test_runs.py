@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import shelf
@@ -53,6 +54,15 @@ def rows(value=1.0):
 
 def never():
     raise AssertionError("measured again")
+
+
+def test_numbers_come_back_to_the_last_bit(tmp_path):
+    generator = np.random.default_rng(0)
+    wide = np.exp(generator.uniform(-600, 600, 20_000))
+    frame = pd.DataFrame({"value": np.concatenate([generator.standard_normal(20_000), wide])})
+    runs.write(tmp_path / "rows.csv", text := frame.to_csv(index=False))
+    found = runs.read_rows(tmp_path / "rows.csv", runs.sha256(text.encode()))
+    assert (found.value == frame.value).all()
 
 
 # ---- names

@@ -122,7 +122,7 @@ def convolutions(net):
 
 
 def sdclr_run(architecture, batch, side):
-    """SDCLR's settings on CIFAR-10 (spec 2.4 and 3.1) for a net and a batch of this size."""
+    """SDCLR's settings on CIFAR-10 for a net and a batch of this size."""
     return runs.Run(
         dataset="random",
         subset="none",
@@ -194,8 +194,8 @@ def update(net, optimizer, gradients, views):
 
 
 def sdclr_step(rounds, architecture="resnet32", batch=64, side=32, sdclr=""):
-    """SDCLR's update: as we train it, against three forwards and two backwards (spec 3.2) in our
-    network and in the authors'.
+    """SDCLR's update: as we train it, against three forwards and two backwards, the order
+    of the authors' script, in our network and in theirs.
 
     The order alone saves one pass of seven, at most 1.17, and is what the row with our layout and
     SGD shows; the rest is channels_last, the fused optimiser and the loss. Sixteen images are

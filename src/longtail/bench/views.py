@@ -95,7 +95,7 @@ def torchvision(part):
 
 
 def reference_transform(side, law):
-    """The transform list of the authors' scripts (SDCLR; spec 2.3) from torchvision; their blur
+    """The transform list of the authors' scripts (SDCLR) from torchvision; their blur
     calls Pillow's, as here.
     """
     transforms = torchvision("transforms")

@@ -165,7 +165,7 @@ def record(results, run, measured):
     took and its measurements took.
     """
     folder = paths.inside(results.store, run["run"])
-    files = {name: folder / name for name in ("run.json", "done.json", "log.csv", "notes.csv")}
+    files = {name: folder / name for name in ("run.json", "done.json", "log.csv", "notes.csv.gz")}
     files |= {name: folder / f"{file}.csv" for name, file in measured.items()}
     told = [folder / f"{file}.json" for file in measured.values()]
     told = [runs.read_record(file) for file in told if file.exists()]

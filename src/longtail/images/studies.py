@@ -15,8 +15,8 @@ from longtail.images.places import files_of
 from longtail.images.sources import UNKNOWN, FileSet, ImageSet, files, folder
 from longtail.store import paths, runs
 
-# ImageNet-100-LT's class sizes, sorted (SDCLR's list; neither exponential nor a power law, so the
-# table itself; spec 5)
+# ImageNet-100-LT's class sizes, sorted: counted in the list that SDCLR's authors published, since
+# they are neither exponential nor a power law
 IMAGENET_100_LT = [
     1280,
     679,
@@ -182,7 +182,8 @@ def long_tail_counts(largest, classes, factor, kind):
 
 
 def split_by_rule(orders, counts, ranks, classes):
-    """Positions of D_i, D_b and S_b, grouped by class (spec 5, the published rule).
+    """Positions of D_i, D_b and S_b, grouped by class, as in the lists published
+    with SDCLR.
 
     Each list takes a prefix of the class's one order: D_i the count of the class's rank, D_b their
     mean, S_b their minimum.

@@ -1,6 +1,7 @@
 """The one loop: pre-train a run, with checkpoints and resume; several runs side by side."""
 
 import contextlib
+import gzip
 import io
 import itertools
 import json
@@ -23,10 +24,10 @@ from longtail.learn.methods.simclr import FINAL_RATE as FINAL_RATE
 from longtail.learn.methods.simclr import warmup_cosine as warmup_cosine
 from longtail.store import arms, gpu, processes, runs
 
-MOMENTUM = 0.9  # SDCLR and MAK, all data sets (spec 2.4)
+MOMENTUM = 0.9  # SDCLR's and MAK's scripts, all data sets
 FILES = (
     "log.csv",
-    "notes.csv",
+    "notes.csv.gz",
     "encoder.safetensors",
 )  # of a finished run: ``done.json`` has their digests
 # encoders kept of a run, evenly spaced, so that its accuracy can be followed over time; the last is
@@ -194,7 +195,8 @@ def train(run, images, folder, progress, checkpoint_seconds, teacher=None):
         over,
     )
     if method.notes:
-        runs.write(folder / "notes.csv", notes(method).to_csv(index=False))
+        text = notes(method).to_csv(index=False)  # a row for each image; most of a run's rows
+        runs.write(folder / "notes.csv.gz", gzip.compress(text.encode(), mtime=0))
     finish(run, folder, encoder, log, len(images))
 
 
@@ -365,7 +367,7 @@ def train_epoch(step, epoch, rates):
     )  # a cut epoch has fewer rates than batches
     return torch.stack(
         [step(index, rate) for index, rate in batches]
-    )  # the rate moves before the update: 0 is never used (spec 2.4)
+    )  # the rate moves before the update: 0 is never used, as in SDCLR's script
 
 
 def check_finite(losses, steps_before, run):

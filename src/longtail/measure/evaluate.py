@@ -20,8 +20,8 @@ from longtail.store import gpu, runs
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a classifier is trained step by step; the published settings are in ``PROTOCOLS`` (spec
-    4.1 to 4.3).
+    """How a classifier is trained step by step; the published settings, those of SDCLR's
+    script and of MAK's paper, are in ``PROTOCOLS``.
     """
 
     # which image set of the study has them; few: the mean is over label sets, else over first
@@ -53,15 +53,15 @@ PROTOCOLS = {
 
 
 def stepped_rate(protocol, epoch):
-    """Rate of a classifier's epoch 1, 2, …: a tenth from each of the protocol's drops on (spec
-    4.1).
+    """Rate of a classifier's epoch 1, 2, …: a tenth from each of the protocol's drops on, as in
+    SDCLR's script.
     """
     return protocol.rate * 0.1 ** sum(epoch >= drop for drop in protocol.drops)
 
 
 def classifiers(width, classes, seeds):
-    """Fresh linear classifiers side by side, one for each seed: weights N(0, 0.01²), bias 0 (spec
-    4.1).
+    """Fresh linear classifiers side by side, one for each seed: weights N(0, 0.01²), bias 0, as in
+    SDCLR's script.
 
     One layer (n, width) -> (n, seeds · classes), so that all of them are one product.
     """
@@ -127,8 +127,8 @@ def train_frozen(encoder, run, label_sets, protocol, policy, classes, seed, seed
 
 
 def train_whole(encoder, run, label_sets, protocol, policy, classes, seed, seeds):
-    """Fine-tune trunk, first head layer and one classifier on one label set (MAK's few-shot, spec
-    4.3); yields (epoch, classifier).
+    """Fine-tune trunk, first head layer and one classifier on one label set, MAK's few-shot; yields
+    (epoch, classifier).
     """
     (labelled,) = label_sets
     layer = classifiers(encoder.head.linears[0].out_features, classes, seeds)

@@ -7,7 +7,7 @@ SIZE_GROUPS = ("many", "medium", "few")
 
 def size_groups(counts, rule):
     """The size group of each class, list of "many", "medium", "few", from its images in the
-    long-tailed list (spec 4.4).
+    long-tailed list, as SDCLR and MAK report them.
 
     ``thirds``: by rank, ⌊C/3⌋ few, ⌊C/3⌋ medium, the rest many; ``thresholds``: many above 100
     images, few below 20. Equal classes share their group: thirds go by their mean rank, two sizes
@@ -35,7 +35,7 @@ def size_groups(counts, rule):
 
 def summary(class_accuracy, groups):
     """Means of class accuracies over each size group and over all classes, and the balance of one
-    run (spec 4.5).
+    run, as SDCLR and MAK report them.
 
     A class without test images, whose accuracy is NaN, is in none of them.
 

@@ -91,7 +91,7 @@ def measure_mechanism(run, results, study, group_rule="thirds"):
     """
     images, groups = trained_on(run, study), size_groups(study.counts, group_rule)
     names = np.array(groups)[images.labels.numpy()]
-    noted = results.rows_of(run, "notes.csv")
+    noted = results.rows_of(run, "notes.csv.gz")
     noted = dict(list(noted.groupby("name"))) if noted is not None else {}
     last = {
         name: rows[rows.epoch == rows.epoch.max()].value.to_numpy() for name, rows in noted.items()

@@ -22,6 +22,12 @@ from longtail.store.settings import Damaged
 
 RECIPE = 1  # raised by hand when a change of the code alters the numbers of a run
 POLL_SECONDS = 0.2  # between two attempts to hold a run that another process holds
+# reads floats as they were written, which pandas does by itself from 3.1 on
+AS_WRITTEN = (
+    {}
+    if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1)
+    else {"float_precision": "round_trip"}
+)
 
 
 @dataclass(frozen=True)
@@ -229,7 +235,8 @@ def read_rows(path, digest=None):
             "it, or delete it and its "
             f"record to make it again."
         )
-    return pd.read_csv(io.BytesIO(content), float_precision="round_trip")  # as they were written
+    packed = "gzip" if path.suffix == ".gz" else None
+    return pd.read_csv(io.BytesIO(content), compression=packed, **AS_WRITTEN)
 
 
 def read_written(path, notebook, **how):
@@ -490,7 +497,7 @@ class Results:
                 "run.json",
                 "done.json",
                 "log.csv",
-                "notes.csv",
+                "notes.csv.gz",
                 *(
                     f"{one}.{kind}"
                     for one in measured.get(name, {}).values()
@@ -620,7 +627,7 @@ class Results:
         return _joined([_keyed(run, rows) for run, rows in frames if rows is not None], columns)
 
     def rows_of(self, run, name):
-        """Rows of ``log.csv`` or ``notes.csv`` of a finished run; None where it has no such
+        """Rows of ``log.csv`` or ``notes.csv.gz`` of a finished run; None where it has no such
         file.
         """
         digest = self.ended(run)["files"].get(name)
@@ -636,7 +643,9 @@ class Results:
         """What methods noted between epochs: keys, name, epoch (how many were over), place in what
         was noted, value.
         """
-        return self._own_rows("notes.csv", [*KEYS, "name", "epoch", "place", "value"], part, match)
+        return self._own_rows(
+            "notes.csv.gz", [*KEYS, "name", "epoch", "place", "value"], part, match
+        )
 
     def scores(self, part=ENCODERS, **match):
         """Accuracies of all protocols: keys, protocol, selection, group, accuracy (percent),
