@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,15 @@ from pathlib import Path
 import tape
 import torch
 import torch._dynamo  # noqa: F401, which every optimiser needs: children that are killed need not import it
+import tqdm
 
 from longtail.images import sources
 from longtail.learn import train
 from longtail.store import paths, runs
+
+# tqdm's lock is shared with forked processes: one that is killed while it holds it stops all others
+tqdm.tqdm.set_lock(threading.RLock())
+tqdm.tqdm.monitor_interval = 0  # no thread of its own: only a process of one thread forks safely
 
 RUN = runs.Run(
     dataset="toy",

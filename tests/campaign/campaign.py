@@ -27,6 +27,8 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
+# before the libraries that would start threads: only a process of one thread is forked safely
+os.environ |= {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import pandas as pd
@@ -135,6 +137,8 @@ def told(work, folder):
     """What ``work`` gives in a process of its own: ("value", it), ("error", type, text), ("hang",),
     or what it did and may not do.
     """
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"{threads} threads here: a fork may stand still on what another holds"
     reading, writing = os.pipe()
     if not (child := os.fork()):
         os.close(reading)
