@@ -8,6 +8,7 @@ Exit status 1 when a case ended badly.
 
 import argparse
 import contextlib
+import errno
 import functools
 import io
 import itertools
@@ -52,6 +53,16 @@ GOOD = (
     "read",
 )  # read: as other pixels, as any viewer shows a picture with changed bytes
 BAD = ("silently wrong", "no name", "hang", "code run", "outside", "memory", "orphans")
+ACCIDENTS = {  # errors that no user can act on, whatever they name
+    "AssertionError",
+    "AttributeError",
+    "IndexError",
+    "KeyError",
+    "NameError",
+    "TypeError",
+    "UnboundLocalError",
+    "UnicodeDecodeError",
+}
 SIZES = {  # values of each parameter, files, trainings and commands
     "small": {
         "parameters": 3,
@@ -70,7 +81,7 @@ SIZES = {  # values of each parameter, files, trainings and commands
         "requests": 120,
         "images": 1200,
         "archives": 520,
-        "disk": 20,
+        "disk": 60,
         "torn": 308,
         "picked": 150,
         "checkpoints": 144,
@@ -177,6 +188,8 @@ def judged(answer, reference, names, other="silently wrong"):
         return answer[0]
     if answer[0] == "value":
         return "as before" if answer[1] == reference else other
+    if answer[1] in ACCIDENTS:
+        return "no name"
     return "named" if any(name in answer[2] for name in names) else "no name"
 
 
@@ -492,12 +505,16 @@ def requests(count, draw, folder):
     """Files of one's own, profiles and requests for picks, with odd names, keys, values and bytes:
     refused in words, or a plan.
     """
-    for part, images in (("seed", 6), ("pool", 12)):
+    for part, some in (("seed", smooth(draw, 12)), ("pool", smooth(draw, 24))):
         (folder / part).mkdir()
-        for k in range(images):
-            Image.fromarray(np.full((20, 20, 3), 9 * k, np.uint8)).save(folder / part / f"{k}.png")
-    (folder / "mine.yaml").write_text("seed_images: seed\npool_images: pool\nbudget: 2\n")
-    asked(folder / "mine.yaml")  # imports, once for all processes, what takes seconds
+        for number, values in enumerate(some):
+            Image.fromarray(values).save(folder / part / f"{number}.png")
+    good = {"seed_images": "seed", "pool_images": "pool", "budget": 2}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(good))
+    status, said = asked(
+        folder / "mine.yaml"
+    )  # imports, once for all processes, what takes seconds
+    assert status == 0, said
     profile = [
         "base",
         "about",
@@ -516,11 +533,11 @@ def requests(count, draw, folder):
     ]
     for case in range(count):
         own = case % 2 == 0  # picks from one's own images
+        sound = case % 6 == 4  # to be accepted
         keys = draw.sample(sorted(request.ASKED) if own else profile, draw.randint(0, 4))
-        settings = {"seed_images": "seed", "pool_images": "pool"} if own else {}
-        text = yaml.safe_dump(
-            settings | {key: draw.choice(ODD) for key in keys}, allow_unicode=True
-        )
+        settings = good if own else {}
+        odd = {} if sound else {key: draw.choice(ODD) for key in keys}
+        text = yaml.safe_dump(settings | odd, allow_unicode=True)
         if case % 3 == 0:  # broken as a text, too
             at = draw.randrange(len(text))
             text = text[:at] + draw.choice(BROKEN) + text[at:]
@@ -540,14 +557,20 @@ def requests(count, draw, folder):
                 "$HOME",
             ]
         )
+        name = "mine" if sound else name
         (folder / f"{name}.yaml").write_bytes(
-            text.encode(draw.choice(["utf-8", "utf-16", "latin-1"]), errors="replace")
+            text.encode(
+                "utf-8" if sound else draw.choice(["utf-8", "utf-16", "latin-1"]), errors="replace"
+            )
         )
         answer = told(functools.partial(asked, folder / f"{name}.yaml"), folder)
         ended = judged(
             answer, None, [], other="as before" if answer[1:] and answer[1][0] == 0 else "refused"
         )
-        yield text[:60], "no name" if ended == "refused" and not answer[1][1] else ended
+        said = answer[1][1] if answer[0] == "value" else ""
+        unsaid = ended == "refused" and (not said or any(kind in said for kind in ACCIDENTS))
+        wrong = "silently wrong" if sound and ended == "refused" else ""
+        yield text[:60], wrong or ("no name" if unsaid else ended)
         (folder / f"{name}.yaml").unlink()
 
 
@@ -737,31 +760,46 @@ def unpacked(path, skips):
     return sorted(zip(found.names, digests, strict=True)), said.getvalue()
 
 
-def full(space, root):
-    """Train while no file may have more than so many bytes: the system refuses the write as a full
-    disk does.
+def full(work, moment, root):
+    """Do ``work`` on a disk that is full at so many-th write, half of which is done; how many writes
+    there were.
     """
-    resource.setrlimit(resource.RLIMIT_FSIZE, (space, resource.RLIM_INFINITY))
-    return trained(root)
+    usual, writes = paths.in_part, itertools.count(1)
+
+    @contextlib.contextmanager
+    def in_part(path, count):
+        with usual(path, count) as part:
+            if next(writes) == moment:
+                part.write_bytes(bytes(count // 2))
+                raise OSError(errno.ENOSPC, "No space left on device", str(part))
+            yield part
+
+    paths.in_part = in_part
+    work(root)
+    return next(writes) - 1
 
 
 def disk(count, draw, folder):
-    """No space at any moment: the error names path and bytes, no part is left, and with space the
-    same command ends as ever.
+    """No space at any write of a training, of picks and of features: the error names path and
+    bytes, no part is left, and with space the same command ends as ever.
     """
-    reference = told(lambda: trained(folder / "whole"), folder)[1]
-    largest = max(path.stat().st_size for path in (folder / "whole").rglob("*") if path.is_file())
-    for case in range(count):
-        root, space = (
-            folder / f"full-{case}",
-            round(1.3 * largest ** (case / max(1, count - 1))),
-        )  # from 1 byte to enough
-        ended = judged(told(functools.partial(full, space, root), folder), reference, [str(root)])
-        yield f"{space} bytes", "outside" if list(root.rglob("*.part")) else ended
-        yield (
-            f"{space} bytes, then space",
-            judged(told(functools.partial(trained, root), folder), reference, []),
-        )
+    for part, some in (("seed", smooth(draw, 10)), ("pool", smooth(draw, 16))):
+        (folder / part).mkdir()
+        for number, values in enumerate(some):
+            Image.fromarray(values).save(folder / part / f"{number}.png")
+    works = {"training": trained, "picks": functools.partial(picks, folder)}
+    references, moments = {}, []
+    for name, work in works.items():
+        references[name] = told(functools.partial(work, folder / f"whole-{name}"), folder)[1]
+        kept = functools.partial(full, work, 0, folder / f"counted-{name}")
+        moments += [(name, moment) for moment in range(1, 1 + told(kept, folder)[1])]
+    for name, moment in draw.sample(moments, min(count, len(moments))):
+        root, work, tried = folder / f"full-{name}-{moment}", works[name], f"{name}, write {moment}"
+        stopped_at = told(functools.partial(full, work, moment, root), folder)
+        ended = judged(stopped_at, None, [str(root)])
+        yield tried, "outside" if list(root.rglob("*.part")) else ended
+        again = told(functools.partial(work, root), folder)
+        yield f"{tried}, then space", judged(again, references[name], [])
 
 
 # ---- whole commands

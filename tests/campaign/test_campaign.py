@@ -36,7 +36,7 @@ def test_readme_quotes_the_counts_of_the_full_campaign():
         (("value", 1), "as before"),
         (("value", 2), "silently wrong"),
         (("error", "ValueError", "a/b is cut"), "named"),
-        (("error", "KeyError", "3"), "no name"),
+        (("error", "KeyError", "a/b"), "no name"),
         (("hang",), "hang"),
         (("code run",), "code run"),
     ],

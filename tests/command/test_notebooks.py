@@ -11,7 +11,7 @@ from longtail.command import profiles
 from longtail.command.profiles import Notebook, is_parameters, source
 from longtail.command.reproduce import make_plan
 from longtail.store import paths
-from longtail.store.settings import mistakes
+from longtail.store.settings import Refused, mistakes
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 PROFILES = ["demo", *yaml.safe_load((paths.NOTEBOOKS / "profiles.yaml").read_text())]
@@ -155,3 +155,29 @@ def test_profile_is_only_parameters_of_the_right_type(profile):
 def test_profile_says_what_it_is_and_costs(profile):
     plan = make_plan([profile], {}, paths.NOTEBOOKS)
     assert plan.about and plan.hours
+
+
+@every_notebook
+def test_refuses_by_hand_what_the_command_refuses(path):
+    """JupyterLab and papermill pass by the command, so each notebook checks what it was given."""
+    number = path.name[:2]
+    (line,) = [
+        line for text in code(path) for line in text.splitlines() if "check_parameters" in line
+    ]
+    assert line.startswith(f'profiles.check_parameters("{number}", globals())')
+    defaults = Notebook(path).defaults
+    profiles.check_parameters(number, {**defaults, "pd": None})
+    for name, value in defaults.items():
+        if name != "profile":
+            with pytest.raises(Refused, match=rf"the parameters of {path.stem}: {name}"):
+                profiles.check_parameters(number, {**defaults, name: {"no": value}})
+
+
+@pytest.mark.parametrize(
+    "number, name, value",
+    [("01", "labelled_per_class", -5), ("01", "outsider_count", -5), ("03", "selection", "best")],
+)
+def test_values_that_would_mean_something_else_are_refused(number, name, value):
+    (book,) = profiles.select([number], profiles.notebooks_of(paths.NOTEBOOKS))
+    with pytest.raises(Refused, match=name):
+        profiles.check_parameters(number, {**book.defaults, name: value})

@@ -168,9 +168,8 @@ def plan(request, tmp_path, monkeypatch):
         "notebook": "04_ecle",
         "runs": digests,
     }
-    pd.DataFrame([judged, judged | {"primary": "false", "verdict": "undecided"}]).to_csv(
-        results.root / "claims.csv", index=False
-    )
+    both = pd.DataFrame([judged, judged | {"primary": "false", "verdict": "undecided"}])
+    claims.write_claims(both.assign(primary=both.primary == "true"), results.root)
     draw(results.figures / "phi.png", {"caption": f"φ, {EVIL}", "runs": {made[0].name: "c" * 40}})
     draw(results.figures / "other.png", None)
     draw(results.figures / "claims_primary.png", "no JSON")
@@ -321,7 +320,7 @@ def test_document_has_every_table_and_figure(plan):
 def test_claims_of_one_run_keep_its_name(tmp_path):
     """A digest that looks like a number is none."""
     line = dict.fromkeys(claims.COLUMNS, 1) | {"runs": "00123456"}
-    pd.DataFrame([line]).to_csv(tmp_path / "claims.csv", index=False)
+    claims.write_claims(pd.DataFrame([line | {"primary": True}]), tmp_path)
     assert claims.read_claims(tmp_path).runs.tolist() == ["00123456"]
 
 

@@ -237,3 +237,14 @@ def test_papermill_by_hand_works_in_any_folder(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "out.ipynb", "results"]
+
+
+@pytest.mark.parametrize("output", [None, "", "x"])
+def test_where_results_go(output, tmp_path):
+    """An empty LONGTAIL_OUTPUT is none, and no folder that the command was started in."""
+    environment = {name: value for name, value in os.environ.items() if name != "LONGTAIL_OUTPUT"}
+    environment |= {} if output is None else {"LONGTAIL_OUTPUT": output}
+    line = "from longtail.store import paths; print(paths.RESULTS)"
+    command = [sys.executable, "-c", line]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str((tmp_path / "x" if output else paths.ROOT) / "results")

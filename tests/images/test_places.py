@@ -309,6 +309,34 @@ def test_a_path_in_a_table_is_never_taken_for_another_file_of_that_name(tmp_path
     }
 
 
+def test_a_lost_path_of_one_part_is_not_the_file_of_another(tmp_path):
+    write(tmp_path, ["a.png", "test/5.png"])
+    rows = "path,label,split\na.png,cat,train\ntrain/5.png,dog,train\n5,cat,test\n"
+    (tmp_path / "mine.csv").write_text(rows)
+    assert names_in(tmp_path / "mine.csv/train") == ["a.png", "train/5.png"]
+    assert names_in(tmp_path / "mine.csv/test") == ["test/5.png"]
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("mine.csv", "path,label\na.png,cat\n,dog\n"),
+        ("mine.csv", "path,label\na.png,cat\n . ,dog\n"),
+        ("mine.json", '[{"path": "a.png", "label": "cat"}, {"path": null, "label": "dog"}]'),
+    ],
+)
+def test_a_cell_that_names_no_file_is_no_folder(tmp_path, name, content):
+    write(tmp_path, ["a.png", "b.png", "c/d.png"])
+    (tmp_path / name).write_text(content)
+    place = places.files_of(tmp_path / name)
+    assert {name: label for name, label in place.labels.items() if name != "."} == {"a.png": "cat"}
+    if "." in place.labels:
+        _, _, [broken] = sources.read_images(place.files, 4)
+        assert broken == ". (a folder, pipe or device)"
+    else:
+        assert "1 rows of its column path are empty and name no file" in place.notes
+
+
 def test_a_table_without_labels_in_some_rows_says_so(tmp_path):
     write(tmp_path, ["1.png", "2.png"])
     (tmp_path / "mine.csv").write_text("file,label\n1.png,\n2.png,x\n")
@@ -335,6 +363,13 @@ def test_a_part_of_a_table_is_a_place(tmp_path):
     )
     with pytest.raises(ValueError, match="has no part dev"):
         places.files_of(tmp_path / "mine.csv/dev")
+
+
+def test_a_lost_name_with_a_blank_is_not_the_folder_it_begins_with(tmp_path):
+    write(tmp_path, ["a.png", "birds/1.png"])
+    (tmp_path / "mine.txt").write_text("a.png\nbirds 7.jpg\n")
+    _, _, [line] = sources.read_images(places.files_of(tmp_path / "mine.txt").files, 4)
+    assert line == "birds 7.jpg (no such file, line 2 of mine.txt)"
 
 
 def test_lines_that_name_nothing_are_named_as_written(tmp_path):

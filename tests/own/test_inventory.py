@@ -2,6 +2,8 @@
 a file changes.
 """
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -151,3 +153,24 @@ def test_paths_of_a_part_of_a_table_are_those_of_its_files(tmp_path):
     (tmp_path / "all.csv").write_text("path,split\n1.png,train\n")
     for text in ("all.csv", "all.csv/train"):
         assert inventory.take("pool", {text: tmp_path / text}, 8).paths == {"1.png": "1.png"}
+
+
+def test_a_file_that_lies_in_two_places_is_one_image(tmp_path):
+    for name in ("a/1.png", "a/b/2.png", "a/b/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * int(name[-5]), 0, 0)).save(tmp_path / name)
+    found = inventory.take("pool", {"a": tmp_path / "a", "a/b/": tmp_path / "a/b"}, 8)
+    assert sorted(found.paths.values()) == ["a/1.png", "a/b/2.png", "a/b/3.png"] and len(found) == 3
+    assert "2 files lie in several of these places and count once" in found.notes
+
+
+def test_a_file_of_another_folder_is_another_one(tmp_path):
+    for place, level in (("A", 10), ("B", 200)):
+        (tmp_path / place).mkdir()
+        Image.new("RGB", (8, 8), (level, 0, 0)).save(tmp_path / place / "0.bmp")
+        os.utime(tmp_path / place / "0.bmp", ns=(0, 0))
+    record = tmp_path / "pool.jsonl"
+    rows = [
+        inventory.take("pool", {place: tmp_path / place}, 8, record).rows for place in ("A", "B")
+    ]
+    assert rows[0][0]["content"] != rows[1][0]["content"]

@@ -466,6 +466,14 @@ def test_too_few_images_are_told_before_training(album, capsys, changes, words):
     assert words in capsys.readouterr().err and not (album.root / "results/few/runs").exists()
 
 
+def test_a_pool_of_one_image_is_told_before_training(album, capsys):
+    (album.root / "one").mkdir()
+    shutil.copy(next((album.root / "pool/holidays").iterdir()), album.root / "one")
+    asked = demand(album.root, "single", pool_images="one", budget=1, skip_broken=True)
+    assert reproduce.main([asked, "--dry-run"]) == 1
+    assert "one has 1 image that can be picked: there is nothing" in capsys.readouterr().err
+
+
 # ---- copies
 
 

@@ -841,6 +841,13 @@ def test_counts_and_the_file(results, tmp_path):
         "false",
     }
     assert kept.set_index("id").effect[GAIN] == "5.0"
+    assert len(claims.read_claims(tmp_path)) == len(kept)
+    (tmp_path / "claims.csv").write_text("\n".join(text.split("\n")[:-2]) + "\n")
+    with pytest.raises(ValueError, match=r"claims\.csv is cut, edited or missing"):
+        claims.read_claims(tmp_path)
+    (tmp_path / "claims.json").unlink()
+    with pytest.raises(ValueError, match=r"claims\.csv has no claims\.json beside it"):
+        claims.read_claims(tmp_path)
 
 
 def test_every_claim_says_what_where_and_how():

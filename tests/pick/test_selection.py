@@ -95,6 +95,24 @@ def test_two_threads_share_tiles_and_pick_alike(pool, seed, expected, monkeypatc
     }  # two threads with tiles of their own, no team that waits for its slowest
 
 
+@pytest.mark.parametrize("width, threads", [(64, 1), (512, 2)])
+def test_narrow_rows_are_not_shared_among_threads(width, threads, monkeypatch):
+    """Two threads were slower than one there; wide rows gain from them."""
+    asked, pool_of = [1], selection.ThreadPoolExecutor
+    monkeypatch.setattr(
+        selection,
+        "ThreadPoolExecutor",
+        lambda threads: asked.append(threads) or pool_of(threads),
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        selection.k_center(torch.rand(600, width), torch.rand(5, width), 20)
+    finally:
+        torch.set_num_threads(before)
+    assert max(asked) == threads
+
+
 def test_half_precision_files_are_read_as_they_are(pool, seed):
     half = pool.half()
     assert torch.equal(

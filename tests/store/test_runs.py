@@ -1,6 +1,7 @@
 """A run's name and folder, and measurements that are made once and cannot be altered unnoticed."""
 
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -238,8 +239,38 @@ def test_an_edited_plan_is_refused_by_name(results):
         results.done()
 
 
+@pytest.mark.parametrize("change", [{"measured": None}, {"runs": {"arms": ["x"]}}, {"runs": []}])
+def test_a_plan_of_another_version_is_told(results, change):
+    finished(results, RUN)
+    file = results.root / "plan.json"
+    runs.write_record(file, runs.read_record(file) | change)
+    for use in (results.names, lambda: results.keep("a", {})):
+        with pytest.raises(ValueError, match=r"plan\.json was written by another version"):
+            use()
+
+
+def test_a_record_says_done_only_of_what_the_disk_has(results, monkeypatch):
+    """``sync`` before ``done.json``: every file of the run, and every folder in it."""
+    synced, folder = [], results.folder(RUN)
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}"))
+    )
+    for name in ("log.csv", "snapshots/epoch-1", "a.1.part"):
+        runs.write(folder / name, name)
+    runs.sync(folder)
+    kept = [folder, folder / "log.csv", folder / "snapshots", folder / "snapshots/epoch-1"]
+    assert sorted(synced) == sorted(map(str, kept)) and not list(folder.glob("*.part"))
+
+
 @pytest.mark.parametrize(
-    "change", [{"dataset": "x/../../../outside"}, {"size": 10**6}, {"size": "16"}, {"seed": 2.0}]
+    "change",
+    [
+        {"dataset": "x/../../../outside"},
+        {"size": 10**6},
+        {"size": "16"},
+        {"seed": 2.0},
+        {"imbalance": "x"},
+    ],
 )
 def test_a_folder_is_the_run_that_its_name_says(results, tmp_path, change):
     folder = results.folder(finished(results, RUN))

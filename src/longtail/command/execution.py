@@ -47,7 +47,7 @@ def state(profile):
         path
         for root in (results.root, results.figures)
         for path in sorted(root.rglob("*"))
-        if path.suffix in RECORDED and root / "notebooks" not in path.parents
+        if path.suffix in RECORDED and path.is_file() and root / "notebooks" not in path.parents
     ]
     for path in own + results.files():
         content = hashlib.sha256(path.read_bytes()).hexdigest()

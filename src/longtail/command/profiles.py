@@ -108,6 +108,17 @@ def select(words, notebooks):
     return [notebook for notebook in notebooks if not numbers or notebook.number in numbers]
 
 
+def check_parameters(number, namespace):
+    """Refuse, as ``-p`` would, what a notebook was given that is run by hand: ``namespace`` holds
+    its parameters, ``number`` is its own.
+    """
+    (book,) = select([number], notebooks_of(paths.NOTEBOOKS))
+    given = {name: namespace[name] for name in book.kinds if name != "profile"}
+    _, wrong = mistakes(parameters_schema([book]), given)
+    if wrong:
+        raise refusal(f"the parameters of {book.name}", wrong)
+
+
 # ---- the schema
 
 

@@ -25,6 +25,7 @@ READINGS = [  # wider ones: the label behind the path, perhaps with a source, or
     re.compile(r"(?P<path>.*[^\s,;])[\s,;]+(?P<label>[^\s,;]+)[\s,;]+(?P<source>\w+)"),
     re.compile(r"(?:\d+\t)?(?P<label>[^\s,;]+)[\s,;]+(?P<path>\S.*)"),
 ]
+PICTURE = re.compile(r"\.(jpe?g|jfif|png|gif|webp|tiff?|bmp|heic|heif|avif|jp2|ppm|pgm)$", re.I)
 LISTS, TABLES = {".txt", ".lst", ".list"}, {".csv", ".tsv", ".json", ".jsonl"}
 LITTER = re.compile(  # what systems leave beside pictures, in lower case: folders and files
     r"""\..* | __macosx | lost\+found | found\.[0-9].* | _vti_.* | temporary\ items
@@ -294,7 +295,7 @@ def listed(path, part=""):
     for number, name, label, root in rows:
         within = (
             [(str(PurePosixPath(name, below)), read) for below, read in tree(root)[0]]
-            if root.is_dir()
+            if root.is_dir() and not is_table
             else [(name, Content(whole_file, root, (f", line {number} of {path.name}",)))]
         )
         for each, read in within:
@@ -347,8 +348,8 @@ def readings(line):
     )
     yield from ((text, None, None) for text in texts)
     for text, columns in itertools.product(texts, READINGS):
-        if match := columns.fullmatch(text.strip()):
-            found = match.groupdict()
+        found = match.groupdict() if (match := columns.fullmatch(text.strip())) else {}
+        if found and not PICTURE.search(found["label"]):  # a blank in a name parts no label
             yield found["path"].strip("\"'"), found["label"], found.get("source")
 
 
@@ -371,18 +372,16 @@ def table_rows(path, part=""):
     """(number of the line, name, class or None, path) of each row of a table, or of one ``part`` of
     it, and notes.
 
-    One column names files: paths below the table's folder, or names that one file below it has,
-    perhaps without their ending.
+    One column names files: paths below the table's folder, or the end of the path of one file below
+    it, perhaps without its ending. Rows whose cell is empty name no file.
     """
     rows, first = table_of(path)
     below = functools.cache(lambda: by_name(path.parent))
     for column in sorted(
         rows, key=lambda name: PATHS.index(name.lower()) if name.lower() in PATHS else len(PATHS)
     ):
-        names = [text.replace("\\", "/") for text in rows[column]]
-        found = [
-            there(path.parent, name) or below().get(PurePosixPath(name).name) for name in names
-        ]
+        names = [text.replace("\\", "/").strip() for text in rows[column]]
+        found = [name and (there(path.parent, name) or below().get(name)) for name in names]
         if any(found):
             break
     else:
@@ -402,14 +401,15 @@ def table_rows(path, part=""):
     if split and not part:
         counts = ", ".join(f"{count} {name}" for name, count in Counter(parts).items())
         notes += [f"all parts in its column {split}: {counts}; {path.name}/… takes one"]
-    entries = [str(PurePosixPath(known or name)) for known, name in zip(found, names, strict=True)]
+    empty = sum(not name for name in names)
+    notes += [f"{empty} rows of its column {column} are empty and name no file"] * bool(empty)
     return (
         [
-            (number, name, given, path.parent / name)
-            for number, (name, given, own) in enumerate(
-                zip(entries, classes, parts, strict=True), first
+            (number, str(PurePosixPath(known or name)), given, path.parent / (known or name))
+            for number, (known, name, given, own) in enumerate(
+                zip(found, names, classes, parts, strict=True), first
             )
-            if own == part or not part
+            if name and (own == part or not part)
         ],
         notes,
     )
@@ -464,11 +464,16 @@ def splits_in(path):
 
 
 def by_name(root):
-    """Files below a folder by their name, and by their name without its ending, where only one has
-    it: -> name below the folder.
+    """Files below a folder by every end of their path, with and without its ending, that only one
+    has: -> name below the folder.
     """
     names = [PurePosixPath(name) for name, _ in tree(root)[0]]
-    known = [(key, str(name)) for name in names for key in {name.name, name.stem}]
+    known = [
+        ("/".join((*name.parts[start:-1], last)), str(name))
+        for name in names
+        for start in range(len(name.parts))
+        for last in {name.name, name.stem}
+    ]
     times = Counter(key for key, _ in known)
     return {key: name for key, name in known if times[key] == 1}
 

@@ -125,6 +125,7 @@ def keep_run(run, results, record, content):
         if not results.is_done(run):
             runs.write(folder / "run.json", json.dumps(asdict(run), indent=1))
             runs.write(folder / "encoder.safetensors", content)
+            runs.sync(folder)
             runs.write_record(
                 folder / "done.json",
                 {

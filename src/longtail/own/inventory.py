@@ -90,25 +90,28 @@ def take(part, given, size, record=None):
     given: the text that names each place -> its path. record: a file that keeps what is known of
     each file until that file changes, so that a stopped inventory goes on.
     """
-    files, paths, classes, notes = [], {}, {}, []
+    files, paths, classes, notes, again = [], {}, {}, [], 0
     for text, place in given.items():
         found = places.files_of(place)
         front = f"{text}/" if len(given) > 1 else ""
-        files += [(front + name, read) for name, read in found.files]
-        paths |= {front + name: as_written(text, place, name, read) for name, read in found.files}
-        folders = sources.class_names([name for name, _ in found.files])
+        written = {name: as_written(text, place, name, read) for name, read in found.files}
+        folders = sources.class_names(list(written))
         named = [folder for folder in folders if datasets.part_of(folder)[0]]
         if len(named) > 1:
             found.notes.append(f"all parts, {', '.join(named)}; {text}/… takes one")
         parts = len(named) == len(folders)  # train and test are no classes
-        parts = parts and all(name.count("/") > 1 for name, _ in found.files)
+        parts = parts and all(name.count("/") > 1 for name in written)
         known = found.labels or (
-            {name: name.split("/")[parts] for name, _ in found.files} if folders else {}
+            {name: name.split("/")[parts] for name in written} if folders else {}
         )
-        classes |= {
-            front + name: known[name] for name, _ in found.files if known.get(name) is not None
-        }
+        before = set(paths.values())  # a file that lies in two places is one image
+        new = [(name, read) for name, read in found.files if written[name] not in before]
+        files += [(front + name, read) for name, read in new]
+        paths |= {front + name: written[name] for name, _ in new}
+        classes |= {front + name: known[name] for name, _ in new if known.get(name) is not None}
+        again += len(written) - len(new)
         notes += [f"{text}, {note}" if front else note for note in found.notes]
+    notes += [f"{again} files lie in several of these places and count once"] * bool(again)
     title = f"{part}, {' + '.join(given)}"
     rows = dict(zip(files, all_opened(title, files, size, record), strict=True))
     good = [file for file, row in rows.items() if "problem" not in row]
@@ -207,7 +210,7 @@ def examined(file, size):
 def key(file):
     """What names a file and changes with it; empty for one that cannot be asked."""
     try:
-        return f"{file[0]} {file[1].stamp()}"
+        return f"{file[0]} {file[1].file} {file[1].stamp()}"
     except OSError:
         return ""
 
@@ -243,7 +246,7 @@ def head(record, size):
     raised where files are read as other pictures.
     """
     address = "/".join(record.parts[-3:])
-    told = {"file": address, "size": size, "recipe": 2, **copies.PRINT_SETTINGS}
+    told = {"file": address, "size": size, "recipe": 3, **copies.PRINT_SETTINGS}
     return json.dumps(told).encode()
 
 

@@ -225,6 +225,11 @@ def check_counts(request, found, seed, pool):
                 f"{key} is {getattr(request, key)}, but {place} has {count} images for it; lower "
                 f"{key}, or give more"
             )
+    if len(pool) < 2:
+        raise ValueError(
+            f"{' + '.join(request.texts('pool_images'))} has {len(pool)} image that can be picked: "
+            "there is nothing to choose between; give a larger pool"
+        )
     if all(row["blank"] for row in found["seed"].rows):
         raise ValueError(
             f"every image of {' + '.join(request.texts('seed_images'))} is of one colour: nothing "
@@ -541,6 +546,8 @@ def export(request, results, study, listed):
     are copied.
     """
     folder = results.root / "picks"
+    if folder.is_symlink():  # what lies behind it is not ours
+        folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
     for sampler, some in listed.groupby("sampler"):
         (folder / sampler).mkdir(parents=True)

@@ -849,15 +849,20 @@ def write_claims(checked, folder):
         primary=shown.primary.map({True: "true", False: "false"}),
         **shown[numbers].map(lambda value: float(f"{value:.4g}")),
     )
-    runs.write(folder / "claims.csv", shown.to_csv(index=False))
+    runs.write(folder / "claims.csv", text := shown.to_csv(index=False))
+    runs.write_record(folder / "claims.json", {"sha256": runs.sha256(text.encode())})
 
 
 def read_claims(folder):
-    """The lines of a ``claims.csv`` that have rows; none where there is no file."""
+    """The lines of a ``claims.csv`` that have rows; none where there is no file, ``Damaged`` where
+    it is not as it was written.
+    """
     file = folder / "claims.csv"
     if not file.exists():
         return pd.DataFrame(columns=[*COLUMNS, "scope", "data", "unit", "notebook", "runs"])
-    found = runs.read_written(file, "10_claims", dtype={"runs": str})
+    if not file.with_suffix(".json").exists():
+        raise Damaged(f"{file} has no claims.json beside it; delete it and run 10_claims again")
+    found = runs.read_rows(file, dtype={"runs": str})
     if lost := set(COLUMNS) - set(found):
         raise Damaged(f"{file} has no column {min(lost)}; delete it and run 10_claims again")
     return found[found.n > 0]

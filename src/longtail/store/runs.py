@@ -179,8 +179,8 @@ def sync(folder):
         return
     for part in folder.rglob("*.part"):
         part.unlink(missing_ok=True)
-    for path in [folder, *folder.iterdir()]:
-        if path.is_file() or path == folder:
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_file() or path.is_dir():
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -223,9 +223,9 @@ def recorded(file):
         ) from error
 
 
-def read_rows(path, digest=None):
+def read_rows(path, digest=None, **how):
     """Rows of a CSV file, checked against their digest, which is in the record beside them unless
-    it is given.
+    it is given; ``how``: more of pandas's ``read_csv``.
     """
     digest = digest or read_record(path.with_suffix(".json"))["sha256"]
     content = path.read_bytes() if path.exists() else b""
@@ -236,7 +236,7 @@ def read_rows(path, digest=None):
             f"record to make it again."
         )
     packed = "gzip" if path.suffix == ".gz" else None
-    return pd.read_csv(io.BytesIO(content), compression=packed, **AS_WRITTEN)
+    return pd.read_csv(io.BytesIO(content), compression=packed, **AS_WRITTEN, **how)
 
 
 def read_written(path, notebook, **how):
@@ -354,7 +354,7 @@ def read_run(folder):
             type(getattr(run, one.name)) in ((float, int) if one.type is float else (one.type,))
             for one in fields(Run)
         )
-    except TypeError:  # no mapping, a field too many or too few, or one that is no number
+    except (TypeError, ValueError):  # no mapping, a field too many or too few, or one of no number
         right = False
     if not right:
         raise Damaged(
@@ -362,6 +362,23 @@ def read_run(folder):
             "or delete the folder"
         )
     return run
+
+
+PLANNED = ("settings", "runs", "measured")  # what a plan holds
+
+
+def _of_this_version(file):
+    """The plan in a file; ``Damaged`` where it has another shape than plans have here."""
+    plan = read_record(file)
+    groups = [plan.get(name) for name in PLANNED]
+    if not all(isinstance(group, dict) for group in groups) or not all(
+        isinstance(entry, dict) for group in groups[1:] for entry in group.values()
+    ):
+        raise Damaged(
+            f"{file} was written by another version; use that one, or delete it and run the "
+            "notebooks again"
+        )
+    return plan
 
 
 class Results:
@@ -393,16 +410,13 @@ class Results:
         name -> file}``.
         """
         file = self.root / "plan.json"
-        own = read_record(file) if file.exists() else {}
+        own = _of_this_version(file) if file.exists() else {}
         base = (
             Results(self.profile.removesuffix("-custom")).plan()
             if self.profile.endswith("-custom")
             else {}
         )
-        both = {
-            key: {**base.get(key, {}), **own.get(key, {})}
-            for key in ("settings", "runs", "measured")
-        }
+        both = {key: {**base.get(key, {}), **own.get(key, {})} for key in PLANNED}
         return both | {
             "measured": {
                 run: {**base.get("measured", {}).get(run, {}), **both["measured"][run]}
@@ -417,9 +431,7 @@ class Results:
         file = self.root / "plan.json"
 
         def changed():
-            own = (
-                read_record(file) if file.exists() else {"settings": {}, "runs": {}, "measured": {}}
-            )
+            own = _of_this_version(file) if file.exists() else {group: {} for group in PLANNED}
             old, new = own[group].get(key), json.loads(json.dumps(value(own[group].get(key, {}))))
             own[group][key] = new
             return own if old != new else None
