@@ -813,7 +813,7 @@ COMMAND = {
     "warmup_epochs": 1,
     "batch_size": 16,
     "curves": [],
-    "arms": ["simclr long_tail", "sdclr long_tail"],
+    "arms": ["bcl long_tail", "ts long_tail period=2"],  # neither of the two that 02 compares
     "protocols": ["knn"],
     "reseeded": 2,
     "l2_grid": [0.01],
