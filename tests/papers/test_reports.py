@@ -224,3 +224,19 @@ def test_readme_tells_what_was_tried_as_the_shipped_table_has_it(claim, where):
     ].itertuples()
     told = f"{row.effect:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
     assert told in (paths.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "claim, check",
+    [
+        ("bcl-vs-simclr-linear_converged-all", "strength: 0.023, needs 0.05"),
+        ("ts-vs-simclr-linear_converged-all", ""),
+        ("ts-vs-simclr-linear_converged-few", ""),
+    ],
+)
+def test_readme_tells_of_the_family_as_its_rows_have_it(claim, check):
+    judged = claims.read_claims(paths.RESULTS / "cifar10-small-family").fillna({"check": ""})
+    (row,) = judged[judged.id.str.startswith(f"{claim}@")].itertuples()
+    told = f"{row.effect:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+    assert told in " ".join((paths.ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert row.check == check
