@@ -18,7 +18,7 @@ def test_operations_are_those_of_the_network(monkeypatch):
     row = floor.training_rate(run, 20, 1, 2)
     shapes, encoder = [], train.initialise(run)[0]
     for module in encoder.modules():
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             module.register_forward_hook(
                 lambda module, _, y: shapes.append(2 * y.numel() * module.weight[0].numel())
             )

@@ -5,6 +5,7 @@ is decoded here.
 import functools
 import io
 import itertools
+import json
 import os
 import re
 import unicodedata
@@ -434,9 +435,11 @@ def table_of(path):
             if headless := any(there(path.parent, name.replace("\\", "/")) for name in rows):
                 rows = pandas.read_csv(io.StringIO(text[skipped:]), header=None, **given)
         else:
-            rows = pandas.read_json(io.StringIO(text), lines=suffix == ".jsonl", dtype=str)
-            headless = False
-    except ValueError as error:
+            entries = text.splitlines() if suffix == ".jsonl" else [text]
+            found = [json.loads(entry) for entry in entries if entry.strip()]
+            found = found if suffix == ".jsonl" else found[0] if found else []
+            rows, headless = pandas.DataFrame(found, dtype=object), False
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is no table that can be read ({' '.join(str(error).split())[:80]}); give rows "
             "with a column of paths and perhaps one of labels"

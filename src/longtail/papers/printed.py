@@ -231,7 +231,7 @@ def _rows(file, paper):
     for name, value in (
         _USUAL | {"table": next(iter(paper.tables.values()), {}).get("table")}
     ).items():
-        rows[name] = rows[name].fillna(value) if name in rows else value
+        rows[name] = rows[name].where(rows[name].notna(), value) if name in rows else value
     rows = rows.astype({name: kind for name, kind in _KINDS.items() if name in rows})
     measures = [name for name in (*MEASURES, "error") if name in rows]
     rows = rows.assign(
