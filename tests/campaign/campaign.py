@@ -1,7 +1,7 @@
 """A campaign against the tool: kills, torn files, hostile pictures and archives, odd values, full
 disks. A table tells how each case ended.
 
-Small takes two minutes and is what the tests run; full takes a quarter of an hour on two quiet
+Small takes two minutes and is what the tests run; full takes a quarter of an hour on two
 cores and writes its counts, of all kinds of cases or of those named, to ``counts.csv`` and README.
 Exit status 1 when a case ended badly.
 """
