@@ -240,3 +240,18 @@ def test_readme_tells_of_the_family_as_its_rows_have_it(claim, check):
     told = f"{row.effect:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
     assert told in " ".join((paths.ROOT / "README.md").read_text(encoding="utf-8").split())
     assert row.check == check
+
+
+def test_readme_tells_how_ts_lies_behind_at_either_temperature():
+    """Encoders were kept every 20 epochs, where a swing of 40 has its ends."""
+    results = runs.Results("cifar10-small-family")
+    curve = results.read("curve", "arms", method=["simclr", "ts"], head_layers=2)
+    curve = curve[curve.group == "all"]
+    both = curve.pivot(index=["split", "epoch"], columns="method", values="accuracy")
+    gaps = (both.ts - both.simclr).unstack("epoch")
+    assert gaps.shape == (5, 10) and (gaps < 0).all(axis=None)
+    lowest = gaps[[20, 60, 100, 140, 180]].mean(axis=None)
+    highest = gaps[[40, 80, 120, 160, 200]].mean(axis=None)
+    text = " ".join((paths.ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"by {lowest:.1f} points of nearest-neighbour accuracy" in text
+    assert f"and by {highest:.1f} where it is highest" in text
