@@ -148,6 +148,12 @@ def test_claims_are_turned_and_stand_by_paper():
         1.0,
     ]
     assert not len(figures.aligned(lines.astype({"test": "str"}).assign(low=np.nan)))
+    for paper, named in ("SDCLR", True), ("MAK", False):  # claim c has no printed effect
+        part = turned[(turned.paper == paper) & (turned.claim != "a")]
+        panels = figures.claim_panels(part.assign(n=5, verdict="undecided"))
+        legend = {text.get_text() for text in panels.legends[0].get_texts()}
+        assert legend == {"undecided"} | ({"the paper's effect"} if named else set())
+        plt.close(panels)
 
 
 def test_image_grid_shows_the_pixels_it_was_given():

@@ -421,17 +421,18 @@ def claim_panels(lines):
         for name in VERDICT["palette"]
         if name in set(lines.verdict)
     ]
-    marks.append(
-        plt.Line2D(
-            [],
-            [],
-            linestyle="",
-            marker="|",
-            color="black",
-            markersize=9,
-            markeredgewidth=1.5,
-            label="the paper's effect",
+    if lines.paper_effect.notna().any():
+        marks.append(
+            plt.Line2D(
+                [],
+                [],
+                linestyle="",
+                marker="|",
+                color="black",
+                markersize=9,
+                markeredgewidth=1.5,
+                label="the paper's effect",
+            )
         )
-    )
     figure.legend(handles=marks, loc="outside upper right", ncols=len(marks))
     return figure
