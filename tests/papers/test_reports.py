@@ -206,6 +206,15 @@ def test_readme_has_the_findings_of_the_headline_study_as_its_rows_have_them():
     assert table.count("\n") > 5 and table in (paths.ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_readme_says_how_many_untested_claims_exclude_the_printed_effect():
+    judged = claims.read_claims(paths.RESULTS / "cifar10-small")
+    untested = judged[judged.primary & (judged.verdict == "not tested")]
+    outside = ~untested.paper_effect.between(untested.low, untested.high)
+    assert untested.paper_effect.notna().all() and (outside.sum(), len(untested)) == (7, 8)
+    text = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    assert "The intervals of seven of these eight claims exclude the effect" in text
+
+
 @pytest.mark.parametrize(
     "claim, where",
     [
