@@ -241,6 +241,7 @@ def test_readme_tells_what_was_tried_as_the_shipped_table_has_it(claim, where):
         ("bcl-vs-simclr-linear_converged-all", "strength: 0.023, needs 0.05"),
         ("ts-vs-simclr-linear_converged-all", ""),
         ("ts-vs-simclr-linear_converged-few", ""),
+        ("gap-simsiam-linear_converged", ""),
     ],
 )
 def test_readme_tells_of_the_family_as_its_rows_have_it(claim, check):
@@ -249,6 +250,20 @@ def test_readme_tells_of_the_family_as_its_rows_have_it(claim, check):
     told = f"{row.effect:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
     assert told in " ".join((paths.ROOT / "README.md").read_text(encoding="utf-8").split())
     assert row.check == check
+
+
+def test_readme_tells_what_the_tail_costs_with_and_without_labels():
+    results = runs.Results("cifar10-small-family")
+    scores = results.scores(method=["simsiam", "supervised", "simclr"])
+    scores = scores[(scores.protocol == "linear_converged") & (scores.group == "all")]
+    means = scores.pivot_table(index="method", columns="subset", values="accuracy")
+    costs = means.balanced - means.long_tail
+    text = " ".join((paths.ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"supervised training gains {costs.supervised:.2f} points" in text
+    assert f"SimSiam {costs.simsiam:.2f}" in text
+    has = means.long_tail.map("{:.1f} %".format)
+    assert f"it has {has.simsiam} on the" in text and f"has {has.supervised} and" in text
+    assert f"SimCLR {has.simclr}" in text
 
 
 def test_readme_tells_how_ts_lies_behind_at_either_temperature():
